@@ -1,0 +1,1 @@
+"""The kernel contract, fast: `accel.cpu` in Numba."""

@@ -1,0 +1,1 @@
+"""From files on disk to arrays in memory: checkpoints, configs, tokenizers, GGUF."""

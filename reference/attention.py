@@ -1,0 +1,91 @@
+"""Grouped-query attention, causal by position.
+
+    a_tj = softmax over visible j of (scale · q_t · k_j),   o_t = Σ_j a_tj v_j
+    key j is visible to query t  ⇔  p_t - window < p_j ≤ p_t
+
+Which token sits in which column never matters, only the positions that travel with the keys: one rule for chunks,
+gathers and evictions. Query head h reads KV head h // G. A query that sees no key at all reads nothing: its output and
+its attention are zero. Scores and softmax are kept in float32, or in float64 where the input is.
+
+Sources: Vaswani et al. (arXiv 1706.03762); Ainslie et al., GQA (arXiv 2305.13245).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from reference.checks import ascending, match, require, whole, widen
+
+
+def attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    q_positions: np.ndarray,
+    k_positions: np.ndarray,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> np.ndarray:
+    """Attention output: q (H, T, D), k and v (KV, S, D), q_positions (T,), k_positions (KV, S) -> (H, T, D).
+
+    `scale` defaults to 1/√D. Positions rise strictly along T and S. Raises ValueError naming what does not fit.
+    """
+    match(k=(k, "KV S D"), v=(v, "KV S D"))
+    weights = attention_weights(q, k, q_positions, k_positions, scale=scale, window=window)  # (H, T, S)
+    heads, tokens, _ = weights.shape
+    grouped = weights.reshape(len(k), -1, weights.shape[2])  # (KV, G·T, S)
+    return (grouped @ widen(v).astype(weights.dtype, copy=False)).reshape(heads, tokens, -1)  # (H, T, D)
+
+
+def attention_mass(
+    q: np.ndarray,
+    k: np.ndarray,
+    q_positions: np.ndarray,
+    k_positions: np.ndarray,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> np.ndarray:
+    """Attention that each key receives: Σ_t a_tj, from shapes as in `attention` -> (H, S)."""
+    return attention_weights(q, k, q_positions, k_positions, scale=scale, window=window).sum(axis=1)
+
+
+def attention_weights(
+    q: np.ndarray,
+    k: np.ndarray,
+    q_positions: np.ndarray,
+    k_positions: np.ndarray,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> np.ndarray:
+    """The softmax itself, (H, T, S). Shapes as in `attention`."""
+    sizes = match(q=(q, "H T D"), k=(k, "KV S D"), q_positions=(q_positions, "T"), k_positions=(k_positions, "KV S"))
+    ascending("q_positions", q_positions)
+    ascending("k_positions", k_positions)
+    if window is not None:
+        whole("window", window)
+    scale = 1 / math.sqrt(sizes["D"]) if scale is None else scale
+    require(math.isfinite(scale), f"scale: got {scale}, wanted a finite number")
+    heads, tokens, _ = q.shape
+    q, k = widen(q), widen(k)
+    grouped = q.reshape(len(k), -1, sizes["D"])  # (KV, G·T, D): the G heads of a group are neighbours
+    scores = (grouped @ k.swapaxes(1, 2)).reshape(len(k), -1, tokens, sizes["S"])  # (KV, G, T, S)
+    scores *= scores.dtype.type(scale)
+    hidden = ~visible(q_positions, k_positions, window)[:, None]  # (KV, 1, T, S)
+    np.copyto(scores, -np.inf, where=hidden)
+    peak = scores.max(axis=-1, keepdims=True, initial=np.finfo(scores.dtype).min)  # finite even if all is hidden
+    scores -= peak
+    np.exp(scores, out=scores)
+    total = scores.sum(axis=-1, keepdims=True)
+    scores /= np.where(total > 0, total, 1)
+    return scores.reshape(heads, tokens, sizes["S"])
+
+
+def visible(q_positions: np.ndarray, k_positions: np.ndarray, window: int | None = None) -> np.ndarray:
+    """(KV, T, S) bool: which keys each query may see, by position."""
+    distance = q_positions[None, :, None] - k_positions[:, None, :]  # (KV, T, S)
+    return (distance >= 0) & (distance < window) if window is not None else distance >= 0

@@ -1,0 +1,155 @@
+"""The shape of a model, and how a position becomes a rotation.
+
+`ModelConfig` holds what the forward pass must know beside the weights. Families differ only in these
+fields and in which optional weights they bring; nothing here knows a file format or a family's name.
+
+Source: Su et al., RoFormer (arXiv 2104.09864) for the rotation; Peng et al., YaRN (arXiv 2309.00071) for "yarn" and
+"dynamic"; the Llama 3.1 release for "llama3".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from reference.checks import require
+
+SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
+ACTIVATIONS = ("silu", "gelu_tanh")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding of one layer.
+
+    `theta` is the base of the frequencies theta^(-2i/D); `scaling` names how they are stretched beyond
+    the `original_positions` that the model was first trained on; the rest are that scaling's parameters.
+    """
+
+    theta: float
+    scaling: str = "none"
+    factor: float = 1.0
+    original_positions: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.theta > 0, f"rope theta: got {self.theta}, wanted a positive number")
+        require(self.scaling in SCALINGS, f"rope scaling: got {self.scaling!r}, wanted one of {', '.join(SCALINGS)}")
+        require(self.factor > 0, f"rope factor: got {self.factor}, wanted a positive number")
+        if self.scaling in ("dynamic", "llama3", "yarn"):
+            require(
+                self.original_positions > 0,
+                f"rope original_positions: got {self.original_positions}, wanted at least 1 for {self.scaling!r}",
+            )
+
+    def frequencies(self, head_dim: int, length: int) -> np.ndarray:
+        """Radians per position, (D/2,) float64, for a sequence of `length` tokens (only "dynamic" looks at it)."""
+        exponents = np.arange(0, head_dim, 2) / head_dim
+        if self.scaling == "dynamic":
+            # The base grows with the sequence, so that the slowest pair never turns further than it did in training.
+            stretch = self.factor * max(length, self.original_positions) / self.original_positions - (self.factor - 1)
+            return (self.theta * stretch ** (head_dim / (head_dim - 2))) ** -exponents
+        frequencies = self.theta**-exponents
+        if self.scaling == "linear":
+            return frequencies / self.factor
+        if self.scaling == "llama3":
+            turns = self.original_positions * frequencies / (2 * np.pi)  # full turns within the trained length
+            keep = np.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+            return frequencies * keep + frequencies / self.factor * (1 - keep)
+        if self.scaling == "yarn":
+            return frequencies * self._yarn_keep(head_dim) + frequencies / self.factor * (1 - self._yarn_keep(head_dim))
+        return frequencies
+
+    def _yarn_keep(self, head_dim: int) -> np.ndarray:
+        """Share of each pair's own frequency that YaRN keeps: 1 for fast pairs, 0 for slow ones, a ramp between."""
+
+        def pair_with(turns: float) -> float:  # the pair that makes so many turns within the trained length
+            return head_dim * math.log(self.original_positions / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+
+        low, high = pair_with(self.beta_fast), pair_with(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        return 1 - np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0, 1)
+
+    @property
+    def magnitude(self) -> float:
+        """Factor on the rotated vectors: YaRN sharpens the softmax by it, all others leave lengths alone."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1 if self.scaling == "yarn" and self.factor > 1 else 1.0
+
+    def table(self, head_dim: int, positions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cosine and sine of every angle position · frequency, each (T, D/2) float64, for `reference.rotate`."""
+        angles = positions[:, None] * self.frequencies(head_dim, length)  # (T, D/2)
+        return self.magnitude * np.cos(angles), self.magnitude * np.sin(angles)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the forward pass knows of a model. Axis letters: H heads, KV kv_heads, D head_dim, E width, F ffn_width,
+    L layers, V vocab_size.
+
+    `ropes` and `windows` hold one entry per layer: `None` means no rotation (a NoPE layer) and no window
+    (full attention). Raises ValueError where two fields cannot both be true.
+    """
+
+    family: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_width: int
+    vocab_size: int
+    max_positions: int
+    ropes: tuple[Rope | None, ...]
+    windows: tuple[int | None, ...]
+    attention_scale: float
+    rms_eps: float = 1e-5
+    activation: str = "silu"
+    embedding_scale: float = 1.0
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "kv_heads", "head_dim", "ffn_width", "vocab_size", "max_positions"):
+            value = getattr(self, name)
+            require(
+                isinstance(value, int) and value >= 1, f"{name}: got {value!r}, wanted a whole number of at least 1"
+            )
+        require(
+            self.heads % self.kv_heads == 0,
+            f"heads: got {self.heads}, wanted a multiple of kv_heads = {self.kv_heads}",
+        )
+        for name in ("ropes", "windows"):
+            value = getattr(self, name)
+            require(
+                len(value) == self.layers,
+                f"{name}: got {len(value)} entries, wanted one for each of {self.layers} layers",
+            )
+        require(
+            self.head_dim % 2 == 0 or not any(self.ropes),
+            f"head_dim: got {self.head_dim}, wanted an even number, since rotary embedding turns pairs",
+        )
+        for window in self.windows:
+            require(window is None or window >= 1, f"windows: got {window}, wanted at least 1 or None")
+        require(
+            self.activation in ACTIVATIONS,
+            f"activation: got {self.activation!r}, wanted one of {', '.join(ACTIVATIONS)}",
+        )
+
+    @property
+    def group(self) -> int:
+        """G = H / KV, the query heads that share one KV head; head h reads KV head h // G."""
+        return self.heads // self.kv_heads
+
+    def cache_bytes_per_token(self, itemsize: int) -> int:
+        """Bytes that one token takes in all full-attention layers: keys, values and int64 positions per KV head."""
+        return self.layers * self.kv_heads * (2 * self.head_dim * itemsize + 8)

@@ -1,0 +1,61 @@
+"""From logits to the next token.
+
+    p = softmax(logits / temperature), cut in this order to the top_k most likely, to the fewest that together reach
+    top_p, and to those of at least min_p times the most likely; what remains is renormalised and drawn from.
+
+Temperature 0 is greedy: the highest logit, ties to the lower id. Sources: Holtzman et al., nucleus sampling
+(arXiv 1904.09751); Nguyen et al., min-p (arXiv 2407.01082).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from reference.checks import require, whole
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw a token. Raises ValueError for a value out of range."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.temperature < np.inf, f"temperature: got {self.temperature}, wanted a finite number of at least 0"
+        )
+        if self.top_k is not None:
+            whole("top_k", self.top_k)
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            require(value is None or 0 < value <= 1, f"{name}: got {value}, wanted a number in (0, 1]")
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """The distribution drawn from: logits (V,) -> (V,) float64, zero where cut. Not defined at temperature 0."""
+        scaled = logits.astype(np.float64) / self.temperature
+        p = np.exp(scaled - scaled.max())
+        p /= p.sum()
+        order = np.argsort(-p, kind="stable")  # most likely first, ties to the lower id
+        keep = np.ones(p.size, bool)  # in that order
+        if self.top_k is not None:
+            keep[self.top_k :] = False
+        if self.top_p is not None:
+            ranked = np.where(keep, p[order], 0)
+            before = np.cumsum(ranked) - ranked  # mass of everything more likely
+            keep &= before < self.top_p * ranked.sum()
+        if self.min_p is not None:
+            keep &= p[order] >= self.min_p * p[order[0]]
+        p[order[~keep]] = 0
+        return p / p.sum()
+
+    def draw(self, logits: np.ndarray, rng: np.random.Generator) -> int:
+        """The next token id from logits (V,); the same seed draws the same tokens."""
+        require(logits.ndim == 1 and logits.size > 0, f"logits: got shape {logits.shape}, wanted (V,)")
+        if self.temperature == 0:
+            return int(logits.argmax())
+        return int(rng.choice(logits.size, p=self.probabilities(logits)))

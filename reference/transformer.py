@@ -1,0 +1,231 @@
+"""The forward pass, written once: every backend runs these lines over its own arrays.
+
+For each layer and each chunk of T tokens (decoding is a chunk of one):
+
+    1  project q, k, v; norm them where the family does; rotate q and k at their true positions
+    2  append k, v and positions to the layer's cache
+    3  select which keys the chunk reads, then attend causally
+    4  project the output, add the residual
+    5  feed-forward, dense or sparse, add the residual
+    6  evict back to the budget, using what this chunk's attention saw
+
+Several sequences may share a pass: their rows stand under each other in every matrix product, and each attends to its
+own cache. This file does not know NumPy's arrays from a GPU's, a checkpoint's file format, or a family's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from reference.checks import whole
+from reference.config import ModelConfig, Rope
+from reference.eviction import Seen
+from reference.fastforward import Block
+from reference.policy import Policy
+from reference.state import Chunk, State, check_tokens
+from reference.trace import Counts, Trace
+from reference.weights import Weights, check_weights
+
+CHUNK = 128  # tokens per prefill chunk, as in the papers' tables
+
+
+@dataclass(frozen=True)
+class Model:
+    """A config, the weights in the backend's own layout, and the backend that computes with them."""
+
+    config: ModelConfig
+    weights: Weights
+    backend: ModuleType
+
+    def __post_init__(self) -> None:
+        check_weights(self.weights, self.config)
+
+
+def forward(model: Model, chunks: Sequence[Chunk]) -> Any:
+    """One pass: hidden states after the last norm, the chunks' rows under each other (ΣT, E). Advances every state."""
+    config, weights, backend = model.config, model.weights, model.backend
+    x = backend.embed(
+        np.concatenate([chunk.token_ids for chunk in chunks]), weights.embedding, scale=config.embedding_scale
+    )
+    ends = np.cumsum([len(chunk.token_ids) for chunk in chunks])
+    rows = [slice(end - len(chunk.token_ids), end) for chunk, end in zip(chunks, ends, strict=True)]
+    tables = [_rope_tables(model, chunk) for chunk in chunks]
+    for n, w in enumerate(weights.layers):
+        normed = backend.rms_norm(x, w.attention_norm, eps=config.rms_eps)
+        q = backend.split_heads(backend.linear(normed, w.w_q, w.b_q), config.heads)  # (H, ΣT, D)
+        k = backend.split_heads(backend.linear(normed, w.w_k, w.b_k), config.kv_heads)  # (KV, ΣT, D)
+        v = backend.split_heads(backend.linear(normed, w.w_v, w.b_v), config.kv_heads)
+        if w.q_norm is not None:
+            q = backend.rms_norm(q, w.q_norm, eps=config.rms_eps)
+            k = backend.rms_norm(k, w.k_norm, eps=config.rms_eps)
+        attended = [
+            _attend(model, n, chunk, table[config.ropes[n]], q[:, r], k[:, r], v[:, r])
+            for chunk, table, r in zip(chunks, tables, rows, strict=True)
+        ]
+        out = backend.linear(backend.concatenate([part for part, _ in attended]), w.w_o, w.b_o)
+        if w.post_attention_norm is not None:
+            out = backend.rms_norm(out, w.post_attention_norm, eps=config.rms_eps)
+        x = backend.add(x, out)
+
+        normed = backend.rms_norm(x, w.ffn_norm, eps=config.rms_eps)
+        out = _feed_forward(model, n, chunks, rows, normed)
+        if w.post_ffn_norm is not None:
+            out = backend.rms_norm(out, w.post_ffn_norm, eps=config.rms_eps)
+        x = backend.add(x, out)
+
+        for chunk, (_, seen) in zip(chunks, attended, strict=True):
+            _evict(model, n, chunk, seen)
+    for chunk in chunks:
+        chunk.state.position += len(chunk.token_ids)
+    return backend.rms_norm(x, weights.final_norm, eps=config.rms_eps)
+
+
+def _rope_tables(model: Model, chunk: Chunk) -> dict[Rope | None, Any]:
+    """Cosines and sines of the chunk's positions for every rotation that the model's layers use."""
+    head_dim, positions = model.config.head_dim, chunk.positions
+    tables: dict[Rope | None, Any] = {None: None}
+    for rope in {rope for rope in model.config.ropes if rope}:
+        table = rope.table(head_dim, positions, chunk.length)
+        tables[rope] = tuple(model.backend.to_backend(part) for part in table)
+    return tables
+
+
+def _attend(model: Model, n: int, chunk: Chunk, rotation: Any, q: Any, k: Any, v: Any) -> tuple[Any, Seen]:
+    """Steps 1 to 3 for one sequence from its q (H, T, D), k and v (KV, T, D): rotate, append, select, attend.
+
+    Returns the heads' outputs side by side (T, H·D) and what was seen.
+    """
+    config, backend = model.config, model.backend
+    cache, positions = chunk.state.cache.layers[n], chunk.positions
+    if rotation is not None:
+        q, k = backend.rotate(q, *rotation), backend.rotate(k, *rotation)
+    past = cache.size
+    cache.append(k, v, positions)
+    keys, values, k_positions, columns = cache.k, cache.v, cache.positions, None
+    select, window = chunk.state.policy.at(n).select, config.windows[n]
+    if select is not None and window is None and past > select.budget_of(past):
+        columns = select.columns(backend, q, cache, past)  # (KV, B + T)
+        keys, values, k_positions = cache.gather(columns)
+    out = backend.attention(
+        q, keys, values, positions, k_positions, scale=config.attention_scale, window=window
+    )  # (H, T, D)
+    chunk.state.counts.read(n, k_positions.shape[1], cache.size)
+    if chunk.state.trace is not None:
+        chunk.state.trace.read(n, backend.to_numpy(k_positions))
+    seen = Seen(q, positions, keys, k_positions, columns, cache, config.attention_scale, chunk.decoding, backend)
+    return backend.merge_heads(out), seen
+
+
+def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], rows: list[slice], x: Any) -> Any:
+    """Step 5: the FFN of every row, (ΣT, E) -> (ΣT, E)."""
+    config, w = model.config, model.weights.layers[n]
+    dense = partial(model.backend.gated_ffn, w_gate=w.w_gate, w_up=w.w_up, w_down=w.w_down, act=config.activation)
+    parts = [chunk.state.policy.at(n).ffn for chunk in chunks]
+    outputs = [] if any(parts) else [dense(x)]  # all dense: one product for all sequences
+    for chunk, part, r in zip(chunks, parts, rows, strict=True):
+        step = part.block if part else len(chunk.token_ids)
+        for start in range(r.start, r.stop, step):
+            block = x[start : min(start + step, r.stop)]
+            neurons = None
+            if part:
+                first = chunk.state.position + start - r.start
+                output, neurons = part.run(
+                    Block(
+                        block,
+                        first,
+                        chunk.length,
+                        chunk.decoding,
+                        n,
+                        w,
+                        config,
+                        chunk.state.cache.layers[n],
+                        model.backend,
+                    )
+                )
+                outputs.append(output)
+            elif any(parts):
+                outputs.append(dense(block))
+            ran = config.ffn_width if neurons is None else len(neurons)
+            chunk.state.counts.ran(n, len(block) * ran, len(block) * config.ffn_width)
+            if chunk.state.trace is not None:
+                chunk.state.trace.ran(n, neurons)
+    return model.backend.concatenate(outputs)
+
+
+def _evict(model: Model, n: int, chunk: Chunk, seen: Seen) -> None:
+    """Step 6: a layer with a window keeps its window, any other its budget."""
+    evict, window, cache = chunk.state.policy.at(n).evict, model.config.windows[n], chunk.state.cache.layers[n]
+    if window is not None:
+        cache.keep_newest(window)
+    elif evict is not None:
+        before = cache.positions
+        evicted = evict.evict(seen)
+        if evicted is not None:
+            scores, kept = evicted
+            chunk.state.counts.evicted(n, scores.shape[1] - kept.shape[1])
+            if chunk.state.trace is not None:
+                to_numpy = model.backend.to_numpy
+                chunk.state.trace.evicted(n, to_numpy(before), to_numpy(scores), to_numpy(kept))
+
+
+def logits(model: Model, hidden: Any) -> np.ndarray:
+    """Scores of every vocabulary entry for the next token, on the host: hidden (T, E) -> (T, V)."""
+    return model.backend.to_numpy(model.backend.linear(hidden, model.weights.output))
+
+
+def new_state(model: Model, policy: Policy | None = None, *, trace: bool = False) -> State:
+    """A sequence with nothing in it yet. ValueError where the policy cannot mean anything for this model."""
+    policy = policy or Policy()
+    policy.check(model.config)
+    cache = model.backend.new_cache(model.config, model.weights.embedding.dtype)
+    return State(cache, policy, Counts.zeros(model.config.layers), trace=Trace() if trace else None)
+
+
+def prefill(
+    model: Model,
+    state: State,
+    token_ids: Sequence[int] | np.ndarray,
+    *,
+    chunk: int = CHUNK,
+    every: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Read a prompt in chunks and advance the state: token_ids (T,) -> logits (1, V) of the next token, or with `every`
+    those after each token (T, V).
+
+    Fractions in the state's policy are resolved here, once, against the length of this prompt. `progress` is called
+    with the tokens done after each chunk. Raises ValueError for an empty prompt, an id outside the vocabulary, or a
+    prompt that ends beyond the model's positions, before anything is computed.
+    """
+    ids = check_tokens(model.config, state, token_ids)
+    whole("chunk", chunk)
+    length = state.position + len(ids)
+    state.policy = state.policy.resolve(length)
+    rows = []
+    for start in range(0, len(ids), chunk):
+        part = ids[start : start + chunk]
+        hidden = forward(model, [Chunk(state, part, length)])
+        if every:
+            rows.append(logits(model, hidden))
+        if progress is not None:
+            progress(len(part))
+    if not every:
+        rows.append(logits(model, hidden[-1:]))
+    state.logits = rows[-1][-1]
+    return np.concatenate(rows)
+
+
+def decode(model: Model, states: Sequence[State], token_ids: Sequence[int]) -> None:
+    """Give every sequence its next token, in one pass: writes each state's logits of the token after."""
+    chunks = []
+    for state, token in zip(states, token_ids, strict=True):
+        ids = check_tokens(model.config, state, [token])
+        chunks.append(Chunk(state, ids, state.position + 1, decoding=True))
+    for state, row in zip(states, logits(model, forward(model, chunks)), strict=True):
+        state.logits = row

@@ -1,0 +1,1 @@
+"""What people run: load a model, read a long prompt, generate."""
