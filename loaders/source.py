@@ -1,0 +1,35 @@
+"""What every checkpoint format looks like to the rest of `loaders`: a Hugging Face config and named tensors.
+
+A directory of safetensors files and a GGUF file differ only below this line. Above it there is one path: a family reads
+`config`, asks for tensors under their Hugging Face names, and never learns what they were stored as.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """An opened checkpoint.
+
+    `path` is what the user named, a directory or a file. `config` is the content of a Hugging Face config.json.
+    """
+
+    path: Path
+    config: dict[str, Any]
+
+    def names(self) -> list[str]:
+        """Every tensor's name as in Hugging Face checkpoints, e.g. "model.layers.0.self_attn.q_proj.weight"."""
+        ...
+
+    def tensor(self, name: str) -> np.ndarray:
+        """The tensor in its stored dtype (bfloat16 as ml_dtypes.bfloat16), matrices (out, in), memory-mapped where the
+        format allows. Raises ValueError naming the file where there is no tensor of that name."""
+        ...
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds the tensor, for error lines."""
+        ...
