@@ -33,3 +33,8 @@ class Source(Protocol):
     def file_of(self, name: str) -> Path:
         """The file that holds the tensor, for error lines."""
         ...
+
+    def text(self, name: str) -> str | None:
+        """The text file of that name that belongs to the checkpoint, e.g. "tokenizer.json", or None where there is
+        none. A GGUF file makes them from its metadata."""
+        ...
