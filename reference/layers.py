@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from reference.checks import match, require, widen
+from reference.weights import Weights
 
 
 def embed(token_ids: np.ndarray, table: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
@@ -123,3 +124,8 @@ def to_backend(x: np.ndarray) -> np.ndarray:
 def to_numpy(x: np.ndarray) -> np.ndarray:
     """An array of this backend on the host: here, the array itself."""
     return x
+
+
+def prepare_weights(weights: Weights) -> Weights:
+    """A model's weights in the layout that this backend computes with: here, as they were loaded."""
+    return weights

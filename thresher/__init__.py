@@ -1,1 +1,68 @@
-"""What people run: load a model, read a long prompt, generate."""
+"""Long-context language-model inference made cheap, and proved to stay right.
+
+    import thresher
+    llm = thresher.load("smollm2-135m-instruct")
+    for piece in llm.generate("The capital of France is", max_new_tokens=8):
+        print(piece, end="")
+
+Names are imported when first used, so that `import thresher` and `thresher --help` are quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loaders.catalogue import pull
+    from reference.caote import Caote
+    from reference.fastforward import FastForward
+    from reference.keydiff import KeyDiff
+    from reference.policy import Policy
+    from reference.quoka import Quoka
+    from reference.scores import H2O, SnapKV, Tova
+    from thresher.generate import Generation, Stats
+    from thresher.model import LanguageModel, load
+    from thresher.state import State
+
+_HOMES = {
+    "Caote": "reference.caote",
+    "FastForward": "reference.fastforward",
+    "Generation": "thresher.generate",
+    "H2O": "reference.scores",
+    "KeyDiff": "reference.keydiff",
+    "LanguageModel": "thresher.model",
+    "Policy": "reference.policy",
+    "Quoka": "reference.quoka",
+    "SnapKV": "reference.scores",
+    "State": "thresher.state",
+    "Stats": "thresher.generate",
+    "Tova": "reference.scores",
+    "load": "thresher.model",
+    "pull": "loaders.catalogue",
+}
+
+__all__ = [
+    "H2O",
+    "Caote",
+    "FastForward",
+    "Generation",
+    "KeyDiff",
+    "LanguageModel",
+    "Policy",
+    "Quoka",
+    "SnapKV",
+    "State",
+    "Stats",
+    "Tova",
+    "load",
+    "pull",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'thresher' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

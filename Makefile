@@ -1,0 +1,42 @@
+# One virtual environment serves every target; it is made on first use and again when the requirements change.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+	@$(RUN)/thresher demo
+
+test: $(VENV)/.installed-test
+	@$(RUN)/thresher pull smollm2-135m-instruct
+	$(RUN)/python -m pytest -n auto
+
+lint: $(VENV)/.installed-test
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+bench: $(VENV)/.installed-bench
+	$(RUN)/python -m benchmarks.all --short
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "thresher needs Python 3.11 or newer, and $(PYTHON) is %d.%d; try: make PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "Making a virtual environment in $(VENV) and installing thresher into it; this takes a minute, once."
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
+	@$(RUN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.made pyproject.toml constraints.txt
+	@$(RUN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,dev]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: $(VENV)/.made pyproject.toml constraints.txt
+	@$(RUN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench,plot]"
+	@touch $@ $(VENV)/.installed

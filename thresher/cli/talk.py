@@ -1,0 +1,182 @@
+"""The commands that answer: `generate`, `chat`, `demo`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thresher.cli import options, show
+
+if TYPE_CHECKING:
+    from thresher.generate import Generation
+    from thresher.model import LanguageModel
+
+
+def generate(
+    model: options.ModelName,
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt; with --file, what is asked of the file.")] = "",
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="A text to read before the prompt; - for standard input.")] = None,
+    system: options.System = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    max_new_tokens: options.MaxNewTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    seed: options.Seed = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+    select: options.Select = "",
+    evict: options.Evict = "",
+    ffn: options.Ffn = "",
+    chunk: options.Chunk = 128,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+    json: options.Json = False,
+) -> None:
+    """Answer one prompt, streaming."""
+    text = "\n\n".join(filter(None, [_read(file) if file else "", prompt]))
+    if not text:
+        raise ValueError("prompt: got nothing, wanted --prompt TEXT, --file PATH, or both")
+    policy = options.policy(select, evict, ffn)
+    llm = _load(model, backend, dtype)
+    templated = not raw and llm.checkpoint.template is not None
+    ids = llm.encode(_messages(text, system) if templated else text)
+    with show.token_progress(len(ids)) as progress:
+        answer = llm.generate(
+            ids,
+            policy,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop=stop,
+            chunk=chunk,
+            progress=progress,
+        )
+        if json:
+            for _ in answer:
+                pass
+        else:
+            _stream(answer)
+    if json:
+        show.emit_json({"text": answer.text, "token_ids": answer.token_ids, "stats": answer.stats.as_dict()})
+    else:
+        print("\n" + _summary(answer), file=sys.stderr)
+
+
+def chat(
+    model: options.ModelName,
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens = 512,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    seed: options.Seed = None,
+    select: options.Select = "",
+    evict: options.Evict = "",
+    ffn: options.Ffn = "",
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+) -> None:
+    """Talk with a model; an empty line or Ctrl-D ends. Only what is new is read at each turn."""
+    policy = options.policy(select, evict, ffn)
+    llm = _load(model, backend, dtype)
+    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    state, held = llm.new_state(policy), []  # held: the ids that the state has read or will read next
+    while question := _ask():
+        messages.append({"role": "user", "content": question})
+        ids = llm.encode(messages)
+        if ids[: len(held)] != held:  # the template tells the past differently now: read it again
+            state, held = llm.new_state(policy), []
+        with show.token_progress(len(ids) - len(held)) as progress:
+            llm.prefill(ids[len(held) :], state=state, progress=progress)
+        answer = llm.generate(
+            state,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+        )
+        _stream(answer)
+        print()
+        messages.append({"role": "assistant", "content": answer.text})
+        held = ids + answer.token_ids
+
+
+def demo(
+    backend: options.Backend = "auto",
+    select: options.Select = "",
+    evict: options.Evict = "",
+    ffn: options.Ffn = "",
+) -> None:
+    """Pull SmolLM2-135M-Instruct, hide a fact in a long text, and ask for it."""
+    from thresher.cli.catalogue import pull
+    from thresher.demo import FACT, MODEL, QUESTION, document
+
+    policy = options.policy(select, evict, ffn)
+    pull(MODEL)
+    llm = _load(MODEL, backend, "float32")
+    ids = llm.encode(_messages(f"{document()}\n\n{QUESTION}", None))
+    print(f"The Tempest, Act 1, with one sentence added: {FACT}")
+    print(f"Reading {len(ids):,} tokens, then asking: {QUESTION}\n", flush=True)
+    with show.token_progress(len(ids)) as progress:
+        answer = llm.generate(ids, policy, max_new_tokens=40, progress=progress)
+        _stream(answer)
+    print("\n\n" + _summary(answer))
+
+
+def _load(model: str, backend: str, dtype: str) -> LanguageModel:
+    from thresher.model import load
+
+    return load(model, backend=backend, dtype=dtype)
+
+
+def _read(file: Path) -> str:
+    if str(file) == "-":
+        return sys.stdin.read()
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _messages(text: str, system: str | None) -> list[dict[str, str]]:
+    head = [{"role": "system", "content": system}] if system else []
+    return [*head, {"role": "user", "content": text}]
+
+
+def _ask() -> str:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+def _stream(answer: Generation) -> None:
+    for piece in answer:
+        print(piece, end="", flush=True)
+
+
+def _summary(answer: Any) -> str:
+    stats = answer.stats
+    parts = [
+        f"{stats.prompt_tokens:,} prompt tokens",
+        f"first token after {stats.time_to_first_token:.2f} s",
+        f"{stats.new_tokens} tokens at {stats.tokens_per_second:.1f}/s",
+        f"cache {show.size(stats.cache_bytes)}",
+    ]
+    if sum(stats.keys_read) < sum(stats.keys_visible):
+        parts.append(f"{sum(stats.keys_read) / sum(stats.keys_visible):.0%} of keys read")
+    if sum(stats.keys_evicted):
+        parts.append(f"{max(stats.keys_evicted):,} tokens evicted")
+    if sum(stats.neurons_run) < sum(stats.neurons_total):
+        parts.append(f"{sum(stats.neurons_run) / sum(stats.neurons_total):.0%} of neurons run")
+    return " · ".join(parts)

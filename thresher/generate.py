@@ -1,0 +1,224 @@
+"""From a prompt to text, a piece at a time, for one sequence or for many that share each pass.
+
+The loop: every waiting prompt that finds a free place is read; every active answer draws its next token and gives its
+text; those that are not finished go through the model together. One prompt is a batch of one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers.decoders import DecodeStream
+
+import reference
+from reference import Sampling
+from reference.checks import whole
+from thresher.state import State
+
+if TYPE_CHECKING:
+    from thresher.model import LanguageModel
+
+
+@dataclass
+class Stats:
+    """What an answer took. Keys and neurons are counted per layer, as `reference.Counts` defines them."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    time_to_first_token: float = 0.0  # seconds from the first request to the first token, prefill included
+    decode_seconds: float = 0.0  # seconds for all tokens after the first
+    cache_bytes: int = 0
+    finish_reason: str = ""  # "stop", "length" (max_new_tokens) or "positions" (the model has no more)
+    keys_read: list[int] = field(default_factory=list)
+    keys_visible: list[int] = field(default_factory=list)
+    keys_evicted: list[int] = field(default_factory=list)
+    neurons_run: list[int] = field(default_factory=list)
+    neurons_total: list[int] = field(default_factory=list)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding speed: tokens after the first over the time that they took; 0 for a single token."""
+        return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for every token of an answer."""
+
+    sampling: Sampling
+    seed: int | None
+    stop: Sequence[str]
+    max_new_tokens: int
+    chunk: int
+    progress: Callable[[int], None] | None
+
+    def __post_init__(self) -> None:
+        whole("max_new_tokens", self.max_new_tokens)
+        whole("chunk", self.chunk)
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise ValueError(f"stop: got {list(self.stop)!r}, wanted texts that are not empty")
+
+
+class Answer:
+    """One sequence being continued: its state, its tokens so far, and the text that may already be shown."""
+
+    def __init__(self, llm: LanguageModel, state: State, prompt_ids: list[int], settings: Settings) -> None:
+        self.llm, self.state, self.prompt_ids, self.settings = llm, state, prompt_ids, settings
+        self.token_ids: list[int] = []
+        self.stats = Stats(prompt_tokens=len(prompt_ids))
+        self._rng = np.random.default_rng(settings.seed)
+        # A few ids of context, because some tokenizers drop the space before the first token that they decode.
+        self._decoder = DecodeStream(ids=prompt_ids[-8:], skip_special_tokens=True)
+        self._held = ""  # text that may turn out to be the beginning of a stop text
+        self._started = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """True once there is a reason to stop."""
+        return bool(self.stats.finish_reason)
+
+    def start(self) -> None:
+        """Read what the state has not read yet: the prompt, or the token that an earlier answer ended with."""
+        self._started = perf_counter()
+        if self.prompt_ids:
+            self.llm.prefill(
+                self.prompt_ids, state=self.state, chunk=self.settings.chunk, progress=self.settings.progress
+            )
+        elif self.state.pending is not None:
+            advance(self.llm, [self.state])
+
+    def take(self) -> str:
+        """Draw the next token and return the text that it completes, often a word, sometimes nothing."""
+        assert self.state.logits is not None
+        token = self.settings.sampling.draw(self.state.logits, self._rng)
+        self.token_ids.append(token)
+        self.state.pending = token
+        self._measure()
+        if token in self.llm.stop_ids:
+            self.stats.finish_reason = "stop"
+            return self._held
+        text = self._held + (self._decoder.step(self.llm.tokenizer, token) or "")
+        found = [at for at in (text.find(stop) for stop in self.settings.stop) if at >= 0]
+        if found:
+            self.stats.finish_reason = "stop"
+            return text[: min(found)]
+        if len(self.token_ids) >= self.settings.max_new_tokens:
+            self.stats.finish_reason = "length"
+            return text
+        if self.state.position >= self.llm.config.max_positions:
+            self.stats.finish_reason = "positions"
+            return text
+        held = max((_overlap(text, stop) for stop in self.settings.stop), default=0)
+        text, self._held = text[: len(text) - held], text[len(text) - held :]
+        return text
+
+    def _measure(self) -> None:
+        stats, counts = self.stats, self.state.counts
+        elapsed = perf_counter() - self._started
+        if len(self.token_ids) == 1:
+            stats.time_to_first_token = elapsed
+        stats.decode_seconds = elapsed - stats.time_to_first_token
+        stats.new_tokens = len(self.token_ids)
+        stats.cache_bytes = self.state.cache.nbytes
+        for name, array in vars(counts).items():
+            setattr(stats, name, array.tolist())
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def run(answers: Sequence[Answer], places: int) -> Iterator[tuple[int, str]]:
+    """Continue all answers, at most `places` at a time: yields (index of the answer, piece of its text)."""
+    waiting = deque(enumerate(answers))
+    active: list[tuple[int, Answer]] = []
+    while waiting or active:
+        while waiting and len(active) < places:
+            index, answer = waiting.popleft()
+            answer.start()
+            active.append((index, answer))
+        for index, answer in active:
+            if piece := answer.take():
+                yield index, piece
+        active = [(index, answer) for index, answer in active if not answer.finished]
+        if active:
+            advance(active[0][1].llm, [answer.state for _, answer in active])
+
+
+def advance(llm: LanguageModel, states: Sequence[State]) -> None:
+    """Take every state's pending token through the model, in one pass."""
+    reference.decode(llm.model, states, [state.pending for state in states if state.pending is not None])
+    for state in states:
+        state.pending = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several prompts for `LanguageModel.generate`; at most `places` of them are continued at a time."""
+
+    prompts: Sequence[Any]
+    places: int = 8
+
+
+class Generation:
+    """An answer on its way: iterate for pieces of text; `.text`, `.token_ids`, `.state` and `.stats` tell the rest."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._pieces = run([answer], places=1)
+        self.text = ""
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> str:
+        _, piece = next(self._pieces)
+        self.text += piece
+        return piece
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Tokens drawn so far, the stop token included."""
+        return self._answer.token_ids
+
+    @property
+    def state(self) -> State:
+        """The sequence so far; it can be given to `generate` or `prefill` to go on."""
+        return self._answer.state
+
+    @property
+    def stats(self) -> Stats:
+        """What it took so far."""
+        return self._answer.stats
+
+
+class BatchGeneration:
+    """Several answers on their way: iterate for (index of the prompt, piece of text); `.texts` and `.stats` per prompt."""
+
+    def __init__(self, answers: Sequence[Answer], places: int) -> None:
+        self._answers = answers
+        self._pieces = run(answers, whole("places", places))
+        self.texts = [""] * len(answers)
+
+    def __iter__(self) -> BatchGeneration:
+        return self
+
+    def __next__(self) -> tuple[int, str]:
+        index, piece = next(self._pieces)
+        self.texts[index] += piece
+        return index, piece
+
+    @property
+    def stats(self) -> list[Stats]:
+        """What each answer took so far. Times run from the moment that an answer found its place."""
+        return [answer.stats for answer in self._answers]

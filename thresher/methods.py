@@ -1,0 +1,94 @@
+"""The methods by name: how the command line writes a policy, and how a saved state remembers one.
+
+    quoka:budget=1024        keydiff:budget=0.5,sinks=4        caote:base=h2o,budget=2048        fastforward:density=0.5
+
+A spec is a method's name and its parameters; a part left out is dense. `parse` and `spec` undo each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any, get_args, get_type_hints
+
+from reference.caote import Caote
+from reference.checks import require
+from reference.fastforward import FastForward
+from reference.keydiff import KeyDiff
+from reference.policy import Policy
+from reference.quoka import Quoka
+from reference.scores import H2O, SnapKV, Tova
+
+METHODS: dict[str, dict[str, type]] = {
+    "select": {"quoka": Quoka},
+    "evict": {"keydiff": KeyDiff, "h2o": H2O, "tova": Tova, "snapkv": SnapKV, "caote": Caote},
+    "ffn": {"fastforward": FastForward},
+}
+
+
+def parse(part: str, spec: str) -> Any:
+    """The method that a spec names, for the policy part "select", "evict" or "ffn". ValueError says what is wrong."""
+    name, _, rest = spec.partition(":")
+    known = METHODS[part]
+    require(name in known, f"{part}: got {name!r}, wanted one of {', '.join(known)}")
+    kinds = get_type_hints(known[name])
+    values: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, text = item.partition("=")
+        names = [f.name for f in fields(known[name])]
+        require(key in names, f"{part}: {name} got the parameter {key!r}, wanted one of {', '.join(names)}")
+        require(bool(equals), f"{part}: {name} got {item!r}, wanted {key}=VALUE")
+        values[key] = _value(f"{part}: {name} {key}", text, kinds[key])
+    for field in fields(known[name]):
+        needed = field.default is MISSING and field.default_factory is MISSING
+        require(not needed or field.name in values, f"{part}: {name} got no {field.name}, wanted {name}:{field.name}=…")
+    return known[name](**values)
+
+
+def _value(label: str, text: str, kind: Any) -> Any:
+    """`text` as the first of the types in `kind` that can read it."""
+    kinds = get_args(kind) or (kind,)
+    if type(None) in kinds and text == "none":
+        return None
+    if bool in kinds and text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        if number in kinds:
+            try:
+                return number(text)
+            except ValueError:
+                pass
+    require(str in kinds, f"{label}: got {text!r}, wanted {' or '.join(k.__name__ for k in kinds)}")
+    return text
+
+
+def spec(method: Any) -> str:
+    """The spec of a method: its name and every parameter that is not at its default."""
+    name = next(n for part in METHODS.values() for n, cls in part.items() if cls is type(method))
+    changed = [
+        (field.name, getattr(method, field.name))
+        for field in fields(method)
+        if field.default is MISSING or getattr(method, field.name) != field.default
+    ]
+    return ":".join(filter(None, [name, ",".join(f"{key}={_text(value)}" for key, value in changed)]))
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def policy_from(specs: Mapping[str, Any]) -> Policy:
+    """A Policy from {"select": spec, …, "overrides": {layer: {…}}}, as `specs_of` writes it; missing parts are dense."""
+    parts = {part: parse(part, specs[part]) for part in METHODS if specs.get(part)}
+    overrides = {int(layer): policy_from(inner) for layer, inner in specs.get("overrides", {}).items()}
+    return Policy(**parts, overrides=overrides)
+
+
+def specs_of(policy: Policy) -> dict[str, Any]:
+    """A Policy in words that JSON can hold."""
+    specs: dict[str, Any] = {
+        part: spec(method) for part in METHODS if (method := getattr(policy, part)) is not None
+    }
+    if policy.overrides:
+        specs["overrides"] = {str(layer): specs_of(inner) for layer, inner in policy.overrides.items()}
+    return specs

@@ -1,0 +1,191 @@
+"""A loaded model and what can be asked of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+import numpy as np
+from tokenizers import Tokenizer
+
+import accel
+import reference
+from loaders import Checkpoint, load_checkpoint
+from loaders.catalogue import find
+from loaders.fastforward import load_fastforward
+from reference import CHUNK, Model, ModelConfig, Policy, Sampling
+from reference.checks import require
+from reference.state import check_tokens
+from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settings
+from thresher.state import State
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message] | State
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    dtype: str = "float32",
+    adapter: str | os.PathLike[str] | None = None,
+) -> LanguageModel:
+    """Load a pulled model by name, a Hugging Face directory, or a GGUF file.
+
+    backend: "reference" (NumPy, the definition), "cpu", or "auto", the fastest that this machine offers.
+    dtype: what weights and cache are stored in: float32, float64, float16 or bfloat16.
+    adapter: a LoRA adapter in PEFT's layout, merged on load.
+    Raises FileNotFoundError for a model that is not there and ValueError for one that cannot be read, in one line.
+    """
+    module = accel.backend(backend)
+    return LanguageModel(load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter), module)
+
+
+class LanguageModel:
+    """A model with its tokenizer and backend. `config` is its ModelConfig, `tokenizer` a `tokenizers.Tokenizer`."""
+
+    def __init__(self, checkpoint: Checkpoint, backend: Any = reference) -> None:
+        self.checkpoint = checkpoint
+        self.model = Model(checkpoint.config, backend.prepare_weights(checkpoint.weights), backend)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return self.model.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back."""
+        return self.checkpoint.tokenizer
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return self.checkpoint.generation.stop_ids
+
+    @property
+    def identity(self) -> str:
+        """The shape that a saved state must share to be continued here."""
+        c = self.config
+        return (
+            f"{c.family}, {c.layers} layers of width {c.width}, {c.kv_heads} KV heads of {c.head_dim}, {c.vocab_size} ids"
+        )
+
+    def encode(self, prompt: str | Sequence[int] | Sequence[Message], **variables: Any) -> list[int]:
+        """Token ids of a prompt: text as it is, messages through the model's chat template (which `variables` reach).
+
+        A list of ids passes through. Raises ValueError for messages where the model has no template.
+        """
+        if isinstance(prompt, str):
+            generation = self.checkpoint.generation
+            bos = [generation.bos_id] if generation.add_bos and generation.bos_id is not None else []
+            return bos + self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        items = list(prompt)
+        if items and isinstance(items[0], Mapping):
+            template = self.checkpoint.template
+            if template is None:
+                raise ValueError(f"messages: {self.checkpoint.path} has no chat template, wanted text or token ids")
+            text = template.render(items, **{"add_generation_prompt": True, **variables})
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        require(
+            all(isinstance(item, (int, np.integer)) for item in items),
+            f"prompt: got a list of {type(items[0]).__name__ if items else 'nothing'}, wanted text, token ids or messages",
+        )
+        return [int(item) for item in items]
+
+    def new_state(self, policy: Policy | None = None, *, trace: bool = False) -> State:
+        """An empty sequence under `policy`. ValueError where the policy cannot mean anything for this model."""
+        state = reference.new_state(self.model, self._ready(policy), trace=trace)
+        return State(**vars(state), model=self.identity)
+
+    def prefill(
+        self,
+        prompt: str | Sequence[int] | Sequence[Message],
+        policy: Policy | None = None,
+        *,
+        state: State | None = None,
+        chunk: int = CHUNK,
+        trace: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> State:
+        """Read a prompt and return the State to go on from; with `state`, read it after what that state holds.
+
+        chunk: tokens per chunk. trace: keep every choice of the methods in `state.trace`. progress: called with the
+        tokens done after each chunk. Raises ValueError for a prompt beyond the model's positions.
+        """
+        state = self.new_state(policy, trace=trace) if state is None else self._own(state, policy)
+        ids = [*([] if state.pending is None else [state.pending]), *self.encode(prompt)]
+        reference.prefill(self.model, state, ids, chunk=chunk, progress=progress)
+        state.pending = None
+        return state
+
+    def logits(self, token_ids: Sequence[int] | np.ndarray, policy: Policy | None = None, chunk: int = CHUNK) -> np.ndarray:
+        """Teacher-forced logits: token_ids (T,) -> (T, V) float32, row t the scores of token t + 1."""
+        rows = reference.prefill(self.model, self.new_state(policy), token_ids, chunk=chunk, every=True)
+        return rows.astype(np.float32, copy=False)
+
+    @overload
+    def generate(self, prompt: Prompt, policy: Policy | None = None, **options: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Batch, policy: Policy | None = None, **options: Any) -> BatchGeneration: ...
+    def generate(
+        self,
+        prompt: Prompt | Batch,
+        policy: Policy | None = None,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        chunk: int = CHUNK,
+        progress: Callable[[int], None] | None = None,
+        **variables: Any,
+    ) -> Generation | BatchGeneration:
+        """Continue a prompt (text, token ids, messages, or a State, which advances): an iterator of pieces of text.
+
+        Greedy at temperature 0. `stop` ends the answer before any of these texts. `variables` reach the chat template.
+        `.stats` tells afterwards what was done. Nothing is computed until the first piece is asked for, but bad
+        arguments raise ValueError at once. A `Batch` of prompts gives an iterator of (index, piece).
+        """
+        stops = [stop] if isinstance(stop, str) else list(stop or [])
+        sampling = Sampling(temperature, top_k, top_p, min_p)
+        settings = Settings(sampling, seed, stops, max_new_tokens, chunk, progress)
+        if isinstance(prompt, Batch):
+            answers = [self._answer(each, policy, settings, variables) for each in prompt.prompts]
+            return BatchGeneration(answers, prompt.places)
+        return Generation(self._answer(prompt, policy, settings, variables))
+
+    def _answer(self, prompt: Prompt, policy: Policy | None, settings: Settings, variables: Mapping[str, Any]) -> Answer:
+        if isinstance(prompt, State):
+            state = self._own(prompt, policy)
+            require(state.logits is not None, "state: got an empty one, wanted one that `prefill` returned")
+            return Answer(self, state, [], settings)
+        state, ids = self.new_state(policy), self.encode(prompt, **variables)
+        check_tokens(self.config, state, ids)
+        return Answer(self, state, ids, settings)
+
+    def _own(self, state: State, policy: Policy | None) -> State:
+        """The state, once it is clear that it is this model's; its cache moves to this backend where it came from another."""
+        require(policy is None, "policy: a state goes on under its own, wanted none beside it")
+        require(
+            state.model == self.identity,
+            f"state: got one of another model ({state.model}), wanted {self.identity}",
+        )
+        if not isinstance(state.cache, self.model.backend.KVCache):
+            state.cache = self.model.backend.restore_cache([layer.arrays() for layer in state.cache.layers])
+        state.policy = self._ready(state.policy)
+        return state
+
+    def _ready(self, policy: Policy | None) -> Policy:
+        """The policy with FastForward's weights read from the file that it names."""
+        policy = policy or Policy()
+        ffn = policy.ffn
+        if ffn is not None and isinstance(ffn.weights, str):
+            ffn = replace(ffn, weights=load_fastforward(ffn.weights, self.checkpoint))
+        overrides = {layer: self._ready(inner) for layer, inner in policy.overrides.items()}
+        return replace(policy, ffn=ffn, overrides=overrides)
