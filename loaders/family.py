@@ -1,0 +1,144 @@
+"""What a family of checkpoints is: how its config becomes a ModelConfig, and which tensor is which weight.
+
+Most families are Llama with a few differences, so a `Family` holds the differences: the values that its config may
+leave out, the fields of ModelConfig that come out otherwise, and tensor names. One file in `loaders/families` defines
+one family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loaders.rope import positions_reach, read_rope
+from loaders.settings import Settings
+from reference import ModelConfig, Rope
+from reference.checks import require
+
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
+
+# The forward pass has no such part. A config that turns one on is refused, since leaving it out would be another model.
+UNSUPPORTED = (
+    "mlp_bias",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "use_bidirectional_attention",
+    "quantization_config",
+    "num_experts",
+    "num_local_experts",
+)
+
+LLAMA_NAMES = {
+    "attention_norm": "input_layernorm.weight",
+    "w_q": "self_attn.q_proj.weight",
+    "w_k": "self_attn.k_proj.weight",
+    "w_v": "self_attn.v_proj.weight",
+    "w_o": "self_attn.o_proj.weight",
+    "ffn_norm": "post_attention_layernorm.weight",
+    "w_gate": "mlp.gate_proj.weight",
+    "w_up": "mlp.up_proj.weight",
+    "w_down": "mlp.down_proj.weight",
+}
+QKV_BIASES = {"b_q": "self_attn.q_proj.bias", "b_k": "self_attn.k_proj.bias", "b_v": "self_attn.v_proj.bias"}
+BIASES = {**QKV_BIASES, "b_o": "self_attn.o_proj.bias"}
+QK_NORMS = {"q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight"}
+
+# What Hugging Face assumes where a config.json is silent, unless the family says otherwise.
+DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
+
+
+def no_differences(settings: Settings) -> dict[str, Any]:
+    """Llama's own answer to what differs from Llama."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type`.
+
+    `defaults` are config values that a file may leave out; `differences` gives the ModelConfig fields that are not as
+    in Llama; `names` maps weights of a layer to tensors below "layers.N.", to which a config's `attention_bias` adds
+    biases; norm weights are stored as w for `norm_offset` + w; `bodies` are the prefixes that embedding, layers and
+    last norm may stand under, each with the name of the output matrix beside it; `text_config` picks the language
+    model's config out of a larger one.
+    """
+
+    model_type: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    differences: Callable[[Settings], dict[str, Any]] = no_differences
+    names: Mapping[str, str] = field(default_factory=lambda: LLAMA_NAMES)
+    norm_offset: float = 0.0
+    bodies: tuple[tuple[str, str], ...] = (("model.", "lm_head.weight"),)
+    text_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+
+    def settings(self, config: Mapping[str, Any], where: str) -> Settings:
+        """The config with the family's defaults behind it."""
+        return Settings({**DEFAULTS, **self.defaults, **self.text_config(config)}, where)
+
+    def model_config(self, settings: Settings) -> ModelConfig:
+        """The ModelConfig. Raises ValueError naming the first key that is missing, wrong or not supported."""
+        for key in UNSUPPORTED:
+            settings.require(key, not settings.get(key), "false or null: the forward pass has no such part")
+        layers, heads = settings.whole("num_hidden_layers"), settings.whole("num_attention_heads")
+        head_dim = _head_dim(settings, heads)
+        differences = self.differences(settings)
+        ropes: tuple[Rope | None, ...] = differences.pop("ropes", None) or (read_rope(settings),) * layers
+        fields: dict[str, Any] = {
+            "family": self.model_type,
+            "layers": layers,
+            "width": settings.whole("hidden_size"),
+            "heads": heads,
+            "kv_heads": heads if settings.get("num_key_value_heads") is None else settings.whole("num_key_value_heads"),
+            "head_dim": head_dim,
+            "ffn_width": settings.whole("intermediate_size"),
+            "vocab_size": settings.whole("vocab_size"),
+            "max_positions": max(positions_reach(settings, rope) for rope in ropes),
+            "ropes": ropes,
+            "windows": (None,) * layers,
+            "attention_scale": head_dim**-0.5,
+            "rms_eps": settings.number("rms_norm_eps"),
+            "activation": settings.choice("hidden_act", ACTIVATIONS),
+            "tied": settings.flag("tie_word_embeddings"),
+        }
+        try:
+            return ModelConfig(**(fields | differences))
+        except ValueError as error:
+            raise ValueError(f"{settings.where}: {error}") from None
+
+    def layer_names(self, settings: Settings) -> dict[str, str]:
+        """Tensor below "layers.N." of every weight that a layer has."""
+        return {**self.names, **(BIASES if settings.flag("attention_bias") else {})}
+
+    def body(self, names: frozenset[str], where: str) -> tuple[str, str]:
+        """The prefix that this checkpoint's tensors stand under, and the name of its output matrix."""
+        for prefix, output in self.bodies:
+            if prefix + "embed_tokens.weight" in names:
+                return prefix, output
+        wanted = " or ".join(repr(prefix + "embed_tokens.weight") for prefix, _ in self.bodies)
+        raise ValueError(f"{where}: got no embedding, wanted tensor {wanted}")
+
+
+def _head_dim(settings: Settings, heads: int) -> int:
+    """D as written, or E / H."""
+    if settings.get("head_dim") is not None:
+        return settings.whole("head_dim")
+    width = settings.whole("hidden_size")
+    settings.require("hidden_size", width % heads == 0, f"a multiple of num_attention_heads = {heads}")
+    return width // heads
+
+
+def windows_of(settings: Settings, sliding: list[bool]) -> tuple[int | None, ...]:
+    """A window of `sliding_window` tokens in the layers that are `sliding`; a config's `layer_types` overrides them."""
+    types = settings.get("layer_types")
+    if types is not None:
+        good = isinstance(types, list) and all(isinstance(t, str) and t in LAYER_TYPES for t in types)
+        settings.require("layer_types", good, f"a list of {' or '.join(LAYER_TYPES)}")
+        sliding = [LAYER_TYPES[t] == "sliding" for t in types]
+    layers = settings.whole("num_hidden_layers")
+    require(
+        len(sliding) == layers,
+        f"{settings.where}: layer_types: got {len(sliding)} entries, wanted {layers}, one for each layer",
+    )
+    return tuple(settings.whole("sliding_window") if slides else None for slides in sliding)

@@ -1,0 +1,92 @@
+"""A Hugging Face model directory: config.json beside model.safetensors, or beside shards that an index lists.
+
+model.safetensors.index.json   {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors", …}}
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loaders.settings import Settings
+from loaders.tensors import TensorFile
+from reference.checks import require
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class HuggingFace:
+    """The directory as a `Source`. Every file's header is read and checked here; tensors are mapped when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = read_json(path / "config.json")
+        self._files = _open_files(path)
+
+    def names(self) -> list[str]:
+        """Every tensor's name, as stored."""
+        return list(self._files)
+
+    def tensor(self, name: str) -> np.ndarray:
+        """The tensor as a view of its file. Raises ValueError naming the directory where it has no such tensor."""
+        require(name in self._files, f"{self.path}: tensor {name!r}: got no such tensor, wanted it in one of its files")
+        return self._files[name].tensor(name)
+
+    def file_of(self, name: str) -> Path:
+        """The safetensors file that holds the tensor; the directory where none does."""
+        return self._files[name].path if name in self._files else self.path
+
+    def text(self, name: str) -> str | None:
+        """The text file of that name in the directory, or None where there is none."""
+        file = self.path / name
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError naming the file where it holds anything else, FileNotFoundError
+    where there is none."""
+    require(path.parent.is_dir(), f"{path.parent}: got no such directory, wanted a model directory")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: got no such file, wanted the {path.name} of a model directory")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: got text that is not JSON ({error}), wanted a JSON object") from None
+    require(isinstance(value, dict), f"{path}: got a JSON {type(value).__name__}, wanted an object")
+    return value
+
+
+def _open_files(directory: Path) -> dict[str, TensorFile]:
+    """The open file of every tensor name."""
+    if (directory / SINGLE).is_file():
+        file = TensorFile(directory / SINGLE)
+        return dict.fromkeys(file.entries, file)
+    if not (directory / INDEX).is_file():
+        raise FileNotFoundError(f"{directory}: got neither {SINGLE} nor {INDEX}, wanted the weights as safetensors")
+    return _open_shards(directory)
+
+
+def _open_shards(directory: Path) -> dict[str, TensorFile]:
+    """The shards that the index lists, each checked to be there and to hold what the index says."""
+    index = directory / INDEX
+    shards: dict[str, TensorFile] = {}
+    files = {}
+    for name, shard in Settings(read_json(index), str(index)).part("weight_map").values.items():
+        require(
+            isinstance(shard, str) and Path(shard).name == shard,
+            f"{index}: tensor {name!r}: got file {shard!r}, wanted the name of a file beside the index",
+        )
+        if shard not in shards:
+            if not (directory / shard).is_file():
+                raise FileNotFoundError(f"{directory / shard}: got no such file, wanted the shard that holds {name!r}")
+            shards[shard] = TensorFile(directory / shard)
+        require(
+            name in shards[shard].entries,
+            f"{directory / shard}: tensor {name!r}: got no such tensor, wanted it here as {INDEX} says",
+        )
+        files[name] = shards[shard]
+    return files
