@@ -86,9 +86,7 @@ def policy_from(specs: Mapping[str, Any]) -> Policy:
 
 def specs_of(policy: Policy) -> dict[str, Any]:
     """A Policy in words that JSON can hold."""
-    specs: dict[str, Any] = {
-        part: spec(method) for part in METHODS if (method := getattr(policy, part)) is not None
-    }
+    specs: dict[str, Any] = {part: spec(method) for part in METHODS if (method := getattr(policy, part)) is not None}
     if policy.overrides:
         specs["overrides"] = {str(layer): specs_of(inner) for layer, inner in policy.overrides.items()}
     return specs

@@ -69,9 +69,7 @@ class LanguageModel:
     def identity(self) -> str:
         """The shape that a saved state must share to be continued here."""
         c = self.config
-        return (
-            f"{c.family}, {c.layers} layers of width {c.width}, {c.kv_heads} KV heads of {c.head_dim}, {c.vocab_size} ids"
-        )
+        return f"{c.family}, {c.layers} layers of width {c.width}, {c.kv_heads} KV heads of {c.head_dim}, {c.vocab_size} ids"
 
     def encode(self, prompt: str | Sequence[int] | Sequence[Message], **variables: Any) -> list[int]:
         """Token ids of a prompt: text as it is, messages through the model's chat template (which `variables` reach).
@@ -121,7 +119,9 @@ class LanguageModel:
         state.pending = None
         return state
 
-    def logits(self, token_ids: Sequence[int] | np.ndarray, policy: Policy | None = None, chunk: int = CHUNK) -> np.ndarray:
+    def logits(
+        self, token_ids: Sequence[int] | np.ndarray, policy: Policy | None = None, chunk: int = CHUNK
+    ) -> np.ndarray:
         """Teacher-forced logits: token_ids (T,) -> (T, V) float32, row t the scores of token t + 1."""
         rows = reference.prefill(self.model, self.new_state(policy), token_ids, chunk=chunk, every=True)
         return rows.astype(np.float32, copy=False)
@@ -160,7 +160,9 @@ class LanguageModel:
             return BatchGeneration(answers, prompt.places)
         return Generation(self._answer(prompt, policy, settings, variables))
 
-    def _answer(self, prompt: Prompt, policy: Policy | None, settings: Settings, variables: Mapping[str, Any]) -> Answer:
+    def _answer(
+        self, prompt: Prompt, policy: Policy | None, settings: Settings, variables: Mapping[str, Any]
+    ) -> Answer:
         if isinstance(prompt, State):
             state = self._own(prompt, policy)
             require(state.logits is not None, "state: got an empty one, wanted one that `prefill` returned")

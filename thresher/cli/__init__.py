@@ -16,7 +16,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (catalogue.pull, talk.generate, talk.chat, catalogue.info, catalogue.methods, catalogue.convert, talk.demo):
+for command in (
+    catalogue.pull,
+    talk.generate,
+    talk.chat,
+    catalogue.info,
+    catalogue.methods,
+    catalogue.convert,
+    talk.demo,
+):
     app.command()(command)
 
 

@@ -9,7 +9,9 @@ import typer
 if TYPE_CHECKING:
     from reference import Policy
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A pulled name, a Hugging Face directory, or a GGUF file.")]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A pulled name, a Hugging Face directory, or a GGUF file.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 Backend = Annotated[str, typer.Option(help="reference, cpu, or auto for the fastest here.")]
 Dtype = Annotated[str, typer.Option(help="What weights and cache are stored in: float32, float16, bfloat16, float64.")]
@@ -21,7 +23,9 @@ MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token every time.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")]
 TopP = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that reach this probability.")]
-MinP = Annotated[float | None, typer.Option(help="Leave out tokens below this share of the likeliest one's probability.")]
+MinP = Annotated[
+    float | None, typer.Option(help="Leave out tokens below this share of the likeliest one's probability.")
+]
 Seed = Annotated[int | None, typer.Option(help="Makes a drawn answer repeatable.")]
 System = Annotated[str | None, typer.Option(help="System message, instead of the template's own.")]
 

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 def generate(
     model: options.ModelName,
-    prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt; with --file, what is asked of the file.")] = "",
-    file: Annotated[Path | None, typer.Option("-f", "--file", help="A text to read before the prompt; - for standard input.")] = None,
+    prompt: Annotated[
+        str, typer.Option("-p", "--prompt", help="The prompt; with --file, what is asked of the file.")
+    ] = "",
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="A text to read before the prompt; - for standard input.")
+    ] = None,
     system: options.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     max_new_tokens: options.MaxNewTokens = 256,
