@@ -54,6 +54,11 @@ def no_differences(settings: Settings) -> dict[str, Any]:
     return {}
 
 
+def whole_config(config: Settings) -> Mapping[str, Any]:
+    """The config of a model that only reads text: all of it."""
+    return config.values
+
+
 @dataclass(frozen=True)
 class Family:
     """One `model_type`.
@@ -71,11 +76,11 @@ class Family:
     names: Mapping[str, str] = field(default_factory=lambda: LLAMA_NAMES)
     norm_offset: float = 0.0
     bodies: tuple[tuple[str, str], ...] = (("model.", "lm_head.weight"),)
-    text_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    text_config: Callable[[Settings], Mapping[str, Any]] = whole_config
 
     def settings(self, config: Mapping[str, Any], where: str) -> Settings:
         """The config with the family's defaults behind it."""
-        return Settings({**DEFAULTS, **self.defaults, **self.text_config(config)}, where)
+        return Settings({**DEFAULTS, **self.defaults, **self.text_config(Settings(config, where))}, where)
 
     def model_config(self, settings: Settings) -> ModelConfig:
         """The ModelConfig. Raises ValueError naming the first key that is missing, wrong or not supported."""

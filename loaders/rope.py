@@ -13,6 +13,7 @@ from typing import Any
 
 from loaders.settings import Settings
 from reference import Rope
+from reference.checks import require
 
 SCALINGS = {
     "default": "none",
@@ -39,7 +40,7 @@ def rope_of(parameters: Settings, model: Settings, theta: float) -> Rope:
         share = holder.number("partial_rotary_factor", 1.0)
         holder.require("partial_rotary_factor", share == 1, "1: all of a head is rotated in every supported family")
     theta = parameters.number("rope_theta", theta)
-    parameters.require("rope_theta", theta > 0, "a positive number")
+    require(theta > 0, f"{model.where}: rope_theta: got {theta}, wanted a positive number")
     if scaling == "none":
         return Rope(theta)
     details = {"yarn": _yarn, "llama3": _llama3}.get(scaling)

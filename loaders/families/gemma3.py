@@ -5,7 +5,6 @@ one without, and a rotation of its own for either kind.
 Embeddings are multiplied by √E and norm weights stored as w for 1 + w.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from loaders.family import ACTIVATIONS, LLAMA_NAMES, QK_NORMS, Family, windows_of
@@ -48,11 +47,10 @@ def _ropes(settings: Settings) -> tuple[Rope, Rope]:
     return everywhere, local
 
 
-def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
+def language_model(config: Settings) -> dict[str, Any]:
     """The `text_config` of a model that also sees; whether the output is tied may be said beside it."""
-    text = config.get("text_config")
-    tied = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
-    return {**(text if isinstance(text, dict) else {}), **tied}
+    beside = {key: config.values[key] for key in ("tie_word_embeddings",) if key in config.values}
+    return {**config.part("text_config").values, **beside}
 
 
 DEFAULTS = {

@@ -1,7 +1,7 @@
 """Small models of every family, as arguments of transformers' config classes: the ones that both engines must agree on.
 
-Each family has a few shapes; its first shape is tried with every rotation too. The prompt is longer than all windows
-and than the positions that a scaled rotation was trained on.
+Each family has a few shapes, and one in which every rotation is tried. The prompt is longer than all windows and than
+the positions that a scaled rotation was trained on.
 """
 
 from __future__ import annotations
@@ -12,44 +12,112 @@ PROMPT, NEW = 80, 64  # tokens read, tokens then generated greedily
 TRAINED = 48  # positions that scaled rotations were trained on
 
 SIZE = {"hidden_size": 24, "intermediate_size": 40, "vocab_size": 61, "max_position_embeddings": 256}
+IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
 
 def shape(layers: int, heads: int, kv_heads: int, head_dim: int | None, **more: Any) -> dict[str, Any]:
     dims = {"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
-    return {**SIZE, **dims, **({} if head_dim is None else {"head_dim": head_dim}), **more}
+    return {**SIZE, **IDS, **dims, **({} if head_dim is None else {"head_dim": head_dim}), **more}
 
 
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     "llama": {
         "tied": shape(2, 4, 4, None, tie_word_embeddings=True),
-        "untied-G3": shape(2, 6, 2, 10, tie_word_embeddings=False),
-        "G8-biases": shape(3, 8, 1, 14, attention_bias=True, rms_norm_eps=1e-5),
+        "untied": shape(2, 6, 2, 10, tie_word_embeddings=False),
+        "biases": shape(3, 8, 1, 14, attention_bias=True, rms_norm_eps=1e-5, rope_theta=500.0),
     },
     "mistral": {
         "window": shape(2, 4, 2, None, sliding_window=7),
         "no-window": shape(2, 4, 1, 18, sliding_window=None, tie_word_embeddings=True),
     },
     "qwen2": {
-        "tied": shape(2, 4, 2, None, tie_word_embeddings=True),
-        "untied-G6": shape(2, 6, 1, None, tie_word_embeddings=False),
+        "tied": shape(2, 4, 2, None, tie_word_embeddings=True, rope_theta=1e6),
+        "untied": shape(2, 6, 1, None, tie_word_embeddings=False),
         "windows": shape(3, 3, 3, None, use_sliding_window=True, sliding_window=9, max_window_layers=1),
     },
     "qwen3": {
         "tied": shape(2, 4, 2, 14, tie_word_embeddings=True),
-        "untied-G8-biases": shape(2, 8, 1, 6, tie_word_embeddings=False, attention_bias=True),
+        "biases": shape(2, 8, 1, 6, tie_word_embeddings=False, attention_bias=True),
         "windows": shape(3, 3, 1, 20, use_sliding_window=True, sliding_window=9, max_window_layers=2),
     },
     "gemma3_text": {
-        "six-layers": shape(6, 4, 2, 10, sliding_window=11, query_pre_attn_scalar=17),
+        "pattern": shape(7, 4, 2, 10, sliding_window=11, query_pre_attn_scalar=17),
         "untied": shape(3, 3, 1, 8, sliding_window=5, sliding_window_pattern=2, tie_word_embeddings=False),
         "biases": shape(
-            2, 4, 4, 12, sliding_window=6, attention_bias=True, layer_types=["full_attention", "sliding_attention"]
+            2,
+            4,
+            4,
+            12,
+            sliding_window=6,
+            attention_bias=True,
+            layer_types=["full_attention", "sliding_attention"],
+            rope_theta=5e4,
+            rope_local_base_freq=500.0,
         ),
     },
-    "gemma3": {},
     "smollm3": {
         "tied": shape(4, 4, 2, None),
-        "untied-biases": shape(3, 6, 1, None, tie_word_embeddings=False, attention_bias=True, no_rope_layers=[0, 1, 1]),
+        "biases": shape(3, 6, 2, None, tie_word_embeddings=False, attention_bias=True, no_rope_layers=[0, 1, 1]),
         "windows": shape(4, 2, 1, None, use_sliding_window=True, sliding_window=8, no_rope_layer_interval=2),
     },
 }
+
+SCALINGS: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 3.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": TRAINED,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED},
+}
+YARN = {
+    "yarn-ramp": {"beta_fast": 5.0, "beta_slow": 0.5, "truncate": False},
+    "yarn-attention-factor": {"attention_factor": 0.9},
+    "yarn-mscale": {"mscale": 1.2, "mscale_all_dim": 0.7},
+}
+
+
+def scaled(family: str, scaling: dict[str, Any], *, newer: bool) -> dict[str, Any]:
+    """The shape that rotations are tried in, with this one in the newer or the older layout of config.json."""
+    config = shape(2, 6, 2, 10)
+    if scaling["rope_type"] == "dynamic":
+        config["max_position_embeddings"] = TRAINED
+    if family == "gemma3_text":
+        config |= {"sliding_window": 9, "sliding_window_pattern": 2}
+        if newer:
+            local = {"rope_type": "default", "rope_theta": 100.0}
+            return config | {
+                "rope_parameters": {"full_attention": {**scaling, "rope_theta": 3e4}, "sliding_attention": local}
+            }
+        return config | {"rope_scaling": scaling, "rope_theta": 3e4, "rope_local_base_freq": 100.0}
+    if newer:
+        return config | {"rope_parameters": {**scaling, "rope_theta": 3e4}}
+    return config | {"rope_scaling": scaling, "rope_theta": 3e4}
+
+
+def with_images(text: dict[str, Any]) -> dict[str, Any]:
+    """The config of a model that also sees, around that of its language model."""
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision |= {"image_size": 4, "patch_size": 2}
+    return {"text_config": text, "vision_config": vision, "mm_tokens_per_image": 4}
+
+
+def all_cases() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Family and config of every case by name."""
+    cases = {
+        f"{family}-{name}": (family, config) for family, shapes in SHAPES.items() for name, config in shapes.items()
+    }
+    for n, family in enumerate(SHAPES):
+        for m, (name, scaling) in enumerate(SCALINGS.items()):
+            cases[f"{family}-{name}"] = family, scaled(family, scaling, newer=(n + m) % 2 == 0)
+    for name, more in YARN.items():
+        cases[f"llama-{name}"] = "llama", scaled("llama", SCALINGS["yarn"] | more, newer=False)
+    cases["gemma3-images"] = "gemma3", with_images(SHAPES["gemma3_text"]["pattern"])
+    return cases
+
+
+CASES = all_cases()

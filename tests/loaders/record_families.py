@@ -1,0 +1,89 @@
+"""Records what transformers computes for the small models of `cases`:
+
+    python -m tests.loaders.record_families
+
+writes families.npz beside this file: for every case the config.json that transformers saved, the name and shape of
+every tensor in its file, a prompt, logits after some of its tokens, and the tokens generated greedily after it. The
+weights are drawn anew from the names wherever they are needed. Needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.loaders.cases import CASES, NEW, PROMPT
+from tests.loaders.files import draw, write_checkpoint
+
+RECORDED = Path(__file__).with_name("families.npz")
+ROWS = np.arange(7, PROMPT, 24)  # of the logits that are recorded, the prompt's last among them
+
+
+def build(family: str, config: dict[str, Any], directory: Path) -> tuple[Any, dict[str, list[int]]]:
+    """The case's model with drawn weights, saved as real files in `directory`; also its tensors' names and shapes."""
+    layout = directory / "layout"
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **config)).save_pretrained(layout)
+    shapes = saved_shapes(layout)
+    saved = json.loads((layout / "config.json").read_text())
+    drawn = write_checkpoint(directory / "drawn", saved, draw_all(family, shapes))
+    model, report = AutoModelForCausalLM.from_pretrained(drawn, output_loading_info=True, dtype=torch.float32)
+    unread = {kind: names for kind, names in report.items() if names}
+    if unread:
+        raise RuntimeError(f"{family}: transformers did not read its own layout: {unread}")
+    model.eval().save_pretrained(directory / "model")
+    return model, shapes
+
+
+def saved_shapes(directory: Path) -> dict[str, list[int]]:
+    """Name and shape of every tensor in model.safetensors."""
+    data = (directory / "model.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def draw_all(family: str, shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
+    """Every tensor of a case."""
+    offset = 1.0 if family.startswith("gemma3") else 0.0
+    return {name: draw(name, tuple(shape), norm_offset=offset) for name, shape in shapes.items()}
+
+
+def prompt(config: dict[str, Any]) -> np.ndarray:
+    """The case's prompt, (PROMPT,)."""
+    vocab_size = config.get("text_config", config)["vocab_size"]
+    return np.random.default_rng(7).integers(0, vocab_size, PROMPT)
+
+
+@torch.no_grad()
+def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Logits (T, V) after every token of the prompt, read in one pass, and NEW greedy tokens."""
+    out = model(torch.from_numpy(ids)[None], use_cache=True)
+    logits, greedy = out.logits[0].numpy(), []
+    for _ in range(NEW):
+        greedy.append(int(out.logits[0, -1].argmax()))
+        out = model(torch.tensor([greedy[-1:]]), past_key_values=out.past_key_values, use_cache=True)
+    return logits, greedy
+
+
+def main() -> None:
+    arrays = {}
+    for name, (family, config) in CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            model, shapes = build(family, config, Path(folder))
+            saved = (Path(folder) / "model/config.json").read_text()
+        logits, greedy = run(model, prompt(config))
+        arrays[f"{name}/config"] = np.array(json.dumps(json.loads(saved), separators=(",", ":")))
+        arrays[f"{name}/shapes"] = np.array(json.dumps(shapes, separators=(",", ":")))
+        arrays[f"{name}/logits"] = logits[ROWS]
+        arrays[f"{name}/greedy"] = np.array(greedy, np.int16)
+        print(f"{name}: largest logit {np.abs(logits).max():.2f}")
+    np.savez_compressed(RECORDED, **arrays)
+
+
+if __name__ == "__main__":
+    main()
