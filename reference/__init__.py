@@ -7,8 +7,11 @@ and `accel.cuda` offer the same functions under the same names.
 
 from reference.attention import attention, attention_mass
 from reference.cache import KVCache, LayerCache, new_cache, restore_cache
+from reference.caote import Caote, caote_scores, joint_eviction_error
 from reference.config import ModelConfig, Rope
 from reference.eviction import Evictor, group_mean, protected_columns, scatter
+from reference.fastforward import FastForward, layer_densities, predictor_scores, select_neurons, sparse_ffn
+from reference.keydiff import KeyDiff, keydiff_scores
 from reference.layers import (
     add,
     concatenate,
@@ -23,8 +26,13 @@ from reference.layers import (
     to_backend,
     to_numpy,
 )
+from reference.neurons import griffin_statistic, mixing, neuron_magnitudes, predictor_targets
 from reference.policy import Policy
+from reference.predictor import Compensator, FastForwardLayer, FastForwardWeights, Predictor
+from reference.quoka import Quoka, key_scores, quoka_attention, select_keys, select_queries, with_chunk
 from reference.sampling import Sampling
+from reference.scores import H2O, SnapKV, Tova, last_queries, pool, snapkv_scores, tova_scores
+from reference.similarity import cosine_bound, unit
 from reference.state import Chunk, State
 from reference.topk import keep_top
 from reference.trace import Counts, Trace
@@ -33,43 +41,76 @@ from reference.weights import LayerWeights, Weights
 
 __all__ = [
     "CHUNK",
+    "H2O",
+    "Caote",
     "Chunk",
+    "Compensator",
     "Counts",
     "Evictor",
+    "FastForward",
+    "FastForwardLayer",
+    "FastForwardWeights",
     "KVCache",
+    "KeyDiff",
     "LayerCache",
     "LayerWeights",
     "Model",
     "ModelConfig",
     "Policy",
+    "Predictor",
+    "Quoka",
     "Rope",
     "Sampling",
+    "SnapKV",
     "State",
+    "Tova",
     "Trace",
     "Weights",
     "add",
     "attention",
     "attention_mass",
+    "caote_scores",
     "concatenate",
+    "cosine_bound",
     "decode",
     "embed",
     "forward",
     "gated_ffn",
+    "griffin_statistic",
     "group_mean",
+    "joint_eviction_error",
     "keep_top",
+    "key_scores",
+    "keydiff_scores",
+    "last_queries",
+    "layer_densities",
     "linear",
     "logits",
     "merge_heads",
+    "mixing",
+    "neuron_magnitudes",
     "new_cache",
     "new_state",
+    "pool",
+    "predictor_scores",
+    "predictor_targets",
     "prefill",
     "prepare_weights",
     "protected_columns",
+    "quoka_attention",
     "restore_cache",
     "rms_norm",
     "rotate",
     "scatter",
+    "select_keys",
+    "select_neurons",
+    "select_queries",
+    "snapkv_scores",
+    "sparse_ffn",
     "split_heads",
     "to_backend",
     "to_numpy",
+    "tova_scores",
+    "unit",
+    "with_chunk",
 ]

@@ -6,6 +6,7 @@ or a NaN further down.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -70,3 +71,9 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     good = isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_)) and value >= least
     require(bool(good), f"{name}: got {value!r}, wanted a whole number of at least {least}")
     return int(value)
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of the names allowed."""
+    allowed = tuple(allowed)
+    require(value in allowed, f"{name}: got {value!r}, wanted one of {', '.join(allowed)}")

@@ -78,7 +78,7 @@ class Evictor:
 
     def protected(self, seen: Seen) -> np.ndarray | None:
         """(KV, S) bool: columns that stay whatever their score, or None for none."""
-        return protected_columns(seen.cache.positions, self.sinks, self.recent)
+        return seen.backend.protected_columns(seen.cache.positions, self.sinks, self.recent)
 
     def evict(self, seen: Seen) -> tuple[np.ndarray, np.ndarray] | None:
         """Bring the layer back to the budget.

@@ -1,7 +1,26 @@
-"""FastForward: run only the feed-forward neurons that matter to a block of tokens."""
+"""FastForward: run only the feed-forward neurons that matter to a block of tokens.
+
+Per layer, on the FFN's own (post-norm) input X (T, E) of one block of a prompt:
+
+    pool        a = softmax(q_pred·Xᵀ / √E) · X                   one trained query, no projections
+    predict     s = ReLU(a W1) W2
+    select      M = the top K of s, K = round(b · F)              one choice for the whole block
+    sparse FFN  y = W_down[:, M] (act(W_gate[M] X) * (W_up[M] X))
+    compensate  y += C2 act(C1 X)
+
+with b the layer's density, the share of its neurons that is kept. Layers share an overall density b by how much they
+mix tokens (`layer_densities`). Blocks that hold any of the first or last 128 tokens of the prompt are dense, and so
+every prompt of up to 256 tokens is; so is a block whose layer keeps all its neurons; a dense block is not compensated.
+
+Source: FastForward (arXiv 2602.00397). Ties: the lower neuron wins. Dtype: the input's, at least float32. Differs from
+the paper by chosen values: "last block" means the last 128 tokens, however they fall into blocks, and "first" likewise;
+the schedule visits layers by falling importance, since the paper's order 1 … L loses budget when a late layer clips; K
+is at least 1; dense blocks skip the compensator.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -9,8 +28,88 @@ from typing import Any
 import numpy as np
 
 from reference.cache import LayerCache
+from reference.checks import ascending, match, one_of, require, whole, widen
 from reference.config import ModelConfig
+from reference.layers import activate, gated_ffn, linear
+from reference.neurons import check_density, griffin_statistic, kept_neurons, neuron_magnitudes
+from reference.predictor import Compensator, FastForwardWeights, Predictor
+from reference.topk import keep_top
 from reference.weights import LayerWeights
+
+NEURONS = ("predictor", "griffin", "oracle", "random", "magnitude")
+SCHEDULES = ("layerwise", "uniform")
+
+
+def predictor_scores(x: np.ndarray, predictor: Predictor) -> np.ndarray:
+    """s = ReLU(a W1) W2 with a the block pooled by attention to q_pred: x (T, E) of at least one token -> (F,)."""
+    sizes = match(x=(x, "T E"), q_pred=(predictor.q_pred, "E"), w1=(predictor.w1, "E r"), w2=(predictor.w2, "r F"))
+    require(sizes["T"] > 0, f"x: got shape {x.shape}, wanted at least one token")
+    x = widen(x)
+    q_pred, w1, w2 = (array.astype(x.dtype, copy=False) for array in (predictor.q_pred, predictor.w1, predictor.w2))
+    logits = x @ q_pred / np.sqrt(sizes["E"]).astype(x.dtype)  # (T,)
+    shares = np.exp(logits - logits.max())
+    pooled = shares / shares.sum() @ x  # (E,)
+    return np.maximum(pooled @ w1, 0) @ w2
+
+
+def select_neurons(scores: np.ndarray, keep: int) -> np.ndarray:
+    """The `keep` highest-scoring neurons, ties to the lower: scores (F,) -> (min(keep, F),) int64, ascending."""
+    match(scores=(scores, "F"))
+    return keep_top(scores[None], whole("keep", keep))[0]
+
+
+def sparse_ffn(
+    x: np.ndarray,
+    w_gate: np.ndarray,
+    w_up: np.ndarray,
+    w_down: np.ndarray,
+    neurons: np.ndarray,
+    *,
+    compensator: Compensator | None = None,
+    act: str = "silu",
+) -> np.ndarray:
+    """W_down[:, M] (act(W_gate[M] x) * (W_up[M] x)) + C2 act(C1 x): x (T, E), M = neurons (K,) ascending -> (T, E).
+
+    Weights as in `gated_ffn`; the second term only with a compensator. ValueError for shapes or neurons out of range.
+    """
+    sizes = match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
+    require(
+        neurons.ndim == 1 and neurons.dtype.kind in "iu",
+        f"neurons: got shape {neurons.shape} of {neurons.dtype}, wanted (K,) of an integer type",
+    )
+    ascending("neurons", neurons)
+    require(
+        neurons.size == 0 or (neurons[0] >= 0 and neurons[-1] < sizes["F"]),
+        f"neurons: got {neurons[:1]} to {neurons[-1:]}, wanted 0 to {sizes['F'] - 1}",
+    )
+    y = gated_ffn(x, w_gate[neurons], w_up[neurons], w_down[:, neurons], act=act)
+    if compensator is None:
+        return y
+    match(x=(x, "T E"), c1=(compensator.c1, "hidden E"), c2=(compensator.c2, "E hidden"))
+    return y + linear(activate(linear(x, compensator.c1), act), compensator.c2)
+
+
+def layer_densities(importance: np.ndarray | Sequence[float], density: float) -> np.ndarray:
+    """Each layer's share of its neurons, in proportion to importance (L,) ≥ 0 but at most 1 -> (L,), sum density · L.
+
+    Layers are visited by falling importance (ties: lower layer first): b_l = min(1, s_l / S · T), then T -= b_l and
+    S -= s_l, from T = density · L and S = Σ s. Layers that all weigh nothing share what is left evenly.
+    """
+    importance = np.asarray(importance, np.float64)
+    match(importance=(importance, "L"))
+    check_density(density)
+    require(
+        bool(np.isfinite(importance).all() and (importance >= 0).all()),
+        "importance: got a negative, infinite or NaN entry, wanted numbers of at least 0",
+    )
+    densities, left = np.zeros(len(importance)), density * len(importance)
+    order = np.argsort(-importance, kind="stable")
+    for rank, layer in enumerate(order):
+        rest = importance[order[rank:]]  # summed afresh: subtracting would leave rounding where the rest is zero
+        share = importance[layer] / rest.sum() if rest.sum() > 0 else 1 / len(rest)
+        densities[layer] = min(1.0, share * left)
+        left -= densities[layer]
+    return densities
 
 
 @dataclass(frozen=True)
@@ -34,3 +133,116 @@ class Block:
         """The FFN in full, (T, E)."""
         w = self.weights
         return self.backend.gated_ffn(self.x, w.w_gate, w.w_up, w.w_down, act=self.config.activation)
+
+    def sparse(self, neurons: Any, compensator: Compensator | None) -> Any:
+        """The FFN of these neurons alone, (T, E)."""
+        w, act = self.weights, self.config.activation
+        return self.backend.sparse_ffn(self.x, w.w_gate, w.w_up, w.w_down, neurons, compensator=compensator, act=act)
+
+    def statistic(self) -> np.ndarray:
+        """GRIFFIN's statistic of this block, (F,), at the cost of the two products that a sparse FFN would save."""
+        backend, w = self.backend, self.weights
+        gate, up = (backend.to_numpy(backend.linear(self.x, weight)) for weight in (w.w_gate, w.w_up))
+        return griffin_statistic(gate, up, act=self.config.activation)
+
+
+@dataclass(frozen=True)
+class FastForward:
+    """FastForward (arXiv 2602.00397): blocks of a prompt run only the feed-forward neurons that matter to them.
+
+    density: share of the neurons that sparse blocks run, on average over the layers, in (0, 1].
+    weights: trained predictors and compensators, or the path of their file; only neurons="predictor" needs them.
+    neurons: how they are chosen: by the trained "predictor", or by a baseline: "griffin" (best of the first block, for
+      the whole sequence), "oracle" (the block's own best, at dense cost), "random", "magnitude" (largest weights).
+    schedule: "layerwise" (as trained; needs weights) or "uniform"; by default layerwise where there are weights.
+    compensate: add the trained correction.
+    decode: thin decoding too, in blocks of one token.
+    block: tokens that share a choice.
+    dense_first, dense_last: a block that holds any of so many first or last tokens of the prompt is dense.
+    seed: of the random baseline.
+    """
+
+    density: float = 0.5
+    weights: FastForwardWeights | str | None = None
+    neurons: str = "predictor"
+    schedule: str | None = None
+    compensate: bool = True
+    decode: bool = False
+    block: int = 128
+    dense_first: int = 128
+    dense_last: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+        one_of("neurons", self.neurons, NEURONS)
+        if self.schedule is not None:
+            one_of("schedule", self.schedule, SCHEDULES)
+        whole("block", self.block)
+        whole("dense_first", self.dense_first, least=0)
+        whole("dense_last", self.dense_last, least=0)
+        require(
+            self.weights is not None or self.neurons != "predictor",
+            "weights: got none, wanted trained FastForward weights for neurons='predictor' "
+            f"(neurons of {', '.join(NEURONS[1:])} need none)",
+        )
+        require(
+            self.weights is not None or self.schedule != "layerwise",
+            "schedule: got 'layerwise' without weights, wanted 'uniform' or trained weights, which know the layers",
+        )
+
+    def resolve(self, length: int) -> FastForward:
+        """Itself: nothing here depends on the length of the prompt until a block comes."""
+        return self
+
+    def check(self, config: ModelConfig) -> None:
+        """ValueError unless the weights are loaded and belong to a model of this shape."""
+        if self.weights is not None:
+            self._trained().check(config)
+
+    def run(self, block: Block) -> tuple[Any, Any]:
+        """The FFN of one block: its output (T, E), and the neurons run (K,) or None where it was dense."""
+        keep = kept_neurons(self.density_of(block.layer), block.config.ffn_width)
+        if self.neurons in ("griffin", "magnitude") and block.cache.neurons is None:
+            block.cache.neurons = self._choose(block, keep)  # once per sequence, on its first block
+        if keep >= block.config.ffn_width or self._stays_dense(block):
+            return block.dense(), None
+        neurons = block.cache.neurons if self.neurons in ("griffin", "magnitude") else self._choose(block, keep)
+        return block.sparse(neurons, self._compensator(block)), neurons
+
+    def density_of(self, layer: int) -> float:
+        """b of one layer. Densities trained for are in proportion to importance, so they stand for it here, and are
+        given back as they are where `density` is their mean."""
+        if self.schedule == "uniform" or self.weights is None:
+            return self.density
+        return float(layer_densities([trained.density for trained in self._trained().layers], self.density)[layer])
+
+    def _stays_dense(self, block: Block) -> bool:
+        """Whether a block is left alone: in decoding unless asked for, and at both ends of a prompt."""
+        if block.decoding:
+            return not self.decode
+        return block.first < self.dense_first or block.first + len(block.x) > block.length - self.dense_last
+
+    def _choose(self, block: Block, keep: int) -> Any:
+        """The neurons that this method takes for a block, (K,) ascending."""
+        backend, w = block.backend, block.weights
+        if self.neurons == "predictor":
+            predictor = self._trained().layers[block.layer].predictor
+            return backend.select_neurons(backend.predictor_scores(block.x, predictor), keep)
+        if self.neurons == "random":
+            scores = np.random.default_rng([self.seed, block.layer, block.first]).random(block.config.ffn_width)
+        elif self.neurons == "magnitude":
+            scores = neuron_magnitudes(*(backend.to_numpy(weight) for weight in (w.w_gate, w.w_up, w.w_down)))
+        else:
+            scores = block.statistic()
+        return backend.select_neurons(backend.to_backend(scores), keep)
+
+    def _compensator(self, block: Block) -> Compensator | None:
+        """The trained correction where there is one and it is wanted."""
+        return self._trained().layers[block.layer].compensator if self.compensate and self.weights else None
+
+    def _trained(self) -> FastForwardWeights:
+        """The weights as arrays, or a ValueError where they are still a path."""
+        if not isinstance(self.weights, FastForwardWeights):
+            raise ValueError(f"weights: got {self.weights!r}, wanted the arrays that are read from a file")
+        return self.weights

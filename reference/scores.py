@@ -1,0 +1,173 @@
+"""H2O, TOVA and SnapKV: keep the keys that were attended to.
+
+With a_tj the attention of query t to key j (softmax over visible keys, per query head):
+
+    H2O      h_j = Σ over all queries t so far of a_tj                 a running sum per survivor
+    TOVA     h_j = a_tj of the last query t of the chunk
+    SnapKV   h_j = moving average, over `kernel` neighbouring keys, of Σ over the last `window` queries of a_tj
+
+A method's own ranking is the mean of h over the G query heads of each KV group; CAOTE takes h as it is, per head.
+SnapKV's window is the last min(window, T) queries of a prefill chunk, and the last `window` queries seen in decoding;
+the newest keys, as many as the window has queries, are always kept as far as the budget goes.
+
+Sources: H2O (arXiv 2306.14048), TOVA (arXiv 2401.06104), SnapKV (arXiv 2404.14469). Ties: the lower index wins.
+Dtype: the attention's, at least float32. Differs from the papers by: scoring once per chunk, so that several tokens go
+together; the mean over each group; H2O without its recent half and TOVA without its first token unless `recent` and
+`sinks` say so; SnapKV at every chunk and decoding step, not once after the prompt, and pooling with the window's own
+keys included. Window 32 and kernel 5 are chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from reference.attention import attention_mass
+from reference.checks import match, require, whole, widen
+from reference.eviction import Evictor, Seen
+
+
+def tova_scores(
+    q: np.ndarray, k: np.ndarray, q_positions: np.ndarray, k_positions: np.ndarray, *, scale: float | None = None
+) -> np.ndarray:
+    """Attention row of the last query: q (H, T, D), k (KV, S, D), positions (T,) and (KV, S) -> (H, S)."""
+    _check_queries(q, q_positions)
+    return attention_mass(q[:, -1:], k, q_positions[-1:], k_positions, scale=scale)
+
+
+def snapkv_scores(
+    q: np.ndarray,
+    k: np.ndarray,
+    q_positions: np.ndarray,
+    k_positions: np.ndarray,
+    *,
+    window: int = 32,
+    kernel: int = 5,
+    scale: float | None = None,
+) -> np.ndarray:
+    """Attention of the last min(window, T) queries, summed, then averaged along the keys: shapes as above -> (H, S).
+
+    ValueError unless `kernel` is odd, so that the average is centred.
+    """
+    _check_queries(q, q_positions)
+    newest = slice(-whole("window", window), None)
+    return pool(attention_mass(q[:, newest], k, q_positions[newest], k_positions, scale=scale), kernel)
+
+
+def pool(h: np.ndarray, kernel: int) -> np.ndarray:
+    """Moving average of odd width `kernel`, zeros beyond both ends counted: (H, S) -> (H, S)."""
+    require(
+        whole("kernel", kernel) % 2 == 1, f"kernel: got {kernel}, wanted an odd number, so that the average is centred"
+    )
+    padded = np.pad(widen(h), ((0, 0), (kernel // 2, kernel // 2)))  # (H, S + kernel - 1)
+    return np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=1).mean(axis=-1)
+
+
+def last_queries(held: np.ndarray | None, q: np.ndarray, window: int) -> np.ndarray:
+    """The newest `window` of the queries held (H, W, D) and a chunk's (H, T, D) -> (H, min(W + T, window), D)."""
+    joined = q if held is None else np.concatenate([held, q], axis=1)
+    return joined[:, -window:].copy()
+
+
+@dataclass(frozen=True)
+class AttentionEvictor(Evictor):
+    """Base of the methods that rank by attention: `head_scores` is h over the whole cache, (H, S)."""
+
+    def head_scores(self, seen: Seen) -> np.ndarray:
+        """h per query head, (H, S); zero for keys that a selection kept the chunk from reading."""
+        raise NotImplementedError
+
+    def scores(self, seen: Seen) -> np.ndarray:
+        """(KV, S): the mean of h over each group."""
+        return seen.backend.group_mean(self.head_scores(seen), len(seen.cache.k))
+
+
+@dataclass(frozen=True)
+class H2O(AttentionEvictor):
+    """H2O (arXiv 2306.14048): evict the tokens that have received the least attention from all queries so far.
+
+    budget: tokens kept per layer and KV head, at all times; a fraction means that share of the prompt.
+    sinks: first tokens of the sequence, always kept; recent: newest tokens, always kept. Both count in the budget.
+    """
+
+    def observe(self, seen: Seen) -> None:
+        """Add the chunk's attention to what every token has received."""
+        mass = seen.backend.attention_mass(seen.q, seen.k, seen.positions, seen.k_positions, scale=seen.scale)
+        mass, held = seen.spread(mass), seen.cache.received
+        seen.cache.received = mass if held is None else seen.backend.add(held, mass)
+
+    def head_scores(self, seen: Seen) -> np.ndarray:
+        """The running sum, (H, S)."""
+        if seen.cache.received is None:
+            raise RuntimeError("H2O scores what it has observed: call observe(seen) first")
+        return seen.cache.received
+
+
+@dataclass(frozen=True)
+class Tova(AttentionEvictor):
+    """TOVA (arXiv 2401.06104): evict the tokens to which the newest query attends least.
+
+    budget: tokens kept per layer and KV head, at all times; a fraction means that share of the prompt.
+    sinks: first tokens of the sequence, always kept; recent: newest tokens, always kept. Both count in the budget.
+    """
+
+    def head_scores(self, seen: Seen) -> np.ndarray:
+        """The last query's attention row, (H, S)."""
+        return seen.spread(seen.backend.tova_scores(seen.q, seen.k, seen.positions, seen.k_positions, scale=seen.scale))
+
+
+@dataclass(frozen=True)
+class SnapKV(AttentionEvictor):
+    """SnapKV (arXiv 2404.14469): evict the tokens to which the last few queries attend least, neighbours pooled.
+
+    budget: tokens kept per layer and KV head, at all times; a fraction means that share of the prompt.
+    sinks: first tokens of the sequence, always kept; recent: newest tokens, always kept. Both count in the budget.
+    window: how many of the last queries vote; their own tokens are kept too.
+    kernel: width of the moving average along the keys, odd; 1 for none.
+    """
+
+    window: int = 32
+    kernel: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("window", self.window)
+        require(
+            whole("kernel", self.kernel) % 2 == 1,
+            f"kernel: got {self.kernel}, wanted an odd number, so that the average is centred",
+        )
+
+    def observe(self, seen: Seen) -> None:
+        """Remember the last `window` queries: when decoding, a chunk brings only one."""
+        cache, held = seen.cache, seen.cache.query_positions
+        cache.queries = seen.backend.last_queries(cache.queries, seen.q, self.window)
+        positions = seen.positions if held is None else np.concatenate([held, seen.positions])
+        cache.query_positions = positions[-self.window :].copy()
+
+    def head_scores(self, seen: Seen) -> np.ndarray:
+        """The pooled attention of the window, (H, S)."""
+        q, positions = self._voters(seen)
+        pooled = seen.backend.snapkv_scores(
+            q, seen.k, positions, seen.k_positions, window=self.window, kernel=self.kernel, scale=seen.scale
+        )
+        return seen.spread(pooled)
+
+    def protected(self, seen: Seen) -> np.ndarray | None:
+        """The sinks, and of the newest as many as `recent`, or as vote where those are more and the budget allows."""
+        voters = min(self.window, len(self._voters(seen)[1]))
+        newest = max(self.recent, min(voters, int(self.budget) - self.sinks))
+        return seen.backend.protected_columns(seen.cache.positions, self.sinks, newest)
+
+    def _voters(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
+        """The queries whose last `window` vote, (H, T, D), and their positions (T,)."""
+        cache = seen.cache
+        if seen.decoding and cache.queries is not None and cache.query_positions is not None:
+            return cache.queries, cache.query_positions
+        return seen.q, seen.positions
+
+
+def _check_queries(q: np.ndarray, q_positions: np.ndarray) -> None:
+    """ValueError unless there is a query to score with."""
+    sizes = match(q=(q, "H T D"), q_positions=(q_positions, "T"))
+    require(sizes["T"] > 0, f"q: got shape {q.shape}, wanted at least one query")
