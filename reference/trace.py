@@ -1,14 +1,18 @@
 """What a run did: counts that are always kept, and a trace of every choice where one is asked for.
 
-A trace holds positions, not columns, so that it can be read without the cache that it came from.
+A trace holds positions, not columns, so that it can be read without the cache that it came from, and only what cannot
+be inferred: nothing for a chunk that read all that was cached or a block that ran all neurons but the fact itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+
+from reference.checks import require
 
 
 @dataclass
@@ -41,26 +45,108 @@ class Counts:
         self.neurons_total[layer] += of
 
 
+class Read(NamedTuple):
+    """A chunk's choice of past keys in one layer; its own keys are read besides."""
+
+    layer: int
+    at: int  # position of the chunk's first token
+    positions: np.ndarray | None  # (KV, B) int32, ascending; None: all that was cached
+
+
+class Eviction(NamedTuple):
+    """What one layer forgot after one chunk."""
+
+    layer: int
+    at: int  # position of the chunk's first token
+    positions: np.ndarray  # (KV, X) int32, ascending
+    scores: np.ndarray  # (KV, X), those that they were forgotten for
+
+
+class Ran(NamedTuple):
+    """Which neurons one layer's FFN ran for one block."""
+
+    layer: int
+    at: int  # position of the block's first token
+    neurons: np.ndarray | None  # (K,) int32, ascending; None: all
+
+
 @dataclass
 class Trace:
-    """Every choice of a run, in order. One entry of `reads` per layer and chunk, of `evictions` per layer and eviction,
-    of `neurons` per layer and FFN block (None: dense)."""
+    """Every choice of a run, in order: one Read per layer and chunk, one Eviction whenever a layer forgot, one Ran per
+    layer and FFN block."""
 
-    reads: list[tuple[int, np.ndarray]] = field(default_factory=list)  # layer, positions read (KV, R)
-    evictions: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)  # layer, positions, scores
-    neurons: list[tuple[int, np.ndarray | None]] = field(default_factory=list)  # layer, neurons run (K,)
+    reads: list[Read] = field(default_factory=list)
+    evictions: list[Eviction] = field(default_factory=list)
+    neurons: list[Ran] = field(default_factory=list)
 
-    def read(self, layer: int, positions: np.ndarray) -> None:
-        """A chunk read these positions (KV, R)."""
-        self.reads.append((layer, positions))
+    def read(self, layer: int, at: int, positions: np.ndarray | None) -> None:
+        """The chunk at `at` chose these past positions (KV, B), or read all."""
+        self.reads.append(Read(layer, at, None if positions is None else positions.astype(np.int32)))
 
-    def evicted(self, layer: int, positions: np.ndarray, scores: np.ndarray, kept: np.ndarray) -> None:
+    def evicted(self, layer: int, at: int, positions: np.ndarray, scores: np.ndarray, kept: np.ndarray) -> None:
         """A layer scored `positions` with `scores` (KV, S each) and kept the columns `kept` (KV, B)."""
         gone = np.ones(positions.shape, bool)
         np.put_along_axis(gone, kept, False, axis=1)
         shape = (len(positions), -1)  # every head forgets equally many
-        self.evictions.append((layer, positions[gone].reshape(shape), scores[gone].reshape(shape)))
+        forgotten = positions[gone].reshape(shape).astype(np.int32)
+        self.evictions.append(Eviction(layer, at, forgotten, scores[gone].reshape(shape)))
 
-    def ran(self, layer: int, neurons: np.ndarray | None) -> None:
-        """A block ran these neurons (K,), or all of them."""
-        self.neurons.append((layer, neurons))
+    def ran(self, layer: int, at: int, neurons: np.ndarray | None) -> None:
+        """The block at `at` ran these neurons (K,), or all."""
+        self.neurons.append(Ran(layer, at, None if neurons is None else neurons.astype(np.int32)))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The whole trace as a few flat arrays, for a file: `from_arrays` takes them back."""
+        rows = [None if ran.neurons is None else ran.neurons[None] for ran in self.neurons]  # (1, K)
+        return {
+            **_pack("reads", [(r.layer, r.at) for r in self.reads], [r.positions for r in self.reads], np.int32),
+            **_pack(
+                "evictions", [(e.layer, e.at) for e in self.evictions], [e.positions for e in self.evictions], np.int32
+            ),
+            **_pack(
+                "scores", [(e.layer, e.at) for e in self.evictions], [e.scores for e in self.evictions], np.float32
+            ),
+            **_pack("neurons", [(r.layer, r.at) for r in self.neurons], rows, np.int32),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """The trace whose `to_arrays()` were these. ValueError for an array that is missing or ends too early."""
+        scores = [part for _, _, part in _unpack(arrays, "scores")]
+        forgotten = _unpack(arrays, "evictions")
+        require(len(scores) == len(forgotten), f"scores: got {len(scores)} entries, wanted {len(forgotten)}")
+        return cls(
+            [Read(*entry) for entry in _unpack(arrays, "reads")],
+            [Eviction(*entry, part) for entry, part in zip(forgotten, scores, strict=True)],
+            [Ran(n, at, None if row is None else row[0]) for n, at, row in _unpack(arrays, "neurons")],
+        )
+
+
+def _pack(name: str, where: list[tuple[int, int]], parts: list[Any], empty: type) -> dict[str, np.ndarray]:
+    """Entries as two arrays: one line of layer, at and shape for each, and all their values in a row.
+
+    None, for all, has the shape (-1, -1).
+    """
+    shapes = [(-1, -1) if part is None else part.shape for part in parts]
+    table = [(*place, *shape) for place, shape in zip(where, shapes, strict=True)]
+    values = [part.ravel() for part in parts if part is not None]
+    return {
+        f"{name}.table": np.array(table, np.int32).reshape(-1, 4),
+        f"{name}.values": np.concatenate(values) if values else np.zeros(0, empty),
+    }
+
+
+def _unpack(arrays: Mapping[str, np.ndarray], name: str) -> list[tuple[int, int, Any]]:
+    """Layer, at and part of each entry that `_pack` wrote under `name`."""
+    for key in (f"{name}.table", f"{name}.values"):
+        require(key in arrays, f"trace: got no array {key}, wanted one")
+    table, values = arrays[f"{name}.table"], arrays[f"{name}.values"]
+    require(table.ndim == 2 and table.shape[1] == 4, f"{name}.table: got shape {table.shape}, wanted (n, 4)")
+    entries: list[tuple[int, int, Any]] = []
+    start = 0
+    for layer, at, rows, width in table.tolist():
+        end = start + max(rows, 0) * max(width, 0)
+        require(end <= len(values), f"{name}.values: got {len(values)} values, wanted at least {end}")
+        entries.append((layer, at, None if rows < 0 else values[start:end].reshape(rows, width)))
+        start = end
+    return entries

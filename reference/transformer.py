@@ -117,7 +117,8 @@ def _attend(model: Model, n: int, chunk: Chunk, rotation: Any, q: Any, k: Any, v
     )  # (H, T, D)
     chunk.state.counts.read(n, k_positions.shape[1], cache.size)
     if chunk.state.trace is not None:
-        chunk.state.trace.read(n, backend.to_numpy(k_positions))
+        chosen = None if columns is None else backend.to_numpy(k_positions)[:, : -q.shape[1]]  # the past alone
+        chunk.state.trace.read(n, chunk.state.position, chosen)
     seen = Seen(q, positions, keys, k_positions, columns, cache, config.attention_scale, chunk.decoding, backend)
     return backend.merge_heads(out), seen
 
@@ -132,9 +133,8 @@ def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], rows: list[slic
         step = part.block if part else len(chunk.token_ids)
         for start in range(r.start, r.stop, step):
             block = x[start : min(start + step, r.stop)]
-            neurons = None
+            first, neurons = chunk.state.position + start - r.start, None
             if part:
-                first = chunk.state.position + start - r.start
                 output, neurons = part.run(
                     Block(
                         block,
@@ -154,7 +154,7 @@ def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], rows: list[slic
             ran = config.ffn_width if neurons is None else len(neurons)
             chunk.state.counts.ran(n, len(block) * ran, len(block) * config.ffn_width)
             if chunk.state.trace is not None:
-                chunk.state.trace.ran(n, neurons)
+                chunk.state.trace.ran(n, first, None if neurons is None else model.backend.to_numpy(neurons))
     return model.backend.concatenate(outputs)
 
 
@@ -171,7 +171,7 @@ def _evict(model: Model, n: int, chunk: Chunk, seen: Seen) -> None:
             chunk.state.counts.evicted(n, scores.shape[1] - kept.shape[1])
             if chunk.state.trace is not None:
                 to_numpy = model.backend.to_numpy
-                chunk.state.trace.evicted(n, to_numpy(before), to_numpy(scores), to_numpy(kept))
+                chunk.state.trace.evicted(n, chunk.state.position, to_numpy(before), to_numpy(scores), to_numpy(kept))
 
 
 def logits(model: Model, hidden: Any) -> np.ndarray:
