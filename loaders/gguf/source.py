@@ -1,0 +1,125 @@
+"""A GGUF file as a `Source`: its metadata as a Hugging Face config, its tensors under their Hugging Face names.
+
+What a GGUF changes is undone here, so that the families see a checkpoint like any other:
+
+- arch "llama" stores the rows of q and k as adjacent rotation pairs (2i, 2i+1), Hugging Face as halves (i, i + D/2):
+  rows (n, D/2, 2) become (n, 2, D/2), with n = H for q and KV for k;
+- arch "gemma3" stores norm weights as 1 + w, Hugging Face as w.
+
+Source: gguf-py/gguf/constants.py and convert_hf_to_gguf.py of github.com/ggml-org/llama.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from loaders.gguf.config import MODEL_TYPES, ROPE_FACTORS, hugging_face_config
+from loaders.gguf.file import GGUFFile
+from loaders.gguf.special import special_ids, tokenizer_config
+from loaders.gguf.tokenizer import tokenizer_json
+from loaders.settings import Settings
+from reference.checks import require
+
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+INNER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+GEMMA3_INNER = INNER | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+
+class GGUF:
+    """The file as a `Source`. Raises ValueError for a damaged file, an architecture that is not supported, or a tensor
+    that the architecture does not have; quantised tensors come out as float32."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = GGUFFile(path)
+        self._metadata = Settings(self._file.metadata, str(path))
+        self._arch = self._metadata.get("general.architecture")
+        require(
+            self._arch in MODEL_TYPES,
+            f"{path}: general.architecture: got {self._arch!r}, wanted one of {', '.join(MODEL_TYPES)}",
+        )
+        require(
+            self._metadata.get("split.count", 1) <= 1,
+            f"{path}: split.count: got one of several parts, wanted a whole file (llama-gguf-split --merge joins them)",
+        )
+        self._stored = {self._hugging_face_name(name): name for name in self._file.entries if name != ROPE_FACTORS}
+        self.config = hugging_face_config(self._arch, self._metadata, self._file)
+
+    def names(self) -> list[str]:
+        """Every tensor's Hugging Face name."""
+        return list(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape, without reading it."""
+        return self._file.entries[self._stored_name(name)].shape
+
+    def tensor(self, name: str) -> np.ndarray:
+        """The tensor as a Hugging Face checkpoint holds it: stored floats as they are, quantised ones as float32."""
+        x = self._file.tensor(self._stored_name(name))
+        if self._arch == "llama" and ".q_proj." in name:
+            return self._halves(name, x, self.config["num_attention_heads"])
+        if self._arch == "llama" and ".k_proj." in name:
+            return self._halves(name, x, self.config["num_key_value_heads"])
+        if self._arch == "gemma3" and name.endswith("norm.weight"):
+            return x.astype(np.float32) - 1
+        return x
+
+    def file_of(self, name: str) -> Path:
+        """The one file."""
+        return self.path
+
+    def text(self, name: str) -> str | None:
+        """tokenizer.json, tokenizer_config.json and generation_config.json, made from the metadata."""
+        makers = {
+            "tokenizer.json": tokenizer_json,
+            "tokenizer_config.json": tokenizer_config,
+            "generation_config.json": special_ids,
+        }
+        made = makers[name](self._metadata) if name in makers else None
+        return None if made is None else json.dumps(made, ensure_ascii=False)
+
+    def _stored_name(self, name: str) -> str:
+        require(name in self._stored, f"{self.path}: tensor {name!r}: got no such tensor, wanted it here")
+        return self._stored[name]
+
+    def _hugging_face_name(self, stored: str) -> str:
+        """blk.7.attn_q.weight -> model.layers.7.self_attn.q_proj.weight."""
+        stem, _, kind = stored.rpartition(".")
+        inner = GEMMA3_INNER if self._arch == "gemma3" else INNER
+        if stem in OUTER:
+            return f"{OUTER[stem]}.{kind}"
+        block, _, part = stem.partition(".")
+        layer, _, part = part.partition(".")
+        require(
+            block == "blk" and layer.isdecimal() and part in inner and kind in ("weight", "bias"),
+            f"{self.path}: tensor {stored!r}: got a name that {self._arch!r} has not, wanted one of its own",
+        )
+        return f"model.layers.{layer}.{inner[part]}.{kind}"
+
+    def _halves(self, name: str, x: np.ndarray, heads: int) -> np.ndarray:
+        """Rows of q or k from adjacent pairs to halves: (n·D, …) -> (n·D, …)."""
+        require(
+            len(x) % (2 * heads) == 0,
+            f"{self.path}: tensor {name!r}: got {len(x)} rows, wanted a multiple of 2 for each of {heads} heads",
+        )
+        pairs = x.reshape(heads, len(x) // heads // 2, 2, *x.shape[1:])  # (n, D/2, 2, …)
+        return pairs.swapaxes(1, 2).reshape(x.shape)
