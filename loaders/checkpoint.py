@@ -7,17 +7,23 @@ sums directly, so they are never narrower than float32.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from tokenizers import Tokenizer
 
+from loaders.chat import ChatTemplate, load_template
 from loaders.families import family_of
 from loaders.family import Family
+from loaders.gguf import GGUF
 from loaders.huggingface import HuggingFace
 from loaders.settings import Settings
 from loaders.source import Source
+from loaders.tokenizer import Generation, load_generation, load_tokenizer
 from reference import LayerWeights, ModelConfig, Weights
 from reference.checks import is_float, require
 from reference.weights import layer_shapes, model_shapes
@@ -33,15 +39,36 @@ BLOCK = 1 << 20  # elements looked at together, so that a check needs little mem
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model: what it is, its arrays, and the path that it came from."""
+    """A loaded model. What goes with its text is read when it is first asked for: a model without a tokenizer still
+    computes, and says what is missing only where text is wanted."""
 
     config: ModelConfig
     weights: Weights
-    path: Path
+    source: Source
+
+    @property
+    def path(self) -> Path:
+        """The directory or file that it came from."""
+        return self.source.path
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back. Raises FileNotFoundError where the checkpoint has none."""
+        return load_tokenizer(self.source)
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """From messages to text, or None where the checkpoint has no chat template."""
+        return load_template(self.source)
+
+    @cached_property
+    def generation(self) -> Generation:
+        """The tokens that start and end a text, and how its authors sample."""
+        return load_generation(self.source, self.tokenizer)
 
 
-def load_checkpoint(path: str | Path, *, dtype: str = "float32") -> Checkpoint:
-    """Load a Hugging Face model directory, matrices as `dtype`: float32, float64, float16 or bfloat16.
+def load_checkpoint(path: str | os.PathLike[str], *, dtype: str = "float32") -> Checkpoint:
+    """Load a Hugging Face model directory or a GGUF file, matrices as `dtype`: float32, float64, float16 or bfloat16.
 
     Raises FileNotFoundError where a file is missing, ValueError naming file and tensor or key for anything in them that
     cannot be right or is not supported.
@@ -52,12 +79,17 @@ def load_checkpoint(path: str | Path, *, dtype: str = "float32") -> Checkpoint:
     family = family_of(source.config.get("model_type"), where)
     settings = family.settings(source.config, where)
     config = family.model_config(settings)
-    return Checkpoint(config, _Reader(source, family, settings, config, DTYPES[dtype]).weights(), source.path)
+    return Checkpoint(config, _Reader(source, family, settings, config, DTYPES[dtype]).weights(), source)
 
 
 def open_source(path: Path) -> Source:
-    """The reader of whatever is at `path`."""
-    return HuggingFace(path)
+    """The reader of whatever is at `path`. Raises FileNotFoundError where there is nothing."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: got no such file or directory, wanted a model directory or a .gguf file")
+    if path.is_dir():
+        return HuggingFace(path)
+    require(path.suffix == ".gguf", f"{path}: got a file, wanted a model directory or a .gguf file")
+    return GGUF(path)
 
 
 class _Reader:

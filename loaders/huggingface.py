@@ -43,17 +43,25 @@ class HuggingFace:
     def text(self, name: str) -> str | None:
         """The text file of that name in the directory, or None where there is none."""
         file = self.path / name
-        return file.read_text(encoding="utf-8") if file.is_file() else None
+        return read_text(file) if file.is_file() else None
+
+
+def read_text(path: Path) -> str:
+    """The text in a file. Raises ValueError naming the file where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: got bytes that are not UTF-8 text ({error}), wanted text") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError naming the file where it holds anything else, FileNotFoundError
     where there is none."""
-    require(path.parent.is_dir(), f"{path.parent}: got no such directory, wanted a model directory")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: got no such file, wanted the {path.name} of a model directory")
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: got text that is not JSON ({error}), wanted a JSON object") from None
     require(isinstance(value, dict), f"{path}: got a JSON {type(value).__name__}, wanted an object")
