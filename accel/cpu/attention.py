@@ -1,0 +1,350 @@
+"""Attention by tiles, with an online softmax: nothing of size T × S is ever held.
+
+How it tiles. The G heads of a group share their keys, so one work item is a KV head, a block of at most 512 of its
+G·T query rows, and a range of keys. Keys come in blocks of 128: each block is transposed once into panels as wide as the
+register tile, Q·Kᵀ fills a rows × 128 buffer panel by panel, the softmax turns it into weights in place, and the
+product with V is added to the rows' output, which is rescaled in the same pass when a row's peak grows. All of it stays
+in the second-level cache; the tile product (simd.py) is what limits it.
+
+Positions ascend along T and S, so a query sees one contiguous range of columns: masks compare column numbers with two
+bounds per query, and blocks outside every bound are not visited. Ranges of keys are merged at the end by their peaks
+and sums. Powers of two instead of e: log2(e) is folded into the scale, which is folded into the queries.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import carray, njit
+
+from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.simd import (
+    BF16,
+    F16,
+    F32,
+    LANES,
+    PANEL,
+    ROWS,
+    VECTORS,
+    add_tile,
+    exp2,
+    fetch_add,
+    floats_at,
+    highest,
+    larger,
+    load,
+    load_bf16,
+    load_f16,
+    load_some,
+    load_some_bf16,
+    load_some_f16,
+    only,
+    real,
+    set_tile,
+    splat,
+    store,
+    total,
+    transpose,
+    unpack,
+    words_at,
+)
+from accel.cpu.views import address, readable, rows, scratch
+from reference.checks import ascending, match, require, whole
+
+KEYS = 128  # keys per block
+MOST_ROWS = 512  # query rows per item
+LOG2E = math.log2(math.e)
+
+
+def attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    q_positions: np.ndarray,
+    k_positions: np.ndarray,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> np.ndarray:
+    """Attention output: q (H, T, D), k and v (KV, S, D), q_positions (T,), k_positions (KV, S) -> (H, T, D) float32.
+
+    As `reference.attention`, computed in float32 from any stored dtype.
+    """
+    match(q=(q, "H T D"), k=(k, "KV S D"), v=(v, "KV S D"))
+    plan = Plan(q, k, q_positions, k_positions, scale, window)
+    partial, stats = plan.attend(readable(v))  # (P, H, T, D), (P, H, T, 2)
+    return merge(partial, stats)
+
+
+class Plan:
+    """One call's arguments, checked and as kernels take them."""
+
+    def __init__(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        q_positions: np.ndarray,
+        k_positions: np.ndarray,
+        scale: float | None,
+        window: int | None,
+    ) -> None:
+        sizes = match(q=(q, "H T D"), k=(k, "KV S D"), q_positions=(q_positions, "T"), k_positions=(k_positions, "KV S"))
+        ascending("q_positions", q_positions)
+        ascending("k_positions", k_positions)
+        if window is not None:
+            whole("window", window)
+        scale = 1 / math.sqrt(sizes["D"]) if scale is None else scale
+        require(math.isfinite(scale), f"scale: got {scale}, wanted a finite number")
+        self.q, self.k, self.sizes = readable(q), readable(k), sizes
+        self.heads, self.kv, self.tokens, self.keys = sizes["H"], sizes["KV"], sizes["T"], sizes["S"]
+        self.dim, self.group = sizes["D"], sizes["H"] // sizes["KV"]
+        self.scale = float(scale) * LOG2E
+        self.bounds = bounds(q_positions, k_positions, window)  # (KV, T, 2)
+
+    def attend(self, v: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Unnormalised outputs of P ranges of keys (P, H, T, D), and each row's peak and sum there (P, H, T, 2).
+
+        Without v only peaks and sums are computed.
+        """
+        block = max(1, min(self.tokens, MOST_ROWS // self.group))  # tokens per item
+        blocks = -(-self.tokens // block)
+        parts = max(1, min(-(-8 * THREADS // max(1, self.kv * blocks)), -(-self.keys // (4 * KEYS))))
+        span = -(-self.keys // (parts * KEYS)) * KEYS  # keys per range
+        dim = self.dim if v is not None else 0
+        partial = np.empty((parts, self.heads, self.tokens, dim), np.float32)
+        stats = np.empty((parts, self.heads, self.tokens, 2), np.float32)
+        size = _scratch_size(block * self.group, self.dim)
+        with_v = rows(v) if v is not None else (0, 0, 0, 0)
+        memory = scratch.take(size * THREADS)
+        _attend(
+            *rows(self.q), *rows(self.k), *with_v, address(self.bounds), address(partial), address(stats),
+            address(memory), size, self.heads, self.kv, self.tokens, self.keys, self.dim, block, blocks, parts, span,
+            self.scale,
+        )  # fmt: skip
+        scratch.give(memory)
+        return partial, stats
+
+
+def bounds(q_positions: np.ndarray, k_positions: np.ndarray, window: int | None) -> np.ndarray:
+    """First and one past the last column that each query sees: (KV, T, 2) int64."""
+    found = np.empty((len(k_positions), len(q_positions), 2), np.int64)
+    for seen, held in zip(found, k_positions, strict=True):
+        seen[:, 1] = np.searchsorted(held, q_positions, side="right")
+        seen[:, 0] = 0 if window is None else np.searchsorted(held, q_positions - window, side="right")
+    return found
+
+
+def merge(partial: np.ndarray, stats: np.ndarray) -> np.ndarray:
+    """Outputs over all keys from those over ranges of them: (P, H, T, D), (P, H, T, 2) -> (H, T, D)."""
+    parts, heads, tokens, dim = partial.shape
+    out = np.empty((heads, tokens, dim), np.float32)
+    _merge(address(partial), address(stats), address(out), parts, heads * tokens, dim)
+    return out
+
+
+def _padded(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def _scratch_size(rows: int, dim: int) -> int:
+    """Floats that a worker needs for items of so many rows; `_memory` lays them out."""
+    rows, dim = _padded(rows, ROWS), _padded(dim, LANES)
+    return rows * (2 * dim + KEYS + 3) + 3 * KEYS * dim + dim + 2 * KEYS + 64
+
+
+@njit
+def padded(n, step):  # type: ignore[no-untyped-def]
+    """n rounded up to a multiple of step."""
+    return (n + step - 1) // step * step
+
+
+@njit
+def widen(source, kind, count, out, factor):  # type: ignore[no-untyped-def]
+    """A row of `count` stored numbers times `factor`, as float32 with zeros up to a multiple of LANES."""
+    by = splat(factor)
+    size = 4 if kind == F32 else 2
+    for i in range(0, count, LANES):
+        left = count - i
+        at = source + i * size
+        if left >= LANES:
+            x = load(at) if kind == F32 else load_f16(at) if kind == F16 else load_bf16(at)
+        elif kind == F32:
+            x = load_some(at, left)
+        else:
+            x = load_some_f16(at, left) if kind == F16 else load_some_bf16(at, left)
+        store(out + 4 * i, x * by)
+
+
+@njit
+def pack_keys(lines, kind, count, dim, wide, panels):  # type: ignore[no-untyped-def]
+    """Transpose `count` keys, whose addresses stand at `lines`, into panels: (KEYS/PANEL, wide_dim, PANEL).
+
+    Rows that are not float32, or not a multiple of LANES long, are first widened into `wide`.
+    """
+    wide_dim = padded(dim, LANES)
+    stand = carray(words_at(lines), KEYS)
+    if kind != F32 or dim != wide_dim:
+        for i in range(count):
+            widen(stand[i], kind, dim, wide + 4 * i * wide_dim, 1.0)
+            stand[i] = wide + 4 * i * wide_dim
+    for i in range(count, padded(count, PANEL)):
+        stand[i] = stand[count - 1]  # any finite row: masked later
+    for first in range(0, count, PANEL):
+        panel = panels + 4 * first * wide_dim
+        for d in range(0, wide_dim, LANES):
+            for i in range(0, PANEL, LANES):
+                transpose(lines + 8 * (first + i), 4 * d, panel + 4 * (d * PANEL + i), 4 * PANEL)
+
+
+@njit
+def score_block(queries, rows, dim, panels, count, scores):  # type: ignore[no-untyped-def]
+    """scores (rows, KEYS) = queries (rows, wide_dim) · keys, for the first `count` keys in panels."""
+    wide_dim = padded(dim, LANES)
+    for first in range(0, count, PANEL):
+        for r in range(0, rows, ROWS):
+            set_tile(
+                VECTORS, queries + 4 * r * wide_dim, 4 * wide_dim, panels + 4 * first * wide_dim, 4 * PANEL,
+                scores + 4 * (r * KEYS + first), 4 * KEYS, dim,
+            )  # fmt: skip
+
+
+@njit
+def hide(row, count, first, last):  # type: ignore[no-untyped-def]
+    """Minus infinity in the columns of a row outside first ≤ column < last, up to `count` rounded up to LANES."""
+    for i in range(0, count, LANES):
+        store(row + 4 * i, only(load(row + 4 * i), first - i, last - i))
+
+
+@njit
+def soften(row, count, peak):  # type: ignore[no-untyped-def]
+    """2^(x - new peak) in place over a row of scores; returns the new peak and the sum."""
+    top = load(row)
+    for i in range(LANES, count, LANES):
+        top = larger(top, load(row + 4 * i))
+    peak = max(peak, highest(top))
+    offset = splat(peak if peak > -np.inf else np.float32(0.0))
+    sums = splat(np.float32(0.0))
+    for i in range(0, count, LANES):
+        weights = exp2(load(row + 4 * i) - offset)
+        store(row + 4 * i, weights)
+        sums = sums + weights
+    return peak, total(sums)
+
+
+@njit
+def power(x):  # type: ignore[no-untyped-def]
+    """2^x of one number."""
+    return highest(exp2(splat(x)))
+
+
+@njit
+def add_values(scores, rows, values, values_row, count, dim, out, factors):  # type: ignore[no-untyped-def]
+    """out (rows, wide_dim) = diag(factors) · out + scores (rows, count) · values (count, dim)."""
+    wide_dim = padded(dim, LANES)
+    for first in range(0, wide_dim, PANEL):
+        vectors = min(VECTORS, (wide_dim - first) // LANES)
+        for r in range(0, rows, ROWS):
+            add_tile(
+                vectors, scores + 4 * r * KEYS, 4 * KEYS, values + 4 * first, values_row,
+                out + 4 * (r * wide_dim + first), 4 * wide_dim, count, factors + 4 * r,
+            )  # fmt: skip
+
+
+@kernel
+def _attend(task, worker):  # type: ignore[no-untyped-def]
+    (
+        q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, seen, partial, stats,
+        memory, size, heads, kv_heads, tokens, keys, dim, block, blocks, parts, span, scale,
+    ) = unpack(task + 8, 27)  # fmt: skip
+    group, wide_dim = heads // kv_heads, padded(dim, LANES)
+    limits = carray(words_at(seen), (kv_heads, tokens, 2))
+    summary = carray(floats_at(stats), (parts, heads, tokens, 2))
+    most = padded(block * group, ROWS)
+    queries = memory + 4 * size * worker
+    scores = queries + 4 * most * wide_dim
+    out = scores + 4 * most * KEYS
+    panels = out + 4 * most * wide_dim
+    values = panels + 4 * KEYS * wide_dim
+    wide = values + 4 * KEYS * wide_dim
+    lines = wide + 4 * KEYS * wide_dim
+    lines += -lines % 8
+    state = lines + 8 * KEYS
+    factors = carray(floats_at(state), most)
+    peaks = carray(floats_at(state + 4 * most), most)
+    sums = carray(floats_at(state + 8 * most), most)
+    copied = v_kind != F32 or dim != wide_dim
+    while True:
+        item = fetch_add(task, 1)
+        if item >= kv_heads * blocks * parts:
+            return
+        part, kv, first_token = item % parts, item // parts % kv_heads, item // (parts * kv_heads) * block
+        here = min(block, tokens - first_token)
+        rows = padded(here * group, ROWS)
+        for r in range(rows):
+            source = q + (kv * group + min(r // here, group - 1)) * q_head + (first_token + r % here) * q_row
+            widen(source, q_kind, dim, queries + 4 * r * wide_dim, real(scale))
+        peaks[:] = -np.inf
+        sums[:] = 0.0
+        if v:
+            carray(floats_at(out), rows * wide_dim)[:] = 0.0
+        begin = max(part * span, limits[kv, first_token, 0] // KEYS * KEYS)
+        end = min((part + 1) * span, limits[kv, first_token + here - 1, 1])
+        for start in range(begin, end, KEYS):
+            count = min(KEYS, end - start)
+            stand = carray(words_at(lines), KEYS)
+            for i in range(count):
+                stand[i] = k + kv * k_head + (start + i) * k_row
+            pack_keys(lines, k_kind, count, dim, wide, panels)
+            score_block(queries, rows, dim, panels, count, scores)
+            for r in range(rows):
+                row = scores + 4 * r * KEYS
+                low = limits[kv, first_token + r % here, 0] - start
+                high = min(limits[kv, first_token + r % here, 1] - start, count)
+                if low > 0 or high < padded(count, LANES):
+                    hide(row, count, low, high)
+                peak, mass = soften(row, count, peaks[r])
+                factors[r] = power(peaks[r] - peak) if peaks[r] < peak else np.float32(1.0)
+                sums[r] = sums[r] * factors[r] + mass
+                peaks[r] = peak
+            if v:
+                at, step = v + kv * v_head + start * v_row, v_row
+                if copied:
+                    for i in range(count):
+                        widen(at + i * v_row, v_kind, dim, values + 4 * i * wide_dim, 1.0)
+                    at, step = values, 4 * wide_dim
+                add_values(scores, rows, at, step, count, dim, out, state)
+        for r in range(here * group):
+            head, token = kv * group + r // here, first_token + r % here
+            summary[part, head, token, 0] = peaks[r]
+            summary[part, head, token, 1] = sums[r]
+            if v:
+                target = carray(floats_at(partial + 4 * ((part * heads + head) * tokens + token) * dim), dim)
+                target[:] = carray(floats_at(out + 4 * r * wide_dim), dim)
+
+
+@kernel
+def _merge(task, worker):  # type: ignore[no-untyped-def]
+    partial, stats, out, parts, rows, dim = unpack(task + 8, 6)
+    ranges = carray(floats_at(partial), (parts, rows, dim))
+    summary = carray(floats_at(stats), (parts, rows, 2))
+    merged = carray(floats_at(out), (rows, dim))
+    while True:
+        first = fetch_add(task, 1) * 64
+        if first >= rows:
+            return
+        for r in range(first, min(first + 64, rows)):
+            peak = summary[0, r, 0]
+            for p in range(1, parts):
+                peak = max(peak, summary[p, r, 0])
+            merged[r] = 0.0
+            mass = np.float32(0.0)
+            for p in range(parts):
+                if summary[p, r, 1] != 0.0:
+                    factor = power(summary[p, r, 0] - peak)
+                    mass += summary[p, r, 1] * factor
+                    for d in range(dim):
+                        merged[r, d] += ranges[p, r, d] * factor
+            if mass != 0.0:
+                for d in range(dim):
+                    merged[r, d] /= mass

@@ -1,0 +1,186 @@
+"""Compiled kernels: how they are cached on disk, and how the cores share the work of one call.
+
+A kernel is a Python function of (task, worker): `task` is the address of a block of 64-bit words, its arguments, of
+which the first counts the work items taken; every worker takes items until none is left, so a slow core delays a call by
+one item at most, and results never depend on who computed what.
+
+The caller is worker 0 and starts at once. Helper threads join when they can: each waits in compiled code without
+the interpreter's lock, spinning for some tens of microseconds after its last task (a chunk calls a hundred kernels in a
+row) before it goes to sleep. A call whose helper is asleep, busy with another thread's call, or lost in a fork simply
+does everything itself: nothing depends on a helper, so any number of Python threads may call at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+
+from accel.cpu.simd import LANES, REGISTERS, call, fetch_add, peek, swap_if
+from reference.checks import require
+
+PATIENCE = 1000  # looks at an empty board before a helper goes to sleep, about 40 µs
+
+
+def thread_count() -> int:
+    """Cores that this process may use, or THRESHER_NUM_THREADS."""
+    wanted = os.environ.get("THRESHER_NUM_THREADS")
+    if wanted is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    require(
+        wanted.isdigit() and int(wanted) >= 1,
+        f"THRESHER_NUM_THREADS: got {wanted!r}, wanted a whole number of at least 1",
+    )
+    return int(wanted)
+
+
+THREADS = thread_count()
+
+
+def _stamp() -> str:
+    """Changes with any source file of this package: a kernel's code lies in several of them, and so do its tile sizes."""
+    digest = hashlib.sha256(f"{LANES} {REGISTERS}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class _PackageCache(FunctionCache):
+    """Numba's cache on disk, which is out of date when any file of this package changed, not only the kernel's own."""
+
+    stamp = _stamp()
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        self._cache_file._source_stamp = self.stamp
+
+
+class Kernel:
+    """A function (task, worker) that is compiled, or loaded from disk, when it is first called."""
+
+    known: list[Kernel] = []
+
+    def __init__(self, function: Callable) -> None:
+        self.name = f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__.lstrip('_')}"
+        signature = ((types.int64, types.int64), types.void)
+        self._code = CFunc(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
+        self._code._cache = _PackageCache(function)
+        self._address = 0
+        self.known.append(self)
+
+    @property
+    def address(self) -> int:
+        """Where its machine code stands; compiles on first use."""
+        if not self._address:
+            self._code.compile()
+            self._address = self._code.address
+        return self._address
+
+    def __call__(self, *arguments: int | float, workers: int | None = None) -> None:
+        """Run on `workers` threads (default: all). Integers and floats become the words of the task, in order."""
+        form = "q" + "".join("d" if isinstance(a, float) else "q" for a in arguments)
+        task = np.frombuffer(struct.pack(form, 0, *arguments), np.int64).copy()
+        _team.run(self.address, task.__array_interface__["data"][0], THREADS if workers is None else workers)
+
+
+def kernel(function: Callable) -> Kernel:
+    """Decorator: a kernel of this package."""
+    return Kernel(function)
+
+
+# A helper's board: [state, kernel, task, asleep]. States: nothing offered, offered, taken, done.
+_EMPTY, _OFFERED, _TAKEN, _DONE = 0, 1, 2, 3
+_BOARD = 8  # words: a cache line for each helper
+
+
+@njit("void(int64, int64, int64)", nogil=True, cache=True)
+def _serve(board, worker, patience):  # type: ignore[no-untyped-def]
+    """A helper's life between two naps: take what is offered on its board, run it, say so."""
+    looks = 0
+    while looks < patience:
+        looks += 1
+        if peek(board) == _OFFERED and swap_if(board, _OFFERED, _TAKEN):
+            call(peek(board + 8), peek(board + 16), worker)
+            swap_if(board, _TAKEN, _DONE)
+            looks = 0
+
+
+@njit("void(int64, int64, int64)", nogil=True, cache=True)
+def _alone(function, task, worker):  # type: ignore[no-untyped-def]
+    call(function, task, worker)
+
+
+@njit("void(int64, int64)", nogil=True, cache=True)
+def _withdraw(boards, helpers):  # type: ignore[no-untyped-def]
+    """Take back what no helper took, and wait for those that are on their last item."""
+    for helper in range(helpers):
+        board = boards + helper * 8 * _BOARD
+        if not swap_if(board, _OFFERED, _EMPTY):
+            while peek(board) == _TAKEN:
+                pass
+            swap_if(board, _DONE, _EMPTY)
+
+
+class _Team:
+    """The helper threads. They start with the first call that wants them, and again in a forked child."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.boards = np.zeros((0, _BOARD), np.int64)
+        self.bells: list[threading.Semaphore] = []
+
+    def start(self, helpers: int) -> None:
+        self.boards = np.zeros((helpers, _BOARD), np.int64)
+        self.bells = [threading.Semaphore(0) for _ in range(helpers)]
+        self.address = self.boards.__array_interface__["data"][0]
+        for n in range(helpers):
+            threading.Thread(target=self.help, args=(self.boards, self.bells[n], n), daemon=True).start()
+
+    @staticmethod
+    def help(boards: np.ndarray, bell: threading.Semaphore, n: int) -> None:
+        board = boards.__array_interface__["data"][0] + n * 8 * _BOARD
+        while True:
+            _serve(board, n + 1, PATIENCE)
+            boards[n, 3] = 1  # asleep; an offer made before this line was written is seen by one more look
+            _serve(board, n + 1, 1)
+            bell.acquire()
+            boards[n, 3] = 0
+
+    def run(self, function: int, task: int, workers: int) -> None:
+        if workers < 2 or not self.lock.acquire(blocking=False):
+            _alone(function, task, 0)
+            return
+        try:
+            if not self.bells:
+                self.start(THREADS - 1)
+            for n in range(workers - 1):
+                self.boards[n, 1:3] = function, task
+                self.boards[n, 0] = _OFFERED
+                if self.boards[n, 3]:
+                    self.bells[n].release()
+            _alone(function, task, 0)
+        finally:  # also on an interrupt: no helper may be left with a task that is gone
+            _withdraw(self.address, workers - 1)
+            self.lock.release()
+
+
+_team = _Team()
+
+
+def _after_fork() -> None:
+    """A forked child has no helper threads and must not wait for the parent's lock."""
+    global _team
+    _team = _Team()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
