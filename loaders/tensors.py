@@ -58,6 +58,7 @@ class TensorFile:
         self.path = path
         size = path.stat().st_size
         header, self._data_start = _read_header(path, size)
+        self.metadata: dict[str, str] = header.get("__metadata__", {})
         self.entries = {
             name: _entry(f"{path}: tensor {name!r}", description)
             for name, description in header.items()
@@ -73,6 +74,12 @@ class TensorFile:
         entry = self.entries[name]
         raw = self._bytes[self._data_start + entry.start : self._data_start + entry.stop]
         return np.require(raw.view(entry.dtype).reshape(entry.shape), requirements="A")
+
+    def arrays(self, kind: str) -> dict[str, np.ndarray]:
+        """All tensors, in memory, of a file whose metadata says that its format is `kind`; ValueError for another."""
+        found = self.metadata.get("format")
+        require(found == kind, f"{self.path}: got format {found!r}, wanted a {kind} file")
+        return {name: self.tensor(name).copy() for name in self.entries}
 
 
 def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:

@@ -43,7 +43,7 @@ def small_config(
 
 
 def random_weights(config: ModelConfig, *, seed: int = 0, dtype: str = "float64", biases: bool = False) -> Weights:
-    """Weights of about the size that keeps activations near 1; `biases` also draws the optional biases and q/k norms."""
+    """Weights that keep activations near 1; `biases` also draws the optional biases and q/k norms."""
     rng = np.random.default_rng(seed)
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:

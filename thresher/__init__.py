@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loaders.catalogue import pull
+
     from reference.caote import Caote
     from reference.fastforward import FastForward
     from reference.keydiff import KeyDiff

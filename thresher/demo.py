@@ -10,7 +10,7 @@ QUESTION = "What is the secret number of the lighthouse keeper?"
 
 
 def document(depth: float = 0.5) -> str:
-    """The Tempest, Act 1, with FACT as a paragraph of its own at about `depth` of its length (0 the start, 1 the end)."""
+    """The Tempest, Act 1, with FACT as a paragraph of its own at `depth` of its length (0 the start, 1 the end)."""
     text = (files("thresher") / "data" / "the-tempest.txt").read_text(encoding="utf-8")
     paragraphs = text.split("\n\n")
     paragraphs.insert(round(depth * len(paragraphs)), FACT)

@@ -203,7 +203,7 @@ class Generation:
 
 
 class BatchGeneration:
-    """Several answers on their way: iterate for (index of the prompt, piece of text); `.texts` and `.stats` per prompt."""
+    """Several answers on their way: iterate for (index of the prompt, piece); `.texts` and `.stats` per prompt."""
 
     def __init__(self, answers: Sequence[Answer], places: int) -> None:
         self._answers = answers

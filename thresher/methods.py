@@ -16,6 +16,7 @@ from reference.checks import require
 from reference.fastforward import FastForward
 from reference.keydiff import KeyDiff
 from reference.policy import Policy
+from reference.predictor import FastForwardWeights
 from reference.quoka import Quoka
 from reference.scores import H2O, SnapKV, Tova
 
@@ -74,11 +75,13 @@ def spec(method: Any) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, FastForwardWeights):
+        return value.metadata["path"]  # where they were read from
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def policy_from(specs: Mapping[str, Any]) -> Policy:
-    """A Policy from {"select": spec, …, "overrides": {layer: {…}}}, as `specs_of` writes it; missing parts are dense."""
+    """A Policy from {"select": spec, …, "overrides": {layer: {…}}}, as `specs_of` writes it; no spec means dense."""
     parts = {part: parse(part, specs[part]) for part in METHODS if specs.get(part)}
     overrides = {int(layer): policy_from(inner) for layer, inner in specs.get("overrides", {}).items()}
     return Policy(**parts, overrides=overrides)

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
+from loaders.catalogue import find
+from loaders.fastforward import load_fastforward
 from tokenizers import Tokenizer
 
 import accel
 import reference
 from loaders import Checkpoint, load_checkpoint
-from loaders.catalogue import find
-from loaders.fastforward import load_fastforward
 from reference import CHUNK, Model, ModelConfig, Policy, Sampling
 from reference.checks import require
 from reference.state import check_tokens
@@ -30,17 +30,15 @@ def load(
     *,
     backend: str = "auto",
     dtype: str = "float32",
-    adapter: str | os.PathLike[str] | None = None,
 ) -> LanguageModel:
     """Load a pulled model by name, a Hugging Face directory, or a GGUF file.
 
     backend: "reference" (NumPy, the definition), "cpu", or "auto", the fastest that this machine offers.
     dtype: what weights and cache are stored in: float32, float64, float16 or bfloat16.
-    adapter: a LoRA adapter in PEFT's layout, merged on load.
     Raises FileNotFoundError for a model that is not there and ValueError for one that cannot be read, in one line.
     """
     module = accel.backend(backend)
-    return LanguageModel(load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter), module)
+    return LanguageModel(load_checkpoint(find(os.fspath(model)), dtype=dtype), module)
 
 
 class LanguageModel:
@@ -69,7 +67,8 @@ class LanguageModel:
     def identity(self) -> str:
         """The shape that a saved state must share to be continued here."""
         c = self.config
-        return f"{c.family}, {c.layers} layers of width {c.width}, {c.kv_heads} KV heads of {c.head_dim}, {c.vocab_size} ids"
+        shape = f"{c.layers} layers of width {c.width}, {c.kv_heads} KV heads of {c.head_dim}"
+        return f"{c.family}, {shape}, {c.vocab_size} ids"
 
     def encode(self, prompt: str | Sequence[int] | Sequence[Message], **variables: Any) -> list[int]:
         """Token ids of a prompt: text as it is, messages through the model's chat template (which `variables` reach).
@@ -89,7 +88,8 @@ class LanguageModel:
             return self.tokenizer.encode(text, add_special_tokens=False).ids
         require(
             all(isinstance(item, (int, np.integer)) for item in items),
-            f"prompt: got a list of {type(items[0]).__name__ if items else 'nothing'}, wanted text, token ids or messages",
+            f"prompt: got a list of {type(items[0]).__name__ if items else 'nothing'}, "
+            "wanted text, token ids or messages",
         )
         return [int(item) for item in items]
 
@@ -172,7 +172,7 @@ class LanguageModel:
         return Answer(self, state, ids, settings)
 
     def _own(self, state: State, policy: Policy | None) -> State:
-        """The state, once it is clear that it is this model's; its cache moves to this backend where it came from another."""
+        """The state, once it is clear that it is this model's; its cache moves to this backend if it must."""
         require(policy is None, "policy: a state goes on under its own, wanted none beside it")
         require(
             state.model == self.identity,
@@ -188,6 +188,6 @@ class LanguageModel:
         policy = policy or Policy()
         ffn = policy.ffn
         if ffn is not None and isinstance(ffn.weights, str):
-            ffn = replace(ffn, weights=load_fastforward(ffn.weights, self.checkpoint))
+            ffn = replace(ffn, weights=load_fastforward(ffn.weights))
         overrides = {layer: self._ready(inner) for layer, inner in policy.overrides.items()}
         return replace(policy, ffn=ffn, overrides=overrides)

@@ -1,7 +1,7 @@
 """A sequence that can be put away and taken up again.
 
-A state file is safetensors: one tensor per array of each layer's cache, the logits of the next token and the counts, with
-the position, the policy and the model's shape in its metadata.
+A state file is safetensors: one tensor per array of each layer's cache, the logits of the next token and the counts,
+with the position, the policy and the model's shape in its metadata.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 import reference
+from loaders.tensors import TensorFile
 from reference import Counts, LayerCache
 from reference.checks import require
 from thresher.methods import policy_from, specs_of
@@ -60,7 +61,8 @@ class State(reference.State):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote. ValueError names the file where it is not a state or is damaged."""
-        arrays, metadata = read_safetensors(path, FORMAT)
+        file = TensorFile(Path(path))
+        arrays, metadata = file.arrays(FORMAT), file.metadata
         layers: dict[int, dict[str, np.ndarray]] = {}
         counts: dict[str, np.ndarray] = {}
         for name, array in arrays.items():
@@ -94,17 +96,3 @@ def write_atomically(path: str | os.PathLike[str], write: Any) -> None:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def read_safetensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata of a safetensors file whose metadata says that its format is `kind`."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(os.fspath(path), framework="np") as file:
-            metadata = file.metadata() or {}
-            found = metadata.get("format")
-            require(found == kind, f"{path}: got format {found!r}, wanted a {kind} file")
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
@@ -33,11 +32,5 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of a pipe has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
         print(f"thresher: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("\nthresher: stopped", file=sys.stderr)
-        sys.exit(130)

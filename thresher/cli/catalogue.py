@@ -12,6 +12,45 @@ import typer
 from thresher.cli import options, show
 
 
+def pull(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="A known model; without one, all are listed.")] = "",
+    json: options.Json = False,
+) -> None:
+    """Fetch a known model, once; an interrupted fetch goes on where it stopped."""
+    from loaders import catalogue
+
+    if not model:
+        _list_models(json)
+        return
+    entry = catalogue.known(model)
+    if not catalogue.is_pulled(model):
+        print(f"Fetching {entry.name}, {show.size(entry.download_bytes)}. Licence: {entry.licence}", file=sys.stderr)
+    with show.byte_progress() as progress:
+        path = catalogue.pull(model, progress=progress)
+    if json:
+        show.emit_json({"name": model, "path": str(path), "sha256": entry.sha256})
+    else:
+        print(f"{model} is at {path}", file=sys.stderr)
+
+
+def _list_models(json: bool) -> None:
+    from loaders import catalogue
+
+    rows = [
+        {"name": e.name, "pulled": catalogue.is_pulled(e.name), "bytes": e.download_bytes, "licence": e.licence}
+        for e in catalogue.models()
+    ]
+    if json:
+        show.emit_json(rows)
+    else:
+        show.table(
+            [
+                (row["name"], f"{'pulled' if row['pulled'] else show.size(row['bytes'])}, {row['licence']}")
+                for row in rows
+            ]
+        )
+
+
 def info(model: options.ModelName, dtype: options.Dtype = "float32", json: options.Json = False) -> None:
     """Show what a model is: family, shapes, parameters, bytes per part, cache bytes per token, positions."""
     from thresher.info import describe

@@ -70,7 +70,7 @@ def generate(
     if json:
         show.emit_json({"text": answer.text, "token_ids": answer.token_ids, "stats": answer.stats.as_dict()})
     else:
-        print("\n" + _summary(answer), file=sys.stderr)
+        print(_summary(answer), file=sys.stderr)
 
 
 def chat(
@@ -110,7 +110,6 @@ def chat(
             seed=seed,
         )
         _stream(answer)
-        print()
         messages.append({"role": "assistant", "content": answer.text})
         held = ids + answer.token_ids
 
@@ -134,7 +133,7 @@ def demo(
     with show.token_progress(len(ids)) as progress:
         answer = llm.generate(ids, policy, max_new_tokens=40, progress=progress)
         _stream(answer)
-    print("\n\n" + _summary(answer))
+    print("\n" + _summary(answer))
 
 
 def _load(model: str, backend: str, dtype: str) -> LanguageModel:
@@ -165,8 +164,11 @@ def _ask() -> str:
 
 
 def _stream(answer: Generation) -> None:
-    for piece in answer:
-        print(piece, end="", flush=True)
+    try:
+        for piece in answer:
+            print(piece, end="", flush=True)
+    finally:
+        print(flush=True)  # end the line, also where Ctrl-C cuts it short
 
 
 def _summary(answer: Any) -> str:

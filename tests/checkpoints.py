@@ -1,0 +1,87 @@
+"""A small random checkpoint as real files, with a tokenizer of single bytes and a chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+STOP = "<|im_end|>"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Every byte is a token, 0 to 255 in the order of the byte-level alphabet; then the two chat marks."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", STOP])
+    return tokenizer
+
+
+def llama_config(**fields: object) -> dict:
+    return {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 258,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        **fields,
+    }
+
+
+def write_checkpoint(directory: Path, *, seed: int = 0, **fields: object) -> Path:
+    """A llama directory that `thresher.load` reads; `fields` go into its config.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = llama_config(**fields)
+    rng = np.random.default_rng(seed)
+    e, f, d = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    q, kv = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
+    tensors = {"model.embed_tokens.weight": (config["vocab_size"], e), "model.norm.weight": (e,)}
+    for n in range(config["num_hidden_layers"]):
+        tensors |= {
+            f"model.layers.{n}.{name}.weight": shape
+            for name, shape in {
+                "input_layernorm": (e,),
+                "post_attention_layernorm": (e,),
+                "self_attn.q_proj": (q, e),
+                "self_attn.k_proj": (kv, e),
+                "self_attn.v_proj": (kv, e),
+                "self_attn.o_proj": (e, q),
+                "mlp.gate_proj": (f, e),
+                "mlp.up_proj": (f, e),
+                "mlp.down_proj": (e, f),
+            }.items()
+        }
+    arrays = {
+        name: (
+            np.ones(shape)
+            if len(shape) == 1
+            else rng.standard_normal(shape) * (3 if "embed" in name else 1) / np.sqrt(shape[-1])
+        )
+        for name, shape in tensors.items()
+    }
+    save_file({name: array.astype(np.float32) for name, array in arrays.items()}, directory / "model.safetensors")
+    byte_tokenizer().save(str(directory / "tokenizer.json"))
+    for name, content in {
+        "config.json": config,
+        "tokenizer_config.json": {"chat_template": TEMPLATE, "eos_token": STOP},
+        "generation_config.json": {"eos_token_id": 257},
+    }.items():
+        (directory / name).write_text(json.dumps(content), encoding="utf-8")
+    return directory

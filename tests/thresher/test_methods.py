@@ -1,0 +1,58 @@
+"""Specs and policies turn into each other, and a bad spec says what is wrong with it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import thresher
+from thresher.methods import METHODS, parse, policy_from, spec, specs_of
+
+BUDGETS = st.one_of(st.integers(8, 10**6), st.floats(0.01, 1.0))
+SELECTS = st.builds(
+    thresher.Quoka, budget=BUDGETS, n_queries=st.integers(1, 128), of=st.sampled_from(["prompt", "past"])
+)
+EVICTS = st.one_of(
+    st.builds(thresher.KeyDiff, budget=BUDGETS, sinks=st.integers(0, 4), anchor=st.sampled_from(["normalised", "raw"])),
+    st.builds(thresher.H2O, budget=BUDGETS, recent=st.integers(0, 4)),
+    st.builds(thresher.SnapKV, budget=BUDGETS, kernel=st.sampled_from([3, 5, 7])),
+    st.builds(thresher.Caote, budget=BUDGETS, base=st.sampled_from(["h2o", "tova", "snapkv"]), fast=st.booleans()),
+)
+FFNS = st.builds(thresher.FastForward, density=st.floats(0.05, 1.0), neurons=st.sampled_from(["griffin", "oracle"]))
+POLICIES = st.builds(thresher.Policy, select=st.none() | SELECTS, evict=st.none() | EVICTS, ffn=st.none() | FFNS)
+
+
+@given(POLICIES, st.dictionaries(st.integers(0, 40), POLICIES, max_size=3))
+def test_specs_and_policies_undo_each_other(policy: thresher.Policy, overrides: dict[int, thresher.Policy]) -> None:
+    whole = thresher.Policy(policy.select, policy.evict, policy.ffn, overrides)
+    assert policy_from(specs_of(whole)) == whole
+
+
+def test_the_readme_spellings() -> None:
+    assert parse("select", "quoka:budget=1024") == thresher.Quoka(budget=1024)
+    assert parse("evict", "caote:base=h2o,budget=2048") == thresher.Caote(budget=2048, base="h2o")
+    assert parse("evict", "keydiff:budget=0.5") == thresher.KeyDiff(budget=0.5)
+    assert spec(thresher.KeyDiff(budget=2048)) == "keydiff:budget=2048"
+    assert {name for part in METHODS.values() for name in part} == {
+        "quoka", "keydiff", "h2o", "tova", "snapkv", "caote", "fastforward",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "text", "message"),
+    [
+        ("select", "quokka:budget=4", "select: got 'quokka', wanted one of quoka"),
+        ("evict", "quoka:budget=4", "evict: got 'quoka', wanted one of keydiff, h2o, tova, snapkv, caote"),
+        ("evict", "keydiff", "evict: keydiff got no budget, wanted keydiff:budget="),
+        ("evict", "keydiff:budgit=4", "evict: keydiff got the parameter 'budgit', wanted one of budget"),
+        ("evict", "keydiff:budget", "evict: keydiff got 'budget', wanted budget=VALUE"),
+        ("evict", "keydiff:budget=many", "evict: keydiff budget: got 'many', wanted int or float"),
+        ("evict", "keydiff:budget=0", "budget: got 0"),
+        ("evict", "keydiff:budget=1.5", "budget: got 1.5"),
+        ("evict", "caote:budget=4,fast=perhaps", "evict: caote fast: got 'perhaps', wanted bool"),
+    ],
+)
+def test_bad_specs(part: str, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(part, text)

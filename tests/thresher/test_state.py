@@ -1,0 +1,100 @@
+"""States that are put away and taken up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import thresher
+from tests.checkpoints import write_checkpoint
+
+TEXT = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals."
+POLICIES = {
+    "dense": None,
+    "keydiff": thresher.Policy(evict=thresher.KeyDiff(budget=24, sinks=2)),
+    "h2o": thresher.Policy(evict=thresher.H2O(budget=0.3)),
+    "snapkv": thresher.Policy(evict=thresher.SnapKV(budget=30, window=4)),
+    "caote, quoka": thresher.Policy(select=thresher.Quoka(budget=8), evict=thresher.Caote(budget=40, base="tova")),
+    "griffin": thresher.Policy(ffn=thresher.FastForward(density=0.5, neurons="griffin", decode=True)),
+    "by layer": thresher.Policy(
+        evict=thresher.Tova(budget=20), overrides={0: thresher.Policy(select=thresher.Quoka(budget=0.5))}
+    ),
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(sorted(POLICIES)), st.integers(1, len(TEXT)), st.integers(0, 3))
+def test_a_saved_state_goes_on_as_the_original(
+    llm: thresher.LanguageModel, tmp_path_factory: pytest.TempPathFactory, name: str, length: int, tokens: int
+) -> None:
+    path = tmp_path_factory.mktemp("states") / "state.safetensors"
+    state = llm.prefill(TEXT[:length], POLICIES[name], chunk=16)
+    if tokens:
+        list(llm.generate(state, max_new_tokens=tokens))
+    state.save(path)
+    loaded, copy = thresher.State.load(path), state.copy()
+    assert loaded.policy == state.policy
+    assert loaded.position == state.position
+    np.testing.assert_equal(vars(loaded.counts), vars(state.counts))
+    answers = [llm.generate(each, max_new_tokens=6) for each in (state, loaded, copy)]
+    texts = ["".join(answer) for answer in answers]
+    assert texts[0] == texts[1] == texts[2]
+    for other in answers[1:]:
+        np.testing.assert_array_equal(other.state.logits, answers[0].state.logits)
+        assert other.state.cache.nbytes == answers[0].state.cache.nbytes
+
+
+def test_a_copy_leaves_the_original_as_it_was(llm: thresher.LanguageModel) -> None:
+    state = llm.prefill(TEXT)
+    before = [layer.k.copy() for layer in state.cache.layers], state.position, state.counts.keys_read.copy()
+    list(llm.generate(state.copy(), max_new_tokens=4))
+    for layer, k in zip(state.cache.layers, before[0], strict=True):
+        np.testing.assert_array_equal(layer.k, k)
+    assert state.position == before[1]
+    np.testing.assert_array_equal(state.counts.keys_read, before[2])
+
+
+def test_a_state_of_another_model_is_refused(llm: thresher.LanguageModel, tmp_path: Path) -> None:
+    other = thresher.load(write_checkpoint(tmp_path / "other", num_hidden_layers=3), backend="reference")
+    with pytest.raises(ValueError, match=r"state: got one of another model \(llama, 3 layers"):
+        llm.generate(other.prefill(TEXT))
+    with pytest.raises(ValueError, match="policy: a state goes on under its own"):
+        llm.generate(llm.prefill(TEXT), thresher.Policy(evict=thresher.KeyDiff(budget=4)))
+
+
+def test_a_failed_save_leaves_the_old_file(
+    llm: thresher.LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.safetensors"
+    llm.prefill("a").save(path)
+    old = path.read_bytes()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        Path(str(args[1])).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        llm.prefill("b").save(path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_and_foreign_files_are_named(llm: thresher.LanguageModel, directory: Path, tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    llm.prefill("abc").save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match=r"state\.safetensors: .*the file is truncated"):
+        thresher.State.load(path)
+    path.write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"state\.safetensors: got 5 bytes, wanted a safetensors file"):
+        thresher.State.load(path)
+    with pytest.raises(ValueError, match=r"model\.safetensors: got format .*, wanted a thresher-state-1 file"):
+        thresher.State.load(directory / "model.safetensors")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        thresher.State.load(tmp_path / "missing")
