@@ -1,4 +1,4 @@
-"""What hypothesis draws for the reference tests: shapes, ragged positions, and inputs with the awkward cases in them."""
+"""What hypothesis draws for the reference tests: shapes, ragged positions, and awkward cases among the inputs."""
 
 from __future__ import annotations
 
@@ -41,3 +41,19 @@ def attention_cases(draw: st.DrawFn, *, max_tokens: int = 6, max_keys: int = 12)
     k_positions = np.stack([np.sort(rng.choice(span, keys, replace=False)) for _ in range(kv_heads)])
     first = draw(st.integers(0, span))
     return Case(q, k, v, np.arange(first, first + tokens), k_positions)
+
+
+@st.composite
+def chunk_cases(draw: st.DrawFn, *, max_tokens: int = 8, max_past: int = 16) -> tuple[Case, int]:
+    """A chunk after a past whose columns hold other positions in every KV head; the number of past columns, from 0."""
+    case = draw(attention_cases(max_tokens=max_tokens, max_keys=max_past))
+    past = draw(st.integers(0, case.k.shape[1]))
+    tokens = case.q.shape[1]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    k, v = (
+        np.concatenate([x[:, :past], rng.standard_normal((len(x), tokens, x.shape[2]))], axis=1)
+        for x in (case.k, case.v)
+    )
+    positions = 100 + np.arange(tokens)
+    k_positions = np.concatenate([case.k_positions[:, :past], np.broadcast_to(positions, (len(k), tokens))], axis=1)
+    return Case(case.q, k, v, positions, k_positions), past
