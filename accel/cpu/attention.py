@@ -88,6 +88,7 @@ class Plan:
         k_positions: np.ndarray,
         scale: float | None,
         window: int | None,
+        columns: np.ndarray | None = None,
     ) -> None:
         sizes = match(q=(q, "H T D"), k=(k, "KV S D"), q_positions=(q_positions, "T"), k_positions=(k_positions, "KV S"))
         ascending("q_positions", q_positions)
@@ -96,7 +97,7 @@ class Plan:
             whole("window", window)
         scale = 1 / math.sqrt(sizes["D"]) if scale is None else scale
         require(math.isfinite(scale), f"scale: got {scale}, wanted a finite number")
-        self.q, self.k, self.sizes = readable(q), readable(k), sizes
+        self.q, self.k = readable(q), readable(k)
         self.heads, self.kv, self.tokens, self.keys = sizes["H"], sizes["KV"], sizes["T"], sizes["S"]
         self.dim, self.group = sizes["D"], sizes["H"] // sizes["KV"]
         self.scale = float(scale) * LOG2E

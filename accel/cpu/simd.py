@@ -384,9 +384,9 @@ def unpack(context, address, count):  # type: ignore[no-untyped-def]
 def _pointer(element: Any) -> Any:
     @_machine_function(types.CPointer(element), _word)
     def build(b, address):  # type: ignore[no-untyped-def]
-        return b.inttoptr(address, (_f32 if element == _real else _i64).as_pointer())
+        return b.inttoptr(address, ir.IntType(element.bitwidth).as_pointer() if element != _real else _f32.as_pointer())
 
     return build
 
 
-floats_at, words_at = _pointer(types.float32), _pointer(types.int64)
+floats_at, words_at, bits_at, bytes_at = (_pointer(kind) for kind in (_real, _word, types.uint32, types.uint8))

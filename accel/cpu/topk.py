@@ -1,0 +1,108 @@
+"""The one rule by which every method chooses, by radix selection: no sorting.
+
+A float's bits, with the sign bit flipped or all bits of a negative, order as the numbers do. Three histograms, of the
+highest 11, the next 11 and the last 10 bits, narrow down to the bits of the budget-th best score; everything above it
+is kept, and of its equals the lowest indices. Four passes over the scores in all; reading them is what limits it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit
+
+import reference
+from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.simd import bits_at, bytes_at, fetch_add, unpack, words_at
+from accel.cpu.views import address, scratch
+from reference.checks import match, require, whole
+
+BUCKETS = 2048
+
+
+def keep_top(scores: np.ndarray, budget: int, *, protect: np.ndarray | None = None) -> np.ndarray:
+    """Columns of the `budget` highest scores of every row: scores (KV, S) -> (KV, min(budget, S)) int64, ascending.
+
+    As `reference.keep_top`, which also does float64 scores: rounding them would make ties.
+    """
+    sizes = match(scores=(scores, "KV S"))
+    if scores.dtype == np.float64 or sizes["S"] == 0:
+        return reference.keep_top(scores, budget, protect=protect)
+    budget = min(whole("budget", budget), sizes["S"])
+    scores = np.ascontiguousarray(scores, np.float32)
+    marks = 0
+    if protect is not None:
+        require(
+            protect.shape == scores.shape and protect.dtype == np.bool_,
+            f"protect: got shape {protect.shape} of {protect.dtype}, wanted {scores.shape} of bool",
+        )
+        most = int(protect.sum(axis=1).max(initial=0))
+        require(most <= budget, f"protect: got {most} protected columns, wanted at most the budget, {budget}")
+        protect = np.ascontiguousarray(protect)
+        marks = address(protect)
+    kept = np.empty((sizes["KV"], budget), np.int64)
+    not_numbers = np.zeros(1, np.int64)
+    memory = scratch.take(THREADS * (sizes["S"] + 2 * BUCKETS + 2))
+    _keep_top(
+        address(scores), marks, address(kept), address(not_numbers), address(memory), sizes["KV"], sizes["S"], budget
+    )
+    scratch.give(memory)
+    require(not_numbers[0] == 0, "scores: got NaN, wanted numbers that can be ranked")
+    return kept
+
+
+@njit
+def _narrow(ranks, histogram, shift, width, prefix, left):  # type: ignore[no-untyped-def]
+    """Among ranks whose bits above `shift + width` equal `prefix`, the next `width` bits of the left-th best, and how
+    many are still wanted among those that share them too."""
+    histogram[: 1 << width] = 0
+    mask = np.uint32((1 << width) - 1)
+    for rank in ranks:
+        if shift + width == 32 or rank >> np.uint32(shift + width) == prefix:
+            histogram[(rank >> np.uint32(shift)) & mask] += 1
+    bucket = (1 << width) - 1
+    while histogram[bucket] < left:
+        left -= histogram[bucket]
+        bucket -= 1
+    return np.uint32((np.int64(prefix) << width) | bucket), left
+
+
+@kernel
+def _keep_top(task, worker):  # type: ignore[no-untyped-def]
+    scores, marks, kept, not_numbers, memory, kv_heads, keys, budget = unpack(task + 8, 8)
+    mine = memory + 4 * worker * (keys + keys % 2 + 2 * BUCKETS)
+    ranks, histogram = carray(bits_at(mine), keys), carray(words_at(mine + 4 * (keys + keys % 2)), BUCKETS)
+    while True:
+        kv = fetch_add(task, 1)
+        if kv >= kv_heads:
+            return
+        bits = carray(bits_at(scores + 4 * kv * keys), keys)
+        protect = carray(bytes_at(marks + kv * keys if marks else mine), keys)
+        found = carray(words_at(kept + 8 * kv * budget), budget)
+        left = budget
+        for j in range(keys):
+            bit = bits[j]
+            if (bit & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+                fetch_add(not_numbers, 1)
+                break
+            if bit == np.uint32(0x80000000):  # minus zero equals zero
+                bit = np.uint32(0)
+            ranks[j] = ~bit if bit >> np.uint32(31) else bit | np.uint32(0x80000000)
+            if marks and protect[j]:
+                ranks[j] = 0  # below every number's rank: not chosen for its score
+                left -= 1
+        if carray(words_at(not_numbers), 1)[0]:
+            return
+        cut, equals = np.uint32(0xFFFFFFFF), 0
+        if left:
+            prefix, equals = _narrow(ranks, histogram, 21, 11, np.uint32(0), left)
+            prefix, equals = _narrow(ranks, histogram, 10, 11, prefix, equals)
+            cut, equals = _narrow(ranks, histogram, 0, 10, prefix, equals)
+        n = 0
+        for j in range(keys):
+            chosen = ranks[j] > cut
+            if ranks[j] == cut and equals and not (marks and protect[j]):
+                chosen = True
+                equals -= 1
+            if chosen or (marks and protect[j]):
+                found[n] = j
+                n += 1
