@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loaders.catalogue import pull
-
     from reference.caote import Caote
     from reference.fastforward import FastForward
     from reference.keydiff import KeyDiff
     from reference.policy import Policy
     from reference.quoka import Quoka
     from reference.scores import H2O, SnapKV, Tova
-    from thresher.generate import Generation, Stats
+    from thresher.generate import Batch, Generation, Stats
     from thresher.model import LanguageModel, load
     from thresher.state import State
+    from thresher.trace import load_trace, save_trace
 
 _HOMES = {
+    "Batch": "thresher.generate",
     "Caote": "reference.caote",
     "FastForward": "reference.fastforward",
     "Generation": "thresher.generate",
@@ -38,11 +39,14 @@ _HOMES = {
     "Stats": "thresher.generate",
     "Tova": "reference.scores",
     "load": "thresher.model",
+    "load_trace": "thresher.trace",
     "pull": "loaders.catalogue",
+    "save_trace": "thresher.trace",
 }
 
 __all__ = [
     "H2O",
+    "Batch",
     "Caote",
     "FastForward",
     "Generation",
@@ -55,7 +59,9 @@ __all__ = [
     "Stats",
     "Tova",
     "load",
+    "load_trace",
     "pull",
+    "save_trace",
 ]
 
 

@@ -6,9 +6,9 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
-from loaders.catalogue import find
 
 from loaders import load_checkpoint
+from loaders.catalogue import find
 from reference import LayerWeights
 
 

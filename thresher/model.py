@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
-from loaders.catalogue import find
-from loaders.fastforward import load_fastforward
 from tokenizers import Tokenizer
 
 import accel
 import reference
 from loaders import Checkpoint, load_checkpoint
+from loaders.catalogue import find
+from loaders.fastforward import load_fastforward
 from reference import CHUNK, Model, ModelConfig, Policy, Sampling
 from reference.checks import require
 from reference.state import check_tokens
@@ -30,15 +30,17 @@ def load(
     *,
     backend: str = "auto",
     dtype: str = "float32",
+    adapter: str | os.PathLike[str] | None = None,
 ) -> LanguageModel:
     """Load a pulled model by name, a Hugging Face directory, or a GGUF file.
 
     backend: "reference" (NumPy, the definition), "cpu", or "auto", the fastest that this machine offers.
     dtype: what weights and cache are stored in: float32, float64, float16 or bfloat16.
+    adapter: a directory with a LoRA or AdaLoRA adapter in PEFT's layout, merged into the weights.
     Raises FileNotFoundError for a model that is not there and ValueError for one that cannot be read, in one line.
     """
     module = accel.backend(backend)
-    return LanguageModel(load_checkpoint(find(os.fspath(model)), dtype=dtype), module)
+    return LanguageModel(load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter), module)
 
 
 class LanguageModel:
@@ -79,7 +81,7 @@ class LanguageModel:
             generation = self.checkpoint.generation
             bos = [generation.bos_id] if generation.add_bos and generation.bos_id is not None else []
             return bos + self.tokenizer.encode(prompt, add_special_tokens=False).ids
-        items = list(prompt)
+        items: list[Any] = list(prompt)
         if items and isinstance(items[0], Mapping):
             template = self.checkpoint.template
             if template is None:

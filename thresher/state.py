@@ -16,7 +16,7 @@ import numpy as np
 
 import reference
 from loaders.tensors import TensorFile
-from reference import Counts, LayerCache
+from reference import Counts, LayerCache, Trace
 from reference.checks import require
 from thresher.methods import policy_from, specs_of
 
@@ -37,10 +37,14 @@ class State(reference.State):
     def copy(self) -> Self:
         """An independent state: going on from one leaves the other as it was."""
         counts = Counts(*(getattr(self.counts, f.name).copy() for f in fields(Counts)))
-        return replace(self, cache=self.cache.copy(), counts=counts)
+        trace = self.trace and Trace(*(list(getattr(self.trace, f.name)) for f in fields(Trace)))
+        return replace(self, cache=self.cache.copy(), counts=counts, trace=trace)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a file. Whatever stood there stays until the new file is complete."""
+        """Write the state to a file; a trace has one of its own (`save_trace`).
+
+        Whatever stood there stays until the new file is complete.
+        """
         from safetensors.numpy import save_file
 
         arrays: dict[str, np.ndarray] = {}

@@ -107,8 +107,8 @@ def test_methods_lists_every_method() -> None:
     assert all("arXiv" in m["summary"] for m in listing), [m["summary"] for m in listing]
     assert listing[0]["parameters"]["n_queries"] == 16
     shown = thresher("methods").stdout
-    assert "--evict keydiff" in shown
-    assert "budget (required)" in shown
+    assert "--evict keydiff:budget,sinks=0,recent=0,anchor=normalised" in shown
+    assert "arXiv 2504.15364" in shown
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

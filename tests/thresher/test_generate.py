@@ -98,7 +98,7 @@ def test_a_batch_says_what_each_prompt_says_alone(llm: thresher.LanguageModel, l
 def test_stop_texts_end_the_answer_before_they_show(
     llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPatch, stop: list[str], shown: str
 ) -> None:
-    script = iter(llm.encode("naïve: one, two, three") + [257])
+    script = iter([*llm.encode("naïve: one, two, three"), 257])
     monkeypatch.setattr(thresher.generate.Sampling, "draw", lambda *_: next(script))
     answer = llm.generate(TEXT, stop=stop)
     pieces = list(answer)

@@ -98,3 +98,21 @@ def test_damaged_and_foreign_files_are_named(llm: thresher.LanguageModel, direct
         thresher.State.load(directory / "model.safetensors")
     with pytest.raises(FileNotFoundError, match="missing"):
         thresher.State.load(tmp_path / "missing")
+
+
+def test_a_trace_is_saved_apart_and_a_copy_writes_its_own(llm: thresher.LanguageModel, tmp_path: Path) -> None:
+    policy = thresher.Policy(select=thresher.Quoka(budget=8), evict=thresher.KeyDiff(budget=40))
+    state = llm.prefill(TEXT, policy, chunk=16, trace=True)
+    assert state.trace is not None
+    assert state.trace.evictions
+    copy = state.copy()
+    before = len(state.trace.reads)
+    list(llm.generate(copy, max_new_tokens=3))
+    assert len(state.trace.reads) == before < len(copy.trace.reads)
+    path = tmp_path / "trace.safetensors"
+    thresher.save_trace(state.trace, path)
+    np.testing.assert_equal(thresher.load_trace(path).to_arrays(), state.trace.to_arrays())
+    with pytest.raises(
+        ValueError, match=r"trace\.safetensors: got format 'thresher-trace-1', wanted a thresher-state-1"
+    ):
+        thresher.State.load(path)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import MISSING, fields
+from inspect import getdoc
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated
 
 import typer
@@ -16,7 +18,10 @@ def pull(
     model: Annotated[str, typer.Argument(metavar="NAME", help="A known model; without one, all are listed.")] = "",
     json: options.Json = False,
 ) -> None:
-    """Fetch a known model, once; an interrupted fetch goes on where it stopped."""
+    """Fetch a known model, once; list them without a name.
+
+    An interrupted fetch goes on where it stopped.
+    """
     from loaders import catalogue
 
     if not model:
@@ -36,60 +41,55 @@ def pull(
 def _list_models(json: bool) -> None:
     from loaders import catalogue
 
-    rows = [
-        {"name": e.name, "pulled": catalogue.is_pulled(e.name), "bytes": e.download_bytes, "licence": e.licence}
-        for e in catalogue.models()
-    ]
+    entries = [(entry, catalogue.is_pulled(entry.name)) for entry in catalogue.models()]
     if json:
-        show.emit_json(rows)
+        show.emit_json(
+            [{"name": e.name, "pulled": here, "bytes": e.download_bytes, "licence": e.licence} for e, here in entries]
+        )
     else:
         show.table(
             [
-                (row["name"], f"{'pulled' if row['pulled'] else show.size(row['bytes'])}, {row['licence']}")
-                for row in rows
+                (e.name, f"{'pulled' if here else show.size(e.download_bytes)}, licence: {e.licence}")
+                for e, here in entries
             ]
         )
 
 
 def info(model: options.ModelName, dtype: options.Dtype = "float32", json: options.Json = False) -> None:
-    """Show what a model is: family, shapes, parameters, bytes per part, cache bytes per token, positions."""
+    """Show a model's shape, parameters and bytes."""
     from thresher.info import describe
 
     facts = describe(model, dtype)
     if json:
         show.emit_json(facts)
         return
-    rows = [
-        (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
-        for name, value in facts.items()
-        if name != "bytes"
-    ]
+    rows = [(name.replace("_", " "), show.word(value)) for name, value in facts.items() if name != "bytes"]
     show.table(rows + [(f"bytes of {part}", show.size(count)) for part, count in facts["bytes"].items()])
 
 
 def methods(json: options.Json = False) -> None:
-    """List every method with its parameters, defaults and source."""
+    """List every method, its parameters and source."""
     from thresher.methods import METHODS
 
-    listing = [
-        {
-            "part": part,
-            "name": name,
-            "summary": " ".join((cls.__doc__ or "").split("\n\n")[0].split()),
-            "parameters": {f.name: None if f.default is MISSING else f.default for f in fields(cls)},
-            "required": [f.name for f in fields(cls) if f.default is MISSING],
-        }
-        for part, known in METHODS.items()
-        for name, cls in known.items()
-    ]
+    known = [(part, name, cls, fields(cls)) for part, classes in METHODS.items() for name, cls in classes.items()]
     if json:
-        show.emit_json(listing)
+        show.emit_json(
+            [
+                {
+                    "part": part,
+                    "name": name,
+                    "summary": " ".join((cls.__doc__ or "").split("\n\n")[0].split()),
+                    "required": [f.name for f in parameters if f.default is MISSING],
+                    "parameters": {f.name: None if f.default is MISSING else f.default for f in parameters},
+                }
+                for part, name, cls, parameters in known
+            ]
+        )
         return
-    for method in listing:
-        print(f"--{method['part']} {method['name']}\n    {method['summary']}")
-        for name, default in method["parameters"].items():
-            print(f"    {name}" + (" (required)" if name in method["required"] else f" = {default}"))
-        print()
+    for part, name, cls, parameters in known:
+        shown = [f.name if f.default is MISSING else f"{f.name}={show.word(f.default)}" for f in parameters]
+        print(f"--{part} {name}:{','.join(shown)}\n")
+        print(indent(getdoc(cls) or "", "    ") + "\n")
 
 
 def convert(

@@ -21,6 +21,13 @@ def table(rows: list[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+def word(value: Any) -> str:
+    """A value as the command line spells it, whole numbers with separators."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def size(count: float) -> str:
     """Bytes in the largest binary unit that keeps the number above 1."""
     for unit in ("B", "KiB", "MiB"):

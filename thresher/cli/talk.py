@@ -38,6 +38,7 @@ def generate(
     chunk: options.Chunk = 128,
     backend: options.Backend = "auto",
     dtype: options.Dtype = "float32",
+    adapter: options.Adapter = None,
     json: options.Json = False,
 ) -> None:
     """Answer one prompt, streaming."""
@@ -45,7 +46,7 @@ def generate(
     if not text:
         raise ValueError("prompt: got nothing, wanted --prompt TEXT, --file PATH, or both")
     policy = options.policy(select, evict, ffn)
-    llm = _load(model, backend, dtype)
+    llm = _load(model, backend, dtype, adapter)
     templated = not raw and llm.checkpoint.template is not None
     ids = llm.encode(_messages(text, system) if templated else text)
     with show.token_progress(len(ids)) as progress:
@@ -87,12 +88,14 @@ def chat(
     ffn: options.Ffn = "",
     backend: options.Backend = "auto",
     dtype: options.Dtype = "float32",
+    adapter: options.Adapter = None,
 ) -> None:
     """Talk with a model; an empty line or Ctrl-D ends. Only what is new is read at each turn."""
     policy = options.policy(select, evict, ffn)
-    llm = _load(model, backend, dtype)
+    llm = _load(model, backend, dtype, adapter)
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-    state, held = llm.new_state(policy), []  # held: the ids that the state has read or will read next
+    state = llm.new_state(policy)
+    held: list[int] = []  # the ids that the state has read or will read next
     while question := _ask():
         messages.append({"role": "user", "content": question})
         ids = llm.encode(messages)
@@ -120,13 +123,13 @@ def demo(
     evict: options.Evict = "",
     ffn: options.Ffn = "",
 ) -> None:
-    """Pull SmolLM2-135M-Instruct, hide a fact in a long text, and ask for it."""
+    """Hide a fact in a long text and ask a real model for it."""
     from thresher.cli.catalogue import pull
     from thresher.demo import FACT, MODEL, QUESTION, document
 
     policy = options.policy(select, evict, ffn)
     pull(MODEL)
-    llm = _load(MODEL, backend, "float32")
+    llm = _load(MODEL, backend)
     ids = llm.encode(_messages(f"{document()}\n\n{QUESTION}", None))
     print(f"The Tempest, Act 1, with one sentence added: {FACT}")
     print(f"Reading {len(ids):,} tokens, then asking: {QUESTION}\n", flush=True)
@@ -136,10 +139,10 @@ def demo(
     print("\n" + _summary(answer))
 
 
-def _load(model: str, backend: str, dtype: str) -> LanguageModel:
+def _load(model: str, backend: str, dtype: str = "float32", adapter: str | None = None) -> LanguageModel:
     from thresher.model import load
 
-    return load(model, backend=backend, dtype=dtype)
+    return load(model, backend=backend, dtype=dtype, adapter=adapter)
 
 
 def _read(file: Path) -> str:
