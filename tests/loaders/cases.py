@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 PROMPT, NEW = 80, 64  # tokens read, tokens then generated greedily
+ROWS = np.arange(7, PROMPT, 24)  # of the prompt's tokens, those whose logits are recorded, the last among them
 TRAINED = 48  # positions that scaled rotations were trained on
 
 SIZE = {"hidden_size": 24, "intermediate_size": 40, "vocab_size": 61, "max_position_embeddings": 256}
@@ -121,3 +124,13 @@ def all_cases() -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 CASES = all_cases()
+
+
+def prompt(config: dict[str, Any]) -> np.ndarray:
+    """A case's prompt, (PROMPT,)."""
+    return np.random.default_rng(7).integers(0, config.get("text_config", config)["vocab_size"], PROMPT)
+
+
+def norm_offset(family: str) -> float:
+    """What the family adds to the weight of a norm when it uses it."""
+    return 1.0 if family.startswith("gemma3") else 0.0

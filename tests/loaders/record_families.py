@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.loaders.cases import CASES, NEW, PROMPT
+from tests.loaders.cases import CASES, NEW, ROWS, norm_offset, prompt
 from tests.loaders.files import draw, write_checkpoint
 
 RECORDED = Path(__file__).with_name("families.npz")
-ROWS = np.arange(7, PROMPT, 24)  # of the logits that are recorded, the prompt's last among them
 
 
 def build(family: str, config: dict[str, Any], directory: Path) -> tuple[Any, dict[str, list[int]]]:
@@ -49,14 +48,23 @@ def saved_shapes(directory: Path) -> dict[str, list[int]]:
 
 def draw_all(family: str, shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
     """Every tensor of a case."""
-    offset = 1.0 if family.startswith("gemma3") else 0.0
-    return {name: draw(name, tuple(shape), norm_offset=offset) for name, shape in shapes.items()}
+    return {name: draw(name, tuple(shape), norm_offset=norm_offset(family)) for name, shape in shapes.items()}
 
 
-def prompt(config: dict[str, Any]) -> np.ndarray:
-    """The case's prompt, (PROMPT,)."""
-    vocab_size = config.get("text_config", config)["vocab_size"]
-    return np.random.default_rng(7).integers(0, vocab_size, PROMPT)
+@torch.no_grad()
+def random_model(family: str, config: dict[str, Any], seed: int) -> Any:
+    """A model whose parameters are drawn from their names and `seed`."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **config)).eval()
+    for name, parameter in model.named_parameters():
+        values = draw(name, tuple(parameter.shape), seed=seed, norm_offset=norm_offset(family))
+        parameter.copy_(torch.from_numpy(values))
+    return model
+
+
+@torch.no_grad()
+def logits(model: Any, ids: np.ndarray) -> np.ndarray:
+    """Logits (T, V) after every token, read in one pass."""
+    return model(torch.from_numpy(ids)[None]).logits[0].numpy()
 
 
 @torch.no_grad()

@@ -13,11 +13,10 @@ import reference
 from loaders import load_checkpoint
 from loaders.families import FAMILIES, family_of
 from reference import Model, ModelConfig, Rope
-from tests.loaders.cases import CASES, NEW, PROMPT, SCALINGS, SHAPES, shape
+from tests.loaders.cases import CASES, NEW, PROMPT, ROWS, SCALINGS, SHAPES, norm_offset, prompt, shape
 from tests.loaders.files import LLAMA, draw, llama_tensors, write_checkpoint
 
 RECORDED = np.load(Path(__file__).with_name("families.npz"))
-ROWS = np.arange(7, PROMPT, 24)  # of the recorded logits
 CHUNK = 32  # so that chunks end inside the prompt and inside windows
 
 
@@ -34,10 +33,6 @@ def run(directory: Path, ids: np.ndarray) -> tuple[np.ndarray, list[int]]:
     return logits, greedy
 
 
-def prompt(config: dict[str, Any]) -> np.ndarray:
-    return np.random.default_rng(7).integers(0, config.get("text_config", config)["vocab_size"], PROMPT)
-
-
 def parse(config: dict[str, Any]) -> ModelConfig:
     family = family_of(config["model_type"], "config.json")
     return family.model_config(family.settings(config, "config.json"))
@@ -46,7 +41,7 @@ def parse(config: dict[str, Any]) -> ModelConfig:
 @pytest.mark.parametrize("case", CASES)
 def test_equals_recorded(case: str, tmp_path: Path) -> None:
     config, shapes = (json.loads(str(RECORDED[f"{case}/{part}"])) for part in ("config", "shapes"))
-    offset = 1.0 if config["model_type"].startswith("gemma3") else 0.0
+    offset = norm_offset(config["model_type"])
     tensors = {name: draw(name, tuple(shape), norm_offset=offset) for name, shape in shapes.items()}
     logits, greedy = run(write_checkpoint(tmp_path, config, tensors), prompt(config))
     wanted = RECORDED[f"{case}/logits"]
