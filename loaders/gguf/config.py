@@ -32,7 +32,7 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
     """The config.json of the model in a GGUF file. Raises ValueError naming the key that is missing or wrong."""
     require(EMBEDDING in file.entries, f"{file.path}: tensor {EMBEDDING!r}: got no such tensor, wanted it here")
     heads, width = metadata.whole(f"{arch}.attention.head_count"), metadata.whole(f"{arch}.embedding_length")
-    head_dim = metadata.get(f"{arch}.attention.key_length", width // heads)
+    head_dim = _whole(metadata, f"{arch}.attention.key_length", width // heads)
     rotated = metadata.get(f"{arch}.rope.dimension_count", head_dim)
     metadata.require(f"{arch}.rope.dimension_count", rotated == head_dim, f"head_dim = {head_dim}, no partial rotation")
     metadata.require(f"{arch}.expert_count", not metadata.get(f"{arch}.expert_count"), "no mixture of experts")
@@ -43,7 +43,7 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
         "intermediate_size": metadata.whole(f"{arch}.feed_forward_length"),
         "num_hidden_layers": metadata.whole(f"{arch}.block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": metadata.get(f"{arch}.attention.head_count_kv", heads),
+        "num_key_value_heads": _whole(metadata, f"{arch}.attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": metadata.whole(f"{arch}.context_length"),
         "rms_norm_eps": _decimal(metadata.number(f"{arch}.attention.layer_norm_rms_epsilon")),
@@ -56,6 +56,11 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
     if ROPE_FACTORS in file.entries:
         config["rope_scaling"] = _llama3(config["rope_theta"], head_dim, file)
     return config | (_gemma3(config, metadata) if arch == "gemma3" else {"hidden_act": "silu"})
+
+
+def _whole(metadata: Settings, key: str, default: int) -> int:
+    """A whole number that may be left out."""
+    return metadata.whole(key) if metadata.get(key) is not None else default
 
 
 def _rope_scaling(arch: str, metadata: Settings) -> dict[str, Any] | None:

@@ -52,15 +52,10 @@ class GGUF:
         self.path = path
         self._file = GGUFFile(path)
         self._metadata = Settings(self._file.metadata, str(path))
+        self._metadata.choice("general.architecture", MODEL_TYPES)
         self._arch = self._metadata.get("general.architecture")
-        require(
-            self._arch in MODEL_TYPES,
-            f"{path}: general.architecture: got {self._arch!r}, wanted one of {', '.join(MODEL_TYPES)}",
-        )
-        require(
-            self._metadata.get("split.count", 1) <= 1,
-            f"{path}: split.count: got one of several parts, wanted a whole file (llama-gguf-split --merge joins them)",
-        )
+        whole_file = self._metadata.get("split.count", 1) in (0, 1)
+        self._metadata.require("split.count", whole_file, "one whole file: llama-gguf-split --merge joins the parts")
         self._stored = {self._hugging_face_name(name): name for name in self._file.entries if name != ROPE_FACTORS}
         self.config = hugging_face_config(self._arch, self._metadata, self._file)
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 from typing import Any
 
 from loaders.settings import Settings
+from reference.checks import require
 
 KEY = "tokenizer.ggml"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>")
+END_NAMES = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>")
+ENDS = frozenset((name, CONTROL) for name in END_NAMES)
 
 Json = dict[str, Any]
 
 
 def tokenizer_config(metadata: Settings) -> Json | None:
     """The content of tokenizer_config.json: special tokens by name and the chat template."""
-    if metadata.get(f"{KEY}.tokens") is None:
+    tokens, _ = vocabulary(metadata)
+    if not tokens:
         return None
-    tokens = metadata.get(f"{KEY}.tokens")
     config: Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": adds_bos(metadata),
@@ -33,7 +35,8 @@ def tokenizer_config(metadata: Settings) -> Json | None:
             config[f"{name}_token"] = tokens[special]
     template = metadata.get("tokenizer.chat_template")
     named = {
-        name: metadata.get(f"tokenizer.chat_template.{name}") for name in metadata.get("tokenizer.chat_templates", [])
+        name: metadata.get(f"tokenizer.chat_template.{name}")
+        for name in listed(metadata, "tokenizer.chat_templates", str)
     }
     if named:
         every = {"default": template} | named
@@ -45,10 +48,9 @@ def tokenizer_config(metadata: Settings) -> Json | None:
 
 def special_ids(metadata: Settings) -> Json:
     """The content of generation_config.json: bos_token_id, pad_token_id, and as eos_token_id every token that ends an
-    answer, which are the file's end of text, end of turn and end of message and the control tokens in ENDS."""
+    answer, which are the file's end of text, end of turn and end of message and the control tokens called like one."""
     ends = [token_id(metadata, key) for key in ("eos", "eot", "eom")]
-    tokens, types = metadata.get(f"{KEY}.tokens", []), metadata.get(f"{KEY}.token_type", [])
-    ends += [i for i, kind in enumerate(types) if kind == CONTROL and tokens[i] in ENDS]
+    ends += [i for i, word in enumerate(zip(*vocabulary(metadata), strict=True)) if word in ENDS]
     found: Json = {
         "bos_token_id": token_id(metadata, "bos"),
         "eos_token_id": list(dict.fromkeys(i for i in ends if i is not None)) or None,
@@ -57,10 +59,32 @@ def special_ids(metadata: Settings) -> Json:
     return {key: value for key, value in found.items() if value is not None}
 
 
+def vocabulary(metadata: Settings) -> tuple[list[str], list[int]]:
+    """Tokens and their types, without the unused ones at the end, which only pad the embedding."""
+    tokens = listed(metadata, f"{KEY}.tokens", str)
+    types = listed(metadata, f"{KEY}.token_type", int) or [NORMAL] * len(tokens)
+    require(
+        len(types) == len(tokens),
+        f"{metadata.where}: {KEY}.token_type: got {len(types)} entries, wanted one for each of {len(tokens)} tokens",
+    )
+    used = len(types)
+    while used and types[used - 1] == UNUSED:
+        used -= 1
+    return tokens[:used], types[:used]
+
+
+def listed(metadata: Settings, key: str, kind: type) -> list[Any]:
+    """An array of one kind of value, empty where it is left out."""
+    value = metadata.get(key, [])
+    good = isinstance(value, list) and all(isinstance(item, kind) for item in value)
+    require(good, f"{metadata.where}: {key}: got something else, wanted an array of {kind.__name__}")
+    return value
+
+
 def token_id(metadata: Settings, name: str) -> int | None:
     """The id of a special token, checked against the vocabulary."""
     key = f"{KEY}.{name}_token_id"
-    value, count = metadata.get(key), len(metadata.get(f"{KEY}.tokens", []))
+    value, count = metadata.get(key), len(vocabulary(metadata)[0])
     metadata.require(key, value is None or (type(value) is int and 0 <= value < count), f"an id below {count}")
     return value
 

@@ -13,7 +13,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from loaders.gguf.special import BYTE, CONTROL, KEY, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, adds_bos, token_id
+from loaders.gguf.special import (
+    BYTE,
+    CONTROL,
+    KEY,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    adds_bos,
+    listed,
+    token_id,
+    vocabulary,
+)
 from loaders.settings import Settings
 from reference.checks import require
 
@@ -25,10 +36,10 @@ Json = dict[str, Any]
 def tokenizer_json(metadata: Settings) -> Json | None:
     """The content of tokenizer.json, or None where the file has no vocabulary. ValueError for a kind not read here."""
     kind = metadata.get(f"{KEY}.model")
-    if metadata.get(f"{KEY}.tokens") is None:
+    tokens, types = vocabulary(metadata)
+    if not tokens:
         return None
     metadata.require(f"{KEY}.model", kind in ("gpt2", "llama"), "gpt2 or llama")
-    tokens, types = _vocabulary(metadata)
     parts = _byte_level(metadata, tokens) if kind == "gpt2" else _sentencepiece(metadata, tokens, types)
     added = [
         {
@@ -45,18 +56,6 @@ def tokenizer_json(metadata: Settings) -> Json | None:
         if token_kind in (CONTROL, USER_DEFINED) or (token_kind == UNKNOWN and kind == "llama")
     ]
     return {"version": "1.0", "added_tokens": added, "post_processor": _post_processor(metadata, tokens), **parts}
-
-
-def _vocabulary(metadata: Settings) -> tuple[list[str], list[int]]:
-    """Tokens and their types, without the unused ones at the end, which only pad the embedding."""
-    tokens = metadata.get(f"{KEY}.tokens")
-    types = metadata.get(f"{KEY}.token_type", [NORMAL] * len(tokens))
-    require(
-        len(types) == len(tokens),
-        f"{metadata.where}: {KEY}.token_type: got {len(types)} entries, wanted one for each of {len(tokens)} tokens",
-    )
-    used = max((i for i, kind in enumerate(types) if kind != UNUSED), default=-1) + 1
-    return tokens[:used], types[:used]
 
 
 def _adds_prefix(metadata: Settings) -> bool:
@@ -110,7 +109,7 @@ PRE_TOKENIZERS = {
 
 def _byte_level(metadata: Settings, tokens: list[str]) -> Json:
     """Normalizer, pre-tokenizer, model and decoder of a "gpt2" vocabulary."""
-    pre, merges = metadata.get(f"{KEY}.pre", "gpt-2"), metadata.get(f"{KEY}.merges", [])
+    pre, merges = metadata.get(f"{KEY}.pre", "gpt-2"), listed(metadata, f"{KEY}.merges", str)
     metadata.require(f"{KEY}.pre", pre in PRE_TOKENIZERS, f"one of {', '.join(PRE_TOKENIZERS)}")
     pairs = []
     for merge in merges:
@@ -130,7 +129,7 @@ def _byte_level(metadata: Settings, tokens: list[str]) -> Json:
 
 def _sentencepiece(metadata: Settings, tokens: list[str], types: list[int]) -> Json:
     """Normalizer, pre-tokenizer, model and decoder of a "llama" vocabulary."""
-    scores = metadata.get(f"{KEY}.scores", [])
+    scores = listed(metadata, f"{KEY}.scores", float)
     require(
         len(scores) >= len(tokens),
         f"{metadata.where}: {KEY}.scores: got {len(scores)} entries, wanted one for each of {len(tokens)} tokens",
@@ -138,11 +137,10 @@ def _sentencepiece(metadata: Settings, tokens: list[str], types: list[int]) -> J
     prefix, unknown = _adds_prefix(metadata), token_id(metadata, "unknown")
     to_block = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     to_space = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    prepend = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
     return {
-        "normalizer": _sequence({"type": "Prepend", "prepend": SPACE}, to_block, of="normalizers")
-        if prefix
-        else to_block,
+        "normalizer": _sequence(*prepend, to_block, of="normalizers"),
         "pre_tokenizer": None,
         "model": _model(
             tokens,
@@ -151,9 +149,7 @@ def _sentencepiece(metadata: Settings, tokens: list[str], types: list[int]) -> J
             fuse_unk=True,
             byte_fallback=BYTE in types,
         ),
-        "decoder": _sequence(
-            to_space, {"type": "ByteFallback"}, {"type": "Fuse"}, *([strip] if prefix else []), of="decoders"
-        ),
+        "decoder": _sequence(to_space, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip, of="decoders"),
     }
 
 
