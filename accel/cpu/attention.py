@@ -78,7 +78,10 @@ def attention(
 
 
 class Plan:
-    """One call's arguments, checked and as kernels take them."""
+    """One call's arguments, checked and as kernels take them.
+
+    With `columns` (KV, R), ascending, only those columns of k and v are read: gathered tile by tile, never copied whole.
+    """
 
     def __init__(
         self,
@@ -100,6 +103,9 @@ class Plan:
         self.q, self.k = readable(q), readable(k)
         self.heads, self.kv, self.tokens, self.keys = sizes["H"], sizes["KV"], sizes["T"], sizes["S"]
         self.dim, self.group = sizes["D"], sizes["H"] // sizes["KV"]
+        if columns is not None:
+            self.keys, k_positions = columns.shape[1], np.take_along_axis(k_positions, columns, axis=1)
+        self.columns = columns
         self.scale = float(scale) * LOG2E
         self.bounds = bounds(q_positions, k_positions, window)  # (KV, T, 2)
 
@@ -119,7 +125,7 @@ class Plan:
         with_v = rows(v) if v is not None else (0, 0, 0, 0)
         memory = scratch.take(size * THREADS)
         _attend(
-            *rows(self.q), *rows(self.k), *with_v, address(self.bounds), address(partial), address(stats),
+            *rows(self.q), *rows(self.k), *with_v, 0 if self.columns is None else address(self.columns), address(self.bounds), address(partial), address(stats),
             address(memory), size, self.heads, self.kv, self.tokens, self.keys, self.dim, block, blocks, parts, span,
             self.scale,
         )  # fmt: skip
@@ -255,9 +261,9 @@ def add_values(scores, rows, values, values_row, count, dim, out, factors):  # t
 @kernel
 def _attend(task, worker):  # type: ignore[no-untyped-def]
     (
-        q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, seen, partial, stats,
+        q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, chosen, seen, partial, stats,
         memory, size, heads, kv_heads, tokens, keys, dim, block, blocks, parts, span, scale,
-    ) = unpack(task + 8, 27)  # fmt: skip
+    ) = unpack(task + 8, 28)  # fmt: skip
     group, wide_dim = heads // kv_heads, padded(dim, LANES)
     limits = carray(words_at(seen), (kv_heads, tokens, 2))
     summary = carray(floats_at(stats), (parts, heads, tokens, 2))
@@ -274,7 +280,8 @@ def _attend(task, worker):  # type: ignore[no-untyped-def]
     factors = carray(floats_at(state), most)
     peaks = carray(floats_at(state + 4 * most), most)
     sums = carray(floats_at(state + 8 * most), most)
-    copied = v_kind != F32 or dim != wide_dim
+    columns = carray(words_at(chosen or seen), (kv_heads, keys))
+    copied = chosen or v_kind != F32 or dim != wide_dim
     while True:
         item = fetch_add(task, 1)
         if item >= kv_heads * blocks * parts:
@@ -295,7 +302,8 @@ def _attend(task, worker):  # type: ignore[no-untyped-def]
             count = min(KEYS, end - start)
             stand = carray(words_at(lines), KEYS)
             for i in range(count):
-                stand[i] = k + kv * k_head + (start + i) * k_row
+                column = columns[kv, start + i] if chosen else start + i
+                stand[i] = k + kv * k_head + column * k_row
             pack_keys(lines, k_kind, count, dim, wide, panels)
             score_block(queries, rows, dim, panels, count, scores)
             for r in range(rows):
@@ -312,7 +320,8 @@ def _attend(task, worker):  # type: ignore[no-untyped-def]
                 at, step = v + kv * v_head + start * v_row, v_row
                 if copied:
                     for i in range(count):
-                        widen(at + i * v_row, v_kind, dim, values + 4 * i * wide_dim, 1.0)
+                        column = columns[kv, start + i] - start if chosen else i
+                        widen(at + column * v_row, v_kind, dim, values + 4 * i * wide_dim, 1.0)
                     at, step = values, 4 * wide_dim
                 add_values(scores, rows, at, step, count, dim, out, state)
         for r in range(here * group):

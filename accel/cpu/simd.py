@@ -244,20 +244,20 @@ for _symbol, _emit in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator
     _operator(_symbol, _emit)
 
 
-def _tile(columns: int, scaled: bool) -> Any:
-    """A tile of ROWS rows and columns·LANES columns: C = A·B, or with `scaled` C = diag(scale)·C + A·B.
+def _tile(columns: int, scaled: bool, height: int = ROWS) -> Any:
+    """A tile of `height` rows and columns·LANES columns: C = A·B, or with `scaled` C = diag(scale)·C + A·B.
 
     Arguments are addresses, the bytes from row to row, and the depth (at least 1). A is read along its rows, one number
     broadcast at a time; B row by row; the sums never leave their registers until the end.
     """
 
     def build(b, a, a_row, other, other_row, c, c_row, depth, scale):  # type: ignore[no-untyped-def]
-        rows = [b.add(a, b.mul(a_row, ir.Constant(_i64, r))) for r in range(ROWS)]
+        rows = [b.add(a, b.mul(a_row, ir.Constant(_i64, r))) for r in range(height)]
         before, loop, done = b.block, b.append_basic_block("depth"), b.append_basic_block("done")
         b.branch(loop)
         b.position_at_end(loop)
         step, line = b.phi(_i64), b.phi(_i64)  # how deep, and the address of that row of B
-        sums = [[b.phi(_vector) for _ in range(columns)] for _ in range(ROWS)]
+        sums = [[b.phi(_vector) for _ in range(columns)] for _ in range(height)]
         across = [b.load(_at(b, line, _vector, 4 * LANES * j), align=4) for j in range(columns)]
         grown = []
         for row, line_sums in zip(rows, sums, strict=True):
@@ -273,7 +273,7 @@ def _tile(columns: int, scaled: bool) -> Any:
             phi.add_incoming(again, loop)
         b.cbranch(b.icmp_signed("<", following, depth), loop, done)
         b.position_at_end(done)
-        for r in range(ROWS):
+        for r in range(height):
             row = b.add(c, b.mul(c_row, ir.Constant(_i64, r)))
             factor = _spread(b, b.load(_at(b, scale, _f32, 4 * r), align=4), _vector) if scaled else None
             for j, value in enumerate(grown[r]):
@@ -287,6 +287,10 @@ _set = [_tile(columns, scaled=False) for columns in range(1, VECTORS + 1)]
 _add = [_tile(columns, scaled=True) for columns in range(1, VECTORS + 1)]
 _set_1, _set_2, _set_3, _set_4 = (_set + _set)[:4]  # the last two are never called where a tile has two vectors
 _add_1, _add_2, _add_3, _add_4 = (_add + _add)[:4]
+
+
+TALL = 4 * VECTORS  # rows of the tile that is one vector wide: enough sums in flight to hide the latency
+set_tall = _tile(1, scaled=False, height=TALL)
 
 
 @njit

@@ -1,0 +1,253 @@
+"""QUOKA: scoring, choosing and attending, each fused with the reading that it needs.
+
+How it tiles. The slots q̄ are few, so a key's scores are one row of vectors: keys are the tile's rows and slots its
+columns. Blocks of 48 keys are copied to the first-level cache, where their squares are summed on the way, multiplied
+with the slots, and reduced to the best slot over the key's length: one pass over the keys, whose reading is the limit.
+Attention then gathers the chosen columns tile by tile while it transposes them. A key whose squares would overflow or
+vanish is first divided by its largest entry, as in `reference.unit`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit
+
+from accel.cpu.attention import Plan, merge, padded, widen
+from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.simd import (
+    LANES,
+    PANEL,
+    ROWS,
+    TALL,
+    VECTORS,
+    fetch_add,
+    floats_at,
+    fma,
+    highest,
+    larger,
+    load,
+    set_tall,
+    set_tile,
+    splat,
+    store,
+    total,
+    unpack,
+    words_at,
+)
+from accel.cpu.topk import keep_top
+from accel.cpu.views import address, readable, rows, scratch
+from reference.checks import match, require, whole
+from reference.eviction import protected_columns
+from reference.quoka import with_chunk
+
+BLOCK = 48  # keys per block: whole tiles of every shape (6 or 4 rows, 16 or 8), within the first-level cache
+LARGE, SMALL = 1e30, 1e-30  # squared lengths between these are exact enough in float32
+
+
+def select_queries(q: np.ndarray, n_queries: int) -> np.ndarray:
+    """Step 1, the indices of the N least usual queries of each head: q (H, T, D) -> (H, min(N, T)) int64.
+
+    Least similar to the mean first, ties to the lower index; all T in order where T ≤ N.
+    """
+    sizes = match(q=(q, "H T D"))
+    return _slots(q, sizes["H"], whole("n_queries", n_queries))[0]
+
+
+def key_scores(q: np.ndarray, k: np.ndarray, n_queries: int) -> np.ndarray:
+    """Steps 1 to 4, s = max over slots of (mean over the group of q̂) · k̂: q (H, T, D), k (KV, S, D) -> (KV, S).
+
+    Higher = keep; float32.
+    """
+    sizes = match(q=(q, "H T D"), k=(k, "KV S D"))
+    kv_heads, keys, dim = sizes["KV"], sizes["S"], sizes["D"]
+    slots = _slots(q, kv_heads, whole("n_queries", n_queries))[1]  # (KV, D, N padded)
+    k = readable(k)
+    scores = np.empty((kv_heads, keys), np.float32)
+    span = -(-keys // (-(-8 * THREADS // kv_heads) * BLOCK)) * BLOCK  # keys per item
+    size = BLOCK * (padded.py_func(dim, LANES) + slots.shape[2] + 1)
+    memory = scratch.take(size * THREADS)
+    _score(
+        address(slots), slots.shape[2], *rows(k), address(scores), address(memory), size, kv_heads, keys, dim, max(span, 1)
+    )
+    scratch.give(memory)
+    return scores
+
+
+def select_keys(
+    q: np.ndarray, k: np.ndarray, budget: int, n_queries: int, *, protect: np.ndarray | None = None
+) -> np.ndarray:
+    """Steps 1 to 5: q (H, T, D), past keys k (KV, S, D) -> (KV, min(B, S)) int64 columns of k, ascending."""
+    return keep_top(key_scores(q, k, n_queries), budget, protect=protect)
+
+
+def quoka_attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    q_positions: np.ndarray,
+    k_positions: np.ndarray,
+    past: int,
+    *,
+    budget: int,
+    n_queries: int,
+    scale: float | None = None,
+    sinks: int = 0,
+    recent: int = 0,
+) -> np.ndarray:
+    """Attention over the `budget` best of the first `past` columns and all later ones, shapes as in `attention`."""
+    sizes = match(q=(q, "H T D"), k=(k, "KV S D"), v=(v, "KV S D"), k_positions=(k_positions, "KV S"))
+    require(whole("past", past, 0) <= sizes["S"], f"past: got {past}, wanted at most the {sizes['S']} keys")
+    columns = None
+    if past > whole("budget", budget):
+        protect = protected_columns(k_positions[:, :past], sinks, recent)
+        columns = with_chunk(select_keys(q, k[:, :past], budget, n_queries, protect=protect), past, sizes["S"])
+    plan = Plan(q, k, q_positions, k_positions, scale, None, columns)
+    return merge(*plan.attend(readable(v)))
+
+
+def _slots(q: np.ndarray, kv_heads: int, n_queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """The chosen queries (H, N) of every head, and their unit vectors averaged over each of `kv_heads` groups slot by
+    slot, transposed: (KV, D, N padded to whole vectors with copies of slot 0)."""
+    heads, tokens, dim = q.shape
+    require(tokens > 0, f"q: got shape {q.shape}, wanted at least one query")
+    q = readable(q)
+    n = min(n_queries, tokens)
+    chosen = np.empty((heads, n), np.int64)
+    wide = padded.py_func(n, LANES)
+    wide_dim = padded.py_func(dim, LANES)
+    slots = np.empty((kv_heads, dim, wide), np.float32)
+    size = tokens * (wide_dim + 2) + (n + 2) * wide_dim
+    memory = scratch.take(size * THREADS)
+    _choose(*rows(q), address(chosen), address(slots), address(memory), size, heads, kv_heads, tokens, dim, n)
+    scratch.give(memory)
+    return chosen, slots
+
+
+@njit
+def unit_rate(source, kind, dim, out):  # type: ignore[no-untyped-def]
+    """Widen a row to `out`, divided by its largest entry if its squares would leave float32; returns 1/‖out‖, or 0."""
+    wide_dim = padded(dim, LANES)
+    widen(source, kind, dim, out, 1.0)
+    squares = splat(np.float32(0.0))
+    for i in range(0, wide_dim, LANES):
+        x = load(out + 4 * i)
+        squares = fma(x, x, squares)
+    square = total(squares)
+    if SMALL < square < LARGE:
+        return np.float32(1.0) / np.sqrt(square)
+    row = carray(floats_at(out), dim)
+    peak = np.float32(0.0)
+    for i in range(dim):
+        if not abs(row[i]) <= peak:  # also NaN, which must reach the score
+            peak = abs(row[i])
+    if peak == 0.0:
+        return np.float32(0.0)
+    exact = 0.0
+    for i in range(dim):
+        row[i] = np.float64(row[i]) / np.float64(peak)
+        exact += np.float64(row[i]) * np.float64(row[i])
+    return np.float32(1.0 / np.sqrt(exact))
+
+
+@njit
+def product(x, y, dim):  # type: ignore[no-untyped-def]
+    """Dot product of two widened rows."""
+    sums = splat(np.float32(0.0))
+    for i in range(0, dim, LANES):
+        sums = fma(load(x + 4 * i), load(y + 4 * i), sums)
+    return total(sums)
+
+
+@kernel
+def _choose(task, worker):  # type: ignore[no-untyped-def]
+    (q, q_head, q_row, q_kind, picked, slots, memory, size, heads, kv_heads, tokens, dim, n) = unpack(task + 8, 13)
+    group, wide_dim, wide = heads // kv_heads, padded(dim, LANES), padded(n, LANES)
+    chosen, averages = carray(words_at(picked), (heads, n)), carray(floats_at(slots), (kv_heads, dim, wide))
+    mine = memory + 4 * size * worker
+    rates = carray(floats_at(mine + 4 * tokens * wide_dim), tokens)
+    cosines = carray(floats_at(mine + 4 * tokens * (wide_dim + 1)), tokens)
+    mean = mine + 4 * tokens * (wide_dim + 2)
+    joined = carray(floats_at(mean + 8 * wide_dim), (n, wide_dim))
+    while True:
+        kv = fetch_add(task, 1)
+        if kv >= kv_heads:
+            return
+        joined[:] = 0.0
+        for head in range(kv * group, kv * group + group):
+            if tokens > n:
+                _mean_direction(q + head * q_head, q_row, q_kind, tokens, dim, mean)
+            for t in range(tokens):
+                row = mine + 4 * t * wide_dim
+                rates[t] = unit_rate(q + head * q_head + t * q_row, q_kind, dim, row)
+                if tokens > n:
+                    cosines[t] = product(row, mean, wide_dim) * rates[t]
+            for slot in range(n):
+                best = slot
+                if tokens > n:
+                    best = 0
+                    for t in range(1, tokens):
+                        if cosines[t] < cosines[best]:
+                            best = t
+                    cosines[best] = np.inf
+                chosen[head, slot] = best
+                row = carray(floats_at(mine + 4 * best * wide_dim), wide_dim)
+                for d in range(wide_dim):
+                    joined[slot, d] += row[d] * rates[best]
+        for slot in range(wide):
+            for d in range(dim):
+                averages[kv, d, slot] = joined[slot if slot < n else 0, d] / np.float32(group)
+
+
+@njit
+def _mean_direction(q, q_row, q_kind, tokens, dim, out):  # type: ignore[no-untyped-def]
+    """The unit vector along the mean of a head's queries."""
+    wide_dim = padded(dim, LANES)
+    sums = carray(floats_at(out), wide_dim)
+    line = carray(floats_at(out + 4 * wide_dim), wide_dim)
+    sums[:] = 0.0
+    for t in range(tokens):
+        widen(q + t * q_row, q_kind, dim, out + 4 * wide_dim, np.float32(1.0 / tokens))
+        for d in range(wide_dim):
+            sums[d] += line[d]
+    rate = unit_rate(out, 0, dim, out)
+    for d in range(wide_dim):
+        sums[d] *= rate
+
+
+@kernel
+def _score(task, worker):  # type: ignore[no-untyped-def]
+    (slots, wide, k, k_head, k_row, k_kind, scores, memory, size, kv_heads, keys, dim, span) = unpack(task + 8, 13)
+    wide_dim, spans = padded(dim, LANES), (keys + span - 1) // span
+    found = carray(floats_at(scores), (kv_heads, keys))
+    block = memory + 4 * size * worker
+    products = block + 4 * BLOCK * wide_dim
+    rates = carray(floats_at(products + 4 * BLOCK * wide), BLOCK)
+    while True:
+        item = fetch_add(task, 1)
+        if item >= kv_heads * spans:
+            return
+        kv, begin = item // spans, item % spans * span
+        for start in range(begin, min(begin + span, keys), BLOCK):
+            count = min(BLOCK, min(begin + span, keys) - start)
+            for i in range(count):
+                rates[i] = unit_rate(k + kv * k_head + (start + i) * k_row, k_kind, dim, block + 4 * i * wide_dim)
+            averages = slots + 4 * kv * dim * wide
+            if wide == LANES:
+                for i in range(0, count, TALL):
+                    set_tall(
+                        block + 4 * i * wide_dim, 4 * wide_dim, averages, 4 * wide, products + 4 * i * wide, 4 * wide,
+                        dim, 0,
+                    )  # fmt: skip
+            else:
+                for first in range(0, wide, PANEL):
+                    vectors = min(VECTORS, (wide - first) // LANES)
+                    for i in range(0, count, ROWS):
+                        set_tile(
+                            vectors, block + 4 * i * wide_dim, 4 * wide_dim, averages + 4 * first, 4 * wide,
+                            products + 4 * (i * wide + first), 4 * wide, dim,
+                        )  # fmt: skip
+            for i in range(count):
+                best = load(products + 4 * i * wide)
+                for j in range(LANES, wide, LANES):
+                    best = larger(best, load(products + 4 * (i * wide + j)))
+                found[kv, start + i] = highest(best) * rates[i]
