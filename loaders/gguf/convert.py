@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,16 @@ DTYPES = {
 TEXTS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
-def convert(gguf: str | os.PathLike[str], directory: str | os.PathLike[str], dtype: str = "float32") -> Path:
+def convert(
+    gguf: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    dtype: str = "float32",
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Write the model in a GGUF file as a Hugging Face directory with weights as `dtype`, and return its path.
 
+    progress: called with the bytes written and the bytes in all after each tensor.
     Raises ValueError for another dtype or a file that is not a GGUF that `GGUF` reads, FileExistsError where there is
     something at `directory` already. Nothing is left behind by a conversion that fails.
     """
@@ -40,7 +48,7 @@ def convert(gguf: str | os.PathLike[str], directory: str | os.PathLike[str], dty
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _write_tensors(staging / "model.safetensors", source, dtype)
+        _write_tensors(staging / "model.safetensors", source, dtype, progress)
         texts: dict[str, str | None] = {name: source.text(name) for name in TEXTS}
         texts["config.json"] = json.dumps(source.config | {"dtype": dtype}, indent=2)
         for name, text in texts.items():
@@ -54,7 +62,7 @@ def convert(gguf: str | os.PathLike[str], directory: str | os.PathLike[str], dty
     return target
 
 
-def _write_tensors(path: Path, source: GGUF, dtype: str) -> None:
+def _write_tensors(path: Path, source: GGUF, dtype: str, progress: Callable[[int, int], None] | None) -> None:
     """A safetensors file, one tensor in memory at a time."""
     code, stored = DTYPES[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -68,3 +76,5 @@ def _write_tensors(path: Path, source: GGUF, dtype: str) -> None:
         file.write(len(head).to_bytes(8, "little") + head)
         for name in source.names():
             file.write(np.ascontiguousarray(source.tensor(name).astype(stored)).tobytes())
+            if progress is not None:
+                progress(header[name]["data_offsets"][1], end)

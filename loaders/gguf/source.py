@@ -56,7 +56,7 @@ class GGUF:
         self._arch = self._metadata.get("general.architecture")
         whole_file = self._metadata.get("split.count", 1) in (0, 1)
         self._metadata.require("split.count", whole_file, "one whole file: llama-gguf-split --merge joins the parts")
-        self._stored = {self._hugging_face_name(name): name for name in self._file.entries if name != ROPE_FACTORS}
+        self._stored = {self._hugging_face_name(name): name for name in self._file.shapes if name != ROPE_FACTORS}
         self.config = hugging_face_config(self._arch, self._metadata, self._file)
 
     def names(self) -> list[str]:
@@ -65,7 +65,7 @@ class GGUF:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's shape, without reading it."""
-        return self._file.entries[self._stored_name(name)].shape
+        return self._file.shapes[self._stored_name(name)]
 
     def tensor(self, name: str) -> np.ndarray:
         """The tensor as a Hugging Face checkpoint holds it: stored floats as they are, quantised ones as float32."""
