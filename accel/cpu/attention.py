@@ -167,20 +167,21 @@ def padded(n, step):  # type: ignore[no-untyped-def]
 
 
 @njit
+def load_kind(at, kind, left):  # type: ignore[no-untyped-def]
+    """LANES stored numbers as float32, or zeros after the `left` that there are."""
+    if left >= LANES:
+        return load(at) if kind == F32 else load_f16(at) if kind == F16 else load_bf16(at)
+    if kind == F32:
+        return load_some(at, left)
+    return load_some_f16(at, left) if kind == F16 else load_some_bf16(at, left)
+
+
+@njit
 def widen(source, kind, count, out, factor):  # type: ignore[no-untyped-def]
     """A row of `count` stored numbers times `factor`, as float32 with zeros up to a multiple of LANES."""
-    by = splat(factor)
-    size = 4 if kind == F32 else 2
+    by, size = splat(factor), 4 if kind == F32 else 2
     for i in range(0, count, LANES):
-        left = count - i
-        at = source + i * size
-        if left >= LANES:
-            x = load(at) if kind == F32 else load_f16(at) if kind == F16 else load_bf16(at)
-        elif kind == F32:
-            x = load_some(at, left)
-        else:
-            x = load_some_f16(at, left) if kind == F16 else load_some_bf16(at, left)
-        store(out + 4 * i, x * by)
+        store(out + 4 * i, load_kind(source + size * i, kind, count - i) * by)
 
 
 @njit

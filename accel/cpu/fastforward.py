@@ -1,0 +1,204 @@
+"""The gated FFN, dense or on chosen neurons, in one pass over the weights.
+
+    y = W_down[:, M] (act(W_gate[M] x) * (W_up[M] x))
+
+How it tiles. An item is PANEL neurons: their rows of W_gate and W_up are multiplied with all tokens (`multiply_panel`),
+activated while they are in the cache, and their product with W_down's columns is added to the worker's own y. The
+neurons are rows of a list of addresses, so choosing half of them halves the work and nothing is gathered beforehand.
+W_down must lie transposed in memory, neuron by neuron, as `prepare_weights` leaves it. A few tokens (decoding) go
+neuron by neuron: two products with its rows, one row of W_down added. The register tile is the limit for chunks,
+memory for decoding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit
+
+from accel.cpu.attention import LOG2E, load_kind, padded, widen
+from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.products import DEPTH, FEW, dot, linear, multiply_panel, panel_size, whole_tiles
+from accel.cpu.simd import F32, LANES, PANEL, ROWS, VECTORS, add_tile, exp2, fetch_add, fma, highest, load, load_some
+from accel.cpu.simd import splat, store, store_some, unpack, words_at
+from accel.cpu.topk import keep_top
+from accel.cpu.views import address, readable, rows, scratch
+from reference import fastforward as meaning
+from reference.checks import ascending, match, one_of, require, whole
+from reference.layers import ACTIVATIONS
+from reference.predictor import Compensator, Predictor
+
+NEURONS_READ = 8  # neurons per item for a few tokens
+
+
+def gated_ffn(
+    x: np.ndarray, w_gate: np.ndarray, w_up: np.ndarray, w_down: np.ndarray, *, act: str = "silu"
+) -> np.ndarray:
+    """W_down (act(W_gate x) * (W_up x)): x (T, E), w_gate and w_up (F, E), w_down (E, F) -> (T, E) float32."""
+    match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
+    return _run(x, w_gate, w_up, w_down, None, act)
+
+
+def sparse_ffn(
+    x: np.ndarray,
+    w_gate: np.ndarray,
+    w_up: np.ndarray,
+    w_down: np.ndarray,
+    neurons: np.ndarray,
+    *,
+    compensator: Compensator | None = None,
+    act: str = "silu",
+) -> np.ndarray:
+    """W_down[:, M] (act(W_gate[M] x) * (W_up[M] x)) + C2 act(C1 x): x (T, E), M = neurons (K,) ascending -> (T, E)."""
+    sizes = match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
+    require(
+        neurons.ndim == 1 and neurons.dtype.kind in "iu",
+        f"neurons: got shape {neurons.shape} of {neurons.dtype}, wanted (K,) of an integer type",
+    )
+    ascending("neurons", neurons)
+    require(
+        neurons.size == 0 or (neurons[0] >= 0 and neurons[-1] < sizes["F"]),
+        f"neurons: got {neurons[:1]} to {neurons[-1:]}, wanted 0 to {sizes['F'] - 1}",
+    )
+    y = _run(x, w_gate, w_up, w_down, np.ascontiguousarray(neurons, np.int64), act)
+    if compensator is None:
+        return y
+    match(x=(x, "T E"), c1=(compensator.c1, "hidden E"), c2=(compensator.c2, "E hidden"))
+    return y + linear(activate(linear(x, compensator.c1), act), compensator.c2)
+
+
+def activate(x: np.ndarray, act: str) -> np.ndarray:
+    """The activation called `act`, in place: x float32, contiguous."""
+    one_of("act", act, ACTIVATIONS)
+    _activate(address(x), x.size, int(act == "silu"))
+    return x
+
+
+def predictor_scores(x: np.ndarray, predictor: Predictor) -> np.ndarray:
+    """s = ReLU(a W1) W2 with a the block pooled by attention to q_pred: x (T, E) of at least one token -> (F,) float32."""
+    return meaning.predictor_scores(np.asarray(x, np.float32), predictor)
+
+
+def select_neurons(scores: np.ndarray, keep: int) -> np.ndarray:
+    """The `keep` highest-scoring neurons, ties to the lower: scores (F,) -> (min(keep, F),) int64, ascending."""
+    match(scores=(scores, "F"))
+    return keep_top(scores[None], whole("keep", keep))[0]
+
+
+def _run(
+    x: np.ndarray, w_gate: np.ndarray, w_up: np.ndarray, w_down: np.ndarray, neurons: np.ndarray | None, act: str
+) -> np.ndarray:
+    one_of("act", act, ACTIVATIONS)
+    (tokens, dim), count = x.shape, len(w_gate) if neurons is None else len(neurons)
+    if 0 in (tokens, dim, count):
+        return np.zeros((tokens, dim), np.float32)
+    tiles, down = whole_tiles(x), readable(w_down.T)  # (F, E): a copy unless it lies so in memory
+    gate, up = readable(w_gate), readable(w_up)
+    high, wide_dim = tiles.shape
+    sums = np.zeros((THREADS, high, wide_dim), np.float32)
+    arguments = (
+        address(tiles), *rows(gate)[::2], rows(gate)[3], *rows(up)[::2], rows(up)[3], *rows(down)[::2], rows(down)[3],
+        0 if neurons is None else address(neurons), address(sums), tokens, high, dim, count, int(act == "silu"),
+    )  # fmt: skip
+    size = panel_size(high) + high * PANEL + PANEL * wide_dim if tokens > FEW else 2 * LANES
+    memory = scratch.take(size * THREADS)
+    (_chunk if tokens > FEW else _few)(*arguments, address(memory), size)
+    scratch.give(memory)
+    return sums.sum(axis=0)[:tokens, :dim]
+
+
+@njit
+def gated(x, silu):  # type: ignore[no-untyped-def]
+    """x · σ(x), or GELU's x · σ(2√(2/π) (x + 0.044715 x³)), which is the tanh form without its cancellation."""
+    z = x
+    if not silu:
+        z = fma(x * x * x, splat(np.float32(0.044715)), x) * splat(np.float32(2 * np.sqrt(2 / np.pi)))
+    return x / (splat(np.float32(1.0)) + exp2(z * splat(np.float32(-LOG2E))))
+
+
+@njit
+def add_row(source, kind, count, weight, out):  # type: ignore[no-untyped-def]
+    """out += weight · a stored row of `count` numbers; `out` is padded to whole vectors."""
+    by, size = splat(weight), 4 if kind == F32 else 2
+    for i in range(0, count, LANES):
+        store(out + 4 * i, fma(load_kind(source + size * i, kind, count - i), by, load(out + 4 * i)))
+
+
+@kernel
+def _activate(task, worker):  # type: ignore[no-untyped-def]
+    x, count, silu = unpack(task + 8, 3)
+    span = 64 * LANES
+    while True:
+        first = fetch_add(task, 1) * span
+        if first >= count:
+            return
+        for i in range(first, min(first + span, count), LANES):
+            if i + LANES <= count:
+                store(x + 4 * i, gated(load(x + 4 * i), silu))
+            else:
+                store_some(x + 4 * i, count - i, gated(load_some(x + 4 * i, count - i), silu))
+
+
+@kernel
+def _chunk(task, worker):  # type: ignore[no-untyped-def]
+    (
+        x, gate, gate_row, gate_kind, up, up_row, up_kind, down, down_row, down_kind, chosen, sums, tokens, high, dim,
+        count, silu, memory, size,
+    ) = unpack(task + 8, 19)  # fmt: skip
+    wide_dim = padded(dim, LANES)
+    mine = memory + 4 * worker * size
+    lines = mine + 4 * (2 * PANEL * DEPTH + 2 * LANES)
+    lines += -lines % 8
+    gates = lines + 16 * PANEL
+    ups = gates + 4 * high * PANEL
+    widened = ups + 4 * high * PANEL
+    ones = mine + 8 * PANEL * DEPTH
+    stand, list_of = carray(words_at(lines), PANEL), carray(words_at(chosen or lines), count)
+    y = sums + 4 * worker * high * wide_dim
+    while True:
+        first = fetch_add(task, 1) * PANEL
+        if first >= count:
+            return
+        here = min(PANEL, count - first)
+        for i in range(here):
+            stand[i] = gate + (list_of[first + i] if chosen else first + i) * gate_row
+        multiply_panel(x, wide_dim, high, lines, gate_kind, here, dim, mine, gates)
+        for i in range(here):
+            stand[i] = up + (list_of[first + i] if chosen else first + i) * up_row
+        multiply_panel(x, wide_dim, high, lines, up_kind, here, dim, mine, ups)
+        for i in range(0, high * PANEL, LANES):
+            store(gates + 4 * i, gated(load(gates + 4 * i), silu) * load(ups + 4 * i))
+        at, step = down + first * down_row, down_row
+        if chosen or down_kind != F32 or dim != wide_dim:
+            for i in range(here):
+                source = down + (list_of[first + i] if chosen else first + i) * down_row
+                widen(source, down_kind, dim, widened + 4 * i * wide_dim, 1.0)
+            at, step = widened, 4 * wide_dim
+        for column in range(0, wide_dim, PANEL):
+            vectors = min(VECTORS, (wide_dim - column) // LANES)
+            for r in range(0, high, ROWS):
+                add_tile(
+                    vectors, gates + 4 * r * PANEL, 4 * PANEL, at + 4 * column, step,
+                    y + 4 * (r * wide_dim + column), 4 * wide_dim, here, ones,
+                )  # fmt: skip
+
+
+@kernel
+def _few(task, worker):  # type: ignore[no-untyped-def]
+    (
+        x, gate, gate_row, gate_kind, up, up_row, up_kind, down, down_row, down_kind, chosen, sums, tokens, high, dim,
+        count, silu, memory, size,
+    ) = unpack(task + 8, 19)  # fmt: skip
+    wide_dim = padded(dim, LANES)
+    list_of = carray(words_at(chosen or task), count)
+    while True:
+        first = fetch_add(task, 1) * NEURONS_READ
+        if first >= count:
+            return
+        for i in range(first, min(first + NEURONS_READ, count)):
+            neuron = list_of[i] if chosen else i
+            for t in range(tokens):
+                row = x + 4 * t * wide_dim
+                through = dot(gate + neuron * gate_row, gate_kind, row, dim)
+                along = dot(up + neuron * up_row, up_kind, row, dim)
+                weight = highest(gated(splat(through), silu)) * along
+                add_row(down + neuron * down_row, down_kind, dim, weight, sums + 4 * (worker * high + t) * wide_dim)
