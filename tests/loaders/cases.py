@@ -77,10 +77,12 @@ SCALINGS: dict[str, dict[str, Any]] = {
     },
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED},
 }
-YARN = {
-    "yarn-ramp": {"beta_fast": 5.0, "beta_slow": 0.5, "truncate": False},
-    "yarn-attention-factor": {"attention_factor": 0.9},
-    "yarn-mscale": {"mscale": 1.2, "mscale_all_dim": 0.7},
+VARIANTS: dict[str, dict[str, Any]] = {  # tried in llama only
+    "yarn-ramp": SCALINGS["yarn"] | {"beta_fast": 5.0, "beta_slow": 0.5, "truncate": False},
+    "yarn-attention-factor": SCALINGS["yarn"] | {"attention_factor": 0.9},
+    "yarn-mscale": SCALINGS["yarn"] | {"mscale": 1.2, "mscale_all_dim": 0.7},
+    "dynamic-original": SCALINGS["dynamic"]
+    | {"original_max_position_embeddings": 16},  # which transformers passes over
 }
 
 
@@ -117,8 +119,8 @@ def all_cases() -> dict[str, tuple[str, dict[str, Any]]]:
     for n, family in enumerate(SHAPES):
         for m, (name, scaling) in enumerate(SCALINGS.items()):
             cases[f"{family}-{name}"] = family, scaled(family, scaling, newer=(n + m) % 2 == 0)
-    for name, more in YARN.items():
-        cases[f"llama-{name}"] = "llama", scaled("llama", SCALINGS["yarn"] | more, newer=False)
+    for name, scaling in VARIANTS.items():
+        cases[f"llama-{name}"] = "llama", scaled("llama", scaling, newer=False)
     cases["gemma3-images"] = "gemma3", with_images(SHAPES["gemma3_text"]["pattern"])
     return cases
 
