@@ -59,6 +59,7 @@ class TensorFile:
         size = path.stat().st_size
         header, self._data_start = _read_header(path, size)
         self.metadata: dict[str, str] = header.get("__metadata__", {})
+        require(isinstance(self.metadata, dict), f"{path}: __metadata__: got {self.metadata!r}, wanted an object")
         self.entries = {
             name: _entry(f"{path}: tensor {name!r}", description)
             for name, description in header.items()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,22 @@ def test_tensors_of_the_wanted_dtype_stay_views_of_the_file(dtype: str, tmp_path
     before = (tmp_path / "model.safetensors").read_bytes()
     weights.embedding[0, 0] = 7  # copied on write
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"), [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "float16")]
+)
+def test_loading_needs_little_memory_beside_the_weights(stored: str, wanted: str, tmp_path: Path) -> None:
+    """Tensors of the wanted dtype take none, since they are the file; others once, in the wanted dtype."""
+    config = {**TIED, "hidden_size": 256, "vocab_size": 16_000, "intermediate_size": 4000}
+    write_checkpoint(tmp_path, config, llama_tensors(config), dtype=stored)
+    tracemalloc.start()
+    weights = load_checkpoint(tmp_path, dtype=wanted).weights
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    matrices = weights.embedding.nbytes + sum(3 * layer.w_up.nbytes for layer in weights.layers)
+    assert matrices > 15 * 2**20
+    assert peak < (0 if stored == wanted else matrices) + 5 * 2**20
 
 
 def test_tied_output_is_the_embedding_itself(tmp_path: Path) -> None:
@@ -151,6 +168,7 @@ entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     ("header", "wanted"),
     [
         ([], "got a header that is a list, wanted an object"),
+        ({"__metadata__": [1]}, r"__metadata__: got \[1\], wanted an object"),
         ({"a": 3}, "tensor 'a': got dtype None, wanted one of F64, F32"),
         ({"a": {**entry, "dtype": "F4"}}, "tensor 'a': got dtype 'F4', wanted one of F64, F32"),
         ({"a": {**entry, "shape": [-2]}}, r"tensor 'a': got shape \[-2\], wanted a list of whole numbers"),
