@@ -47,18 +47,23 @@ class LayerCache:
 
     def append(self, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> None:
         """Add a chunk: k and v (KV, T, D), positions (T,) that follow everything held."""
-        sizes = match(k=(k, "KV T D"), v=(v, "KV T D"), positions=(positions, "T"))
-        require(
-            self.size == 0 or sizes["T"] == 0 or bool((self.positions[:, -1] < positions[0]).all()),
-            f"positions: got {positions[:1]} first, wanted one after the newest held, "
-            f"{self.positions[:, -1:].max(initial=-1)}",
-        )
+        sizes = self.check(k, v, positions)
         new = np.broadcast_to(positions, (sizes["KV"], sizes["T"]))
         self.k = np.concatenate([self.k, k.astype(self.k.dtype, copy=False)], axis=1)
         self.v = np.concatenate([self.v, v.astype(self.v.dtype, copy=False)], axis=1)
         self.positions = np.concatenate([self.positions, new], axis=1)
         if self.received is not None:
             self.received = np.pad(self.received, ((0, 0), (0, sizes["T"])))
+
+    def check(self, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> dict[str, int]:
+        """Sizes KV, T and D of a chunk that may be appended, or a ValueError that says why it may not."""
+        sizes = match(k=(k, "KV T D"), v=(v, "KV T D"), positions=(positions, "T"))
+        require(
+            self.size == 0 or sizes["T"] == 0 or bool((self.positions[:, -1] < positions[0]).all()),
+            f"positions: got {positions[:1]} first, wanted one after the newest held, "
+            f"{self.positions[:, -1:].max(initial=-1)}",
+        )
+        return sizes
 
     def gather(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Keys, values and positions of some columns per KV head: columns (KV, R) -> (KV, R, D) twice and (KV, R)."""

@@ -20,7 +20,6 @@ from numba import carray, njit
 
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.simd import (
-    BF16,
     F16,
     F32,
     LANES,
@@ -93,7 +92,9 @@ class Plan:
         window: int | None,
         columns: np.ndarray | None = None,
     ) -> None:
-        sizes = match(q=(q, "H T D"), k=(k, "KV S D"), q_positions=(q_positions, "T"), k_positions=(k_positions, "KV S"))
+        sizes = match(
+            q=(q, "H T D"), k=(k, "KV S D"), q_positions=(q_positions, "T"), k_positions=(k_positions, "KV S")
+        )
         ascending("q_positions", q_positions)
         ascending("k_positions", k_positions)
         if window is not None:
@@ -161,13 +162,13 @@ def _scratch_size(rows: int, dim: int) -> int:
 
 
 @njit
-def padded(n, step):  # type: ignore[no-untyped-def]
+def padded(n, step):
     """n rounded up to a multiple of step."""
     return (n + step - 1) // step * step
 
 
 @njit
-def load_kind(at, kind, left):  # type: ignore[no-untyped-def]
+def load_kind(at, kind, left):
     """LANES stored numbers as float32, or zeros after the `left` that there are."""
     if left >= LANES:
         return load(at) if kind == F32 else load_f16(at) if kind == F16 else load_bf16(at)
@@ -177,7 +178,7 @@ def load_kind(at, kind, left):  # type: ignore[no-untyped-def]
 
 
 @njit
-def widen(source, kind, count, out, factor):  # type: ignore[no-untyped-def]
+def widen(source, kind, count, out, factor):
     """A row of `count` stored numbers times `factor`, as float32 with zeros up to a multiple of LANES."""
     by, size = splat(factor), 4 if kind == F32 else 2
     for i in range(0, count, LANES):
@@ -185,7 +186,7 @@ def widen(source, kind, count, out, factor):  # type: ignore[no-untyped-def]
 
 
 @njit
-def pack_keys(lines, kind, count, dim, wide, panels):  # type: ignore[no-untyped-def]
+def pack_keys(lines, kind, count, dim, wide, panels):
     """Transpose `count` keys, whose addresses stand at `lines`, into panels: (KEYS/PANEL, wide_dim, PANEL).
 
     Rows that are not float32, or not a multiple of LANES long, are first widened into `wide`.
@@ -206,7 +207,7 @@ def pack_keys(lines, kind, count, dim, wide, panels):  # type: ignore[no-untyped
 
 
 @njit
-def score_block(queries, rows, dim, panels, count, scores):  # type: ignore[no-untyped-def]
+def score_block(queries, rows, dim, panels, count, scores):
     """scores (rows, KEYS) = queries (rows, wide_dim) · keys, for the first `count` keys in panels."""
     wide_dim = padded(dim, LANES)
     for first in range(0, count, PANEL):
@@ -218,14 +219,14 @@ def score_block(queries, rows, dim, panels, count, scores):  # type: ignore[no-u
 
 
 @njit
-def hide(row, count, first, last):  # type: ignore[no-untyped-def]
+def hide(row, count, first, last):
     """Minus infinity in the columns of a row outside first ≤ column < last, up to `count` rounded up to LANES."""
     for i in range(0, count, LANES):
         store(row + 4 * i, only(load(row + 4 * i), first - i, last - i))
 
 
 @njit
-def soften(row, count, peak):  # type: ignore[no-untyped-def]
+def soften(row, count, peak):
     """2^(x - new peak) in place over a row of scores; returns the new peak and the sum."""
     top = load(row)
     for i in range(LANES, count, LANES):
@@ -241,13 +242,13 @@ def soften(row, count, peak):  # type: ignore[no-untyped-def]
 
 
 @njit
-def power(x):  # type: ignore[no-untyped-def]
+def power(x):
     """2^x of one number."""
     return highest(exp2(splat(x)))
 
 
 @njit
-def add_values(scores, rows, values, values_row, count, dim, out, factors):  # type: ignore[no-untyped-def]
+def add_values(scores, rows, values, values_row, count, dim, out, factors):
     """out (rows, wide_dim) = diag(factors) · out + scores (rows, count) · values (count, dim)."""
     wide_dim = padded(dim, LANES)
     for first in range(0, wide_dim, PANEL):
@@ -260,7 +261,7 @@ def add_values(scores, rows, values, values_row, count, dim, out, factors):  # t
 
 
 @kernel
-def _attend(task, worker):  # type: ignore[no-untyped-def]
+def _attend(task, worker):
     (
         q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, chosen, seen, partial, stats,
         memory, size, heads, kv_heads, tokens, keys, dim, block, blocks, parts, span, scale,
@@ -335,7 +336,7 @@ def _attend(task, worker):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _merge(task, worker):  # type: ignore[no-untyped-def]
+def _merge(task, worker):
     partial, stats, out, parts, rows, dim = unpack(task + 8, 6)
     ranges = carray(floats_at(partial), (parts, rows, dim))
     summary = carray(floats_at(stats), (parts, rows, 2))

@@ -99,7 +99,7 @@ def _centres(
 
 
 @kernel
-def _weigh(task, worker):  # type: ignore[no-untyped-def]
+def _weigh(task, worker):
     (h, v, v_head, v_row, v_kind, top, sums, weights, negative, memory, heads, kv_heads, keys, dim, parts, span) = (
         unpack(task + 8, 16)
     )
@@ -145,7 +145,7 @@ def _weigh(task, worker):  # type: ignore[no-untyped-def]
 
 
 @njit
-def distance(x, y, dim):  # type: ignore[no-untyped-def]
+def distance(x, y, dim):
     """‖x - y‖ of two widened rows, in float64 where the squares would leave float32."""
     squares = splat(np.float32(0.0))
     for i in range(0, padded(dim, LANES), LANES):
@@ -162,7 +162,7 @@ def distance(x, y, dim):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _distances(task, worker):  # type: ignore[no-untyped-def]
+def _distances(task, worker):
     (
         h, v, v_head, v_row, v_kind, centre, rate, top, best, scores, memory, heads, kv_heads, keys, dim, parts, span,
         fast, join,

@@ -18,14 +18,13 @@ import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numba import njit, types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
-from accel.cpu.simd import LANES, REGISTERS, call, fetch_add, peek, swap_if
+from accel.cpu.simd import LANES, REGISTERS, call, peek, swap_if
 from reference.checks import require
 
 PATIENCE = 1000  # looks at an empty board before a helper goes to sleep, about 40 µs
@@ -92,6 +91,18 @@ class Kernel:
         _team.run(self.address, task.__array_interface__["data"][0], THREADS if workers is None else workers)
 
 
+def warmup(progress: Callable[[str, int, int], None] | None = None) -> int:
+    """Compile every kernel, or load it from disk; returns how many. `progress` gets (name, number from 0, of how many)
+    before each, and ("", n, n) at the end."""
+    for n, known in enumerate(Kernel.known):
+        if progress is not None:
+            progress(known.name, n, len(Kernel.known))
+        known.address  # noqa: B018
+    if progress is not None:
+        progress("", len(Kernel.known), len(Kernel.known))
+    return len(Kernel.known)
+
+
 def kernel(function: Callable) -> Kernel:
     """Decorator: a kernel of this package."""
     return Kernel(function)
@@ -103,7 +114,7 @@ _BOARD = 8  # words: a cache line for each helper
 
 
 @njit("void(int64, int64, int64)", nogil=True, cache=True)
-def _serve(board, worker, patience):  # type: ignore[no-untyped-def]
+def _serve(board, worker, patience):
     """A helper's life between two naps: take what is offered on its board, run it, say so."""
     looks = 0
     while looks < patience:
@@ -115,12 +126,12 @@ def _serve(board, worker, patience):  # type: ignore[no-untyped-def]
 
 
 @njit("void(int64, int64, int64)", nogil=True, cache=True)
-def _alone(function, task, worker):  # type: ignore[no-untyped-def]
+def _alone(function, task, worker):
     call(function, task, worker)
 
 
 @njit("void(int64, int64)", nogil=True, cache=True)
-def _withdraw(boards, helpers):  # type: ignore[no-untyped-def]
+def _withdraw(boards, helpers):
     """Take back what no helper took, and wait for those that are on their last item."""
     for helper in range(helpers):
         board = boards + helper * 8 * _BOARD

@@ -18,8 +18,25 @@ from numba import carray, njit
 from accel.cpu.attention import LOG2E, load_kind, padded, widen
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.products import DEPTH, FEW, dot, linear, multiply_panel, panel_size, whole_tiles
-from accel.cpu.simd import F32, LANES, PANEL, ROWS, VECTORS, add_tile, exp2, fetch_add, fma, highest, load, load_some
-from accel.cpu.simd import splat, store, store_some, unpack, words_at
+from accel.cpu.simd import (
+    F32,
+    LANES,
+    PANEL,
+    ROWS,
+    VECTORS,
+    add_tile,
+    exp2,
+    fetch_add,
+    fma,
+    highest,
+    load,
+    load_some,
+    splat,
+    store,
+    store_some,
+    unpack,
+    words_at,
+)
 from accel.cpu.topk import keep_top
 from accel.cpu.views import address, readable, rows, scratch
 from reference import fastforward as meaning
@@ -107,7 +124,7 @@ def _run(
 
 
 @njit
-def gated(x, silu):  # type: ignore[no-untyped-def]
+def gated(x, silu):
     """x · σ(x), or GELU's x · σ(2√(2/π) (x + 0.044715 x³)), which is the tanh form without its cancellation."""
     z = x
     if not silu:
@@ -116,7 +133,7 @@ def gated(x, silu):  # type: ignore[no-untyped-def]
 
 
 @njit
-def add_row(source, kind, count, weight, out):  # type: ignore[no-untyped-def]
+def add_row(source, kind, count, weight, out):
     """out += weight · a stored row of `count` numbers; `out` is padded to whole vectors."""
     by, size = splat(weight), 4 if kind == F32 else 2
     for i in range(0, count, LANES):
@@ -124,7 +141,7 @@ def add_row(source, kind, count, weight, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _activate(task, worker):  # type: ignore[no-untyped-def]
+def _activate(task, worker):
     x, count, silu = unpack(task + 8, 3)
     span = 64 * LANES
     while True:
@@ -139,7 +156,7 @@ def _activate(task, worker):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _chunk(task, worker):  # type: ignore[no-untyped-def]
+def _chunk(task, worker):
     (
         x, gate, gate_row, gate_kind, up, up_row, up_kind, down, down_row, down_kind, chosen, sums, tokens, high, dim,
         count, silu, memory, size,
@@ -183,7 +200,7 @@ def _chunk(task, worker):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _few(task, worker):  # type: ignore[no-untyped-def]
+def _few(task, worker):
     (
         x, gate, gate_row, gate_kind, up, up_row, up_kind, down, down_row, down_kind, chosen, sums, tokens, high, dim,
         count, silu, memory, size,

@@ -43,7 +43,7 @@ def keydiff_scores(k: np.ndarray, *, anchor: str = "normalised") -> np.ndarray:
 
 
 @kernel
-def _add_up(task, worker):  # type: ignore[no-untyped-def]
+def _add_up(task, worker):
     (k, k_head, k_row, k_kind, sums, memory, kv_heads, keys, dim, parts, span, normalised) = unpack(task + 8, 12)
     wide_dim = padded(dim, LANES)
     line = memory + 8 * worker * wide_dim
@@ -65,7 +65,7 @@ def _add_up(task, worker):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _against(task, worker):  # type: ignore[no-untyped-def]
+def _against(task, worker):
     (k, k_head, k_row, k_kind, towards, scores, memory, kv_heads, keys, dim, parts, span) = unpack(task + 8, 12)
     wide_dim = padded(dim, LANES)
     line = memory + 8 * worker * wide_dim

@@ -49,7 +49,7 @@ def attention_mass(
 
 
 @njit
-def add_weights(row, count, peak, rate, sums):  # type: ignore[no-untyped-def]
+def add_weights(row, count, peak, rate, sums):
     """sums += rate · 2^(row - peak), over the first `count` columns and those up to the next multiple of LANES."""
     offset, by = splat(peak if peak > -np.inf else np.float32(0.0)), splat(rate)
     for i in range(0, count, LANES):
@@ -57,7 +57,7 @@ def add_weights(row, count, peak, rate, sums):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _mass(task, worker):  # type: ignore[no-untyped-def]
+def _mass(task, worker):
     (
         q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, seen, stats, mass, memory, size,
         heads, kv_heads, tokens, keys, dim, block, parts, span, scale,

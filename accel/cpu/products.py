@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import pack_keys, padded, widen
+from accel.cpu.attention import pack_keys, padded
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.simd import (
     BF16,
@@ -83,7 +83,7 @@ def panel_size(high: int) -> int:
 
 
 @njit
-def dot(w, kind, x, count):  # type: ignore[no-untyped-def]
+def dot(w, kind, x, count):
     """Product of a stored row and a float32 row that is padded with zeros: four sums in flight."""
     if kind == BF16:
         return _dot_bf16(w, x, count)
@@ -92,9 +92,9 @@ def dot(w, kind, x, count):  # type: ignore[no-untyped-def]
     return _dot_f32(w, x, count)
 
 
-def _dot_of(load_row, load_end, size):  # type: ignore[no-untyped-def]
+def _dot_of(load_row, load_end, size):
     @njit
-    def build(w, x, count):  # type: ignore[no-untyped-def]
+    def build(w, x, count):
         zero = splat(np.float32(0.0))
         a, b, c, d = zero, zero, zero, zero
         i = 0
@@ -122,7 +122,7 @@ _dot_f32, _dot_f16, _dot_bf16 = (
 
 
 @njit
-def multiply_panel(x, x_row, high, lines, kind, count, dim, memory, block):  # type: ignore[no-untyped-def]
+def multiply_panel(x, x_row, high, lines, kind, count, dim, memory, block):
     """block (high, PANEL) = x (high, dim) · Wᵀ for `count` rows of W, whose addresses stand at `lines`.
 
     `lines` has room for twice PANEL addresses, `memory` for 2 · PANEL · DEPTH + ROWS floats.
@@ -143,7 +143,7 @@ def multiply_panel(x, x_row, high, lines, kind, count, dim, memory, block):  # t
 
 
 @kernel
-def _project(task, worker):  # type: ignore[no-untyped-def]
+def _project(task, worker):
     (x, x_row, w, w_row, w_kind, bias, y, tokens, dim, outs, memory, size) = unpack(task + 8, 12)
     mine = memory + 4 * worker * size
     lines = mine + 4 * (2 * PANEL * DEPTH + 2 * LANES)
@@ -166,7 +166,7 @@ def _project(task, worker):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _read(task, worker):  # type: ignore[no-untyped-def]
+def _read(task, worker):
     (x, x_row, w, w_row, w_kind, bias, y, tokens, dim, outs) = unpack(task + 8, 10)
     out, shift = carray(floats_at(y), (tokens, outs)), carray(floats_at(bias or y), outs)
     while True:

@@ -29,7 +29,6 @@ from accel.cpu.simd import (
     set_tall,
     set_tile,
     splat,
-    store,
     total,
     unpack,
     words_at,
@@ -67,7 +66,16 @@ def key_scores(q: np.ndarray, k: np.ndarray, n_queries: int) -> np.ndarray:
     size = BLOCK * (padded.py_func(dim, LANES) + slots.shape[2] + 1)
     memory = scratch.take(size * THREADS)
     _score(
-        address(slots), slots.shape[2], *rows(k), address(scores), address(memory), size, kv_heads, keys, dim, max(span, 1)
+        address(slots),
+        slots.shape[2],
+        *rows(k),
+        address(scores),
+        address(memory),
+        size,
+        kv_heads,
+        keys,
+        dim,
+        max(span, 1),
     )
     scratch.give(memory)
     return scores
@@ -124,7 +132,7 @@ def _slots(q: np.ndarray, kv_heads: int, n_queries: int) -> tuple[np.ndarray, np
 
 
 @njit
-def unit_rate(source, kind, dim, out):  # type: ignore[no-untyped-def]
+def unit_rate(source, kind, dim, out):
     """Widen a row to `out`, divided by its largest entry if its squares would leave float32; returns 1/‖out‖, or 0."""
     wide_dim = padded(dim, LANES)
     widen(source, kind, dim, out, 1.0)
@@ -150,7 +158,7 @@ def unit_rate(source, kind, dim, out):  # type: ignore[no-untyped-def]
 
 
 @njit
-def product(x, y, dim):  # type: ignore[no-untyped-def]
+def product(x, y, dim):
     """Dot product of two widened rows."""
     sums = splat(np.float32(0.0))
     for i in range(0, dim, LANES):
@@ -159,7 +167,7 @@ def product(x, y, dim):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _choose(task, worker):  # type: ignore[no-untyped-def]
+def _choose(task, worker):
     (q, q_head, q_row, q_kind, picked, slots, memory, size, heads, kv_heads, tokens, dim, n) = unpack(task + 8, 13)
     group, wide_dim, wide = heads // kv_heads, padded(dim, LANES), padded(n, LANES)
     chosen, averages = carray(words_at(picked), (heads, n)), carray(floats_at(slots), (kv_heads, dim, wide))
@@ -199,7 +207,7 @@ def _choose(task, worker):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _mean_direction(q, q_row, q_kind, tokens, dim, out):  # type: ignore[no-untyped-def]
+def _mean_direction(q, q_row, q_kind, tokens, dim, out):
     """The unit vector along the mean of a head's queries."""
     wide_dim = padded(dim, LANES)
     sums = carray(floats_at(out), wide_dim)
@@ -215,7 +223,7 @@ def _mean_direction(q, q_row, q_kind, tokens, dim, out):  # type: ignore[no-unty
 
 
 @kernel
-def _score(task, worker):  # type: ignore[no-untyped-def]
+def _score(task, worker):
     (slots, wide, k, k_head, k_row, k_kind, scores, memory, size, kv_heads, keys, dim, span) = unpack(task + 8, 13)
     wide_dim, spans = padded(dim, LANES), (keys + span - 1) // span
     found = carray(floats_at(scores), (kv_heads, keys))

@@ -1,8 +1,8 @@
 """Explicit vectors and atomics for Numba: the one file that speaks to the machine.
 
 `Vector` is a value of LANES numbers in one register, so that a kernel written in Python says exactly which registers it
-uses. `multiply` is the register-blocked heart of every product here: a tile of ROWS rows and up to PANEL columns of
-C (+)= A·B stays in registers while the depth runs, each step broadcasting one number of A per row against a row of B.
+uses. The register tile is the heart of every product here: ROWS rows and up to PANEL columns of
+C (+)= A·B stay in registers while the depth runs, each step broadcasting one number of A per row against a row of B.
 LLVM translates any vector width to any machine; only LANES and the tile's shape are fitted to the registers of the CPU
 that Numba compiles for (NUMBA_CPU_NAME, if set): 32 registers of 16 on AVX-512, 16 of 8 on AVX2, 32 of 4 on NEON, and
 16 of 4 wherever else. No fast-math flag is used: the rounding trick in `exp2` and the infinities of masks depend on it.
@@ -30,9 +30,10 @@ def _machine() -> tuple[int, int]:
     """Lanes of float32 in a register, and how many registers, asked of LLVM by compiling one vector addition."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    name, features = config.CPU_NAME, config.CPU_FEATURES or ""
+    settings: Any = config
+    name, features = settings.CPU_NAME, settings.CPU_FEATURES or ""
     if name is None:
-        name, features = llvm.get_host_cpu_name(), config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()
+        name, features = llvm.get_host_cpu_name(), settings.CPU_FEATURES or llvm.get_host_cpu_features().flatten()
     source = (
         "define void @f(<16 x float>* %p) {\n %x = load <16 x float>, <16 x float>* %p\n"
         " %y = fadd <16 x float> %x, %x\n store <16 x float> %y, <16 x float>* %p\n ret void\n}"
@@ -106,7 +107,9 @@ def _spread(b: ir.IRBuilder, x: ir.Value, kind: ir.VectorType) -> ir.Value:
 def _call(b: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
     """An LLVM intrinsic by its full name."""
     declared = b.module.globals.get(name)
-    return b.call(declared or ir.Function(b.module, ir.FunctionType(result, [a.type for a in arguments]), name), arguments)
+    return b.call(
+        declared or ir.Function(b.module, ir.FunctionType(result, [a.type for a in arguments]), name), arguments
+    )
 
 
 def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
@@ -127,10 +130,10 @@ def _loader(kind: int, masked: bool) -> Any:
             return b.bitcast(b.shl(b.zext(raw, _ints), _each(_ints, 16)), _vector)
         return b.fpext(b.bitcast(raw, ir.VectorType(ir.HalfType(), LANES)), _vector) if kind == F16 else raw
 
-    def whole(b, address):  # type: ignore[no-untyped-def]
+    def whole(b, address):
         return widened(b, b.load(_at(b, address, stored), align=2 if kind else 4))
 
-    def some(b, address, count):  # type: ignore[no-untyped-def]
+    def some(b, address, count):
         name, align = f"llvm.masked.load.v{LANES}{'i16' if kind else 'f32'}.p0", ir.Constant(_i32, 2 if kind else 4)
         arguments = _at(b, address, stored), align, _mask(b, count), ir.Constant(stored, None)
         return widened(b, _call(b, name, stored, *arguments))
@@ -144,38 +147,38 @@ load_some, load_some_f16, load_some_bf16 = (_loader(kind, masked=True) for kind 
 
 
 @_machine_function(types.void, _word, Vector)
-def store(b, address, x):  # type: ignore[no-untyped-def]
+def store(b, address, x):
     """Write LANES numbers."""
     b.store(x, _at(b, address, _vector), align=4)
 
 
 @_machine_function(types.void, _word, _word, Vector)
-def store_some(b, address, count, x):  # type: ignore[no-untyped-def]
+def store_some(b, address, count, x):
     """Write the first `count` lanes."""
     void, pointer = ir.VoidType(), _at(b, address, _vector)
     _call(b, f"llvm.masked.store.v{LANES}f32.p0", void, x, pointer, ir.Constant(_i32, 4), _mask(b, count))
 
 
 @_machine_function(Vector, _real)
-def splat(b, x):  # type: ignore[no-untyped-def]
+def splat(b, x):
     """One number in every lane."""
     return _spread(b, x, _vector)
 
 
 @_machine_function(Vector, Vector, Vector, Vector)
-def fma(b, x, y, z):  # type: ignore[no-untyped-def]
+def fma(b, x, y, z):
     """x·y + z, rounded once."""
     return _fma(b, x, y, z)
 
 
 @_machine_function(Vector, Vector, Vector)
-def larger(b, x, y):  # type: ignore[no-untyped-def]
+def larger(b, x, y):
     """The larger of two, lane by lane; x where y is NaN."""
     return b.select(b.fcmp_ordered(">", y, x), y, x)
 
 
 @_machine_function(Vector, Vector, _word, _word)
-def only(b, x, start, stop):  # type: ignore[no-untyped-def]
+def only(b, x, start, stop):
     """The lanes start ≤ i < stop, and minus infinity in all others."""
     lanes = ir.Constant(_ints, list(range(LANES)))
     after = b.icmp_signed(">=", lanes, _spread(b, b.trunc(start, _i32), _ints))
@@ -183,7 +186,7 @@ def only(b, x, start, stop):  # type: ignore[no-untyped-def]
 
 
 @_machine_function(Vector, Vector)
-def exp2(b, x):  # type: ignore[no-untyped-def]
+def exp2(b, x):
     """2^x: n = round(x) by adding 1.5·2²³, a polynomial of degree 6 in x - n, and n added to the exponent's bits.
 
     The coefficients are a minimax fit on [-½, ½], relative error 1e-7 after rounding. Below 2^-126 the result is 0.
@@ -210,7 +213,7 @@ def exp2(b, x):  # type: ignore[no-untyped-def]
 def _folded(combine: Callable) -> Any:
     """All lanes combined into one number, half against half."""
 
-    def build(b, x):  # type: ignore[no-untyped-def]
+    def build(b, x):
         width = LANES
         while width > 1:
             width //= 2
@@ -230,7 +233,7 @@ def _operator(symbol: Callable, emit: str) -> None:
     """Make x + y and its like work on vectors inside kernels."""
 
     @_machine_function(Vector, Vector, Vector)
-    def combined(b, x, y):  # type: ignore[no-untyped-def]
+    def combined(b, x, y):
         return getattr(b, emit)(x, y)
 
     @overload(symbol, strict=False)
@@ -240,7 +243,12 @@ def _operator(symbol: Callable, emit: str) -> None:
         return None
 
 
-for _symbol, _emit in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
+for _symbol, _emit in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
     _operator(_symbol, _emit)
 
 
@@ -251,7 +259,7 @@ def _tile(columns: int, scaled: bool, height: int = ROWS) -> Any:
     broadcast at a time; B row by row; the sums never leave their registers until the end.
     """
 
-    def build(b, a, a_row, other, other_row, c, c_row, depth, scale):  # type: ignore[no-untyped-def]
+    def build(b, a, a_row, other, other_row, c, c_row, depth, scale):
         rows = [b.add(a, b.mul(a_row, ir.Constant(_i64, r))) for r in range(height)]
         before, loop, done = b.block, b.append_basic_block("depth"), b.append_basic_block("done")
         b.branch(loop)
@@ -267,7 +275,11 @@ def _tile(columns: int, scaled: bool, height: int = ROWS) -> Any:
         for phi, first, again in (
             (step, ir.Constant(_i64, 0), following),
             (line, other, b.add(line, other_row)),
-            *((s, _each(_vector, 0.0), g) for old, new in zip(sums, grown, strict=True) for s, g in zip(old, new, strict=True)),
+            *(
+                (s, _each(_vector, 0.0), g)
+                for old, new in zip(sums, grown, strict=True)
+                for s, g in zip(old, new, strict=True)
+            ),
         ):
             phi.add_incoming(first, before)
             phi.add_incoming(again, loop)
@@ -294,7 +306,7 @@ set_tall = _tile(1, scaled=False, height=TALL)
 
 
 @njit
-def set_tile(vectors, a, a_row, b, b_row, c, c_row, depth):  # type: ignore[no-untyped-def]
+def set_tile(vectors, a, a_row, b, b_row, c, c_row, depth):
     """C = A·B for a tile of ROWS rows and `vectors` (1 to VECTORS) times LANES columns."""
     if vectors == VECTORS:
         (_set_4 if VECTORS == 4 else _set_2)(a, a_row, b, b_row, c, c_row, depth, 0)
@@ -307,7 +319,7 @@ def set_tile(vectors, a, a_row, b, b_row, c, c_row, depth):  # type: ignore[no-u
 
 
 @njit
-def add_tile(vectors, a, a_row, b, b_row, c, c_row, depth, scale):  # type: ignore[no-untyped-def]
+def add_tile(vectors, a, a_row, b, b_row, c, c_row, depth, scale):
     """C = diag(scale)·C + A·B for the same tile; `scale` is the address of ROWS numbers."""
     if vectors == VECTORS:
         (_add_4 if VECTORS == 4 else _add_2)(a, a_row, b, b_row, c, c_row, depth, scale)
@@ -320,7 +332,7 @@ def add_tile(vectors, a, a_row, b, b_row, c, c_row, depth, scale):  # type: igno
 
 
 @_machine_function(types.void, _word, _word, _word, _word)
-def transpose(b, rows, offset, out, out_row):  # type: ignore[no-untyped-def]
+def transpose(b, rows, offset, out, out_row):
     """LANES × LANES numbers turned around: those `offset` bytes into each of the rows whose addresses stand at `rows`
     become columns at `out`, whose rows are `out_row` bytes apart. Halves swap, then quarters, down to single lanes."""
     lines = []
@@ -340,20 +352,20 @@ def transpose(b, rows, offset, out, out_row):  # type: ignore[no-untyped-def]
 
 
 @_machine_function(_word, _word, _word)
-def fetch_add(b, address, n):  # type: ignore[no-untyped-def]
+def fetch_add(b, address, n):
     """Add to the integer in memory, atomically; returns what it was."""
     return b.atomic_rmw("add", _at(b, address, _i64), n, "seq_cst")
 
 
 @_machine_function(_word, _word, _word, _word)
-def swap_if(b, address, expected, new):  # type: ignore[no-untyped-def]
+def swap_if(b, address, expected, new):
     """Write `new` if memory holds `expected`, atomically; returns 1 if it did, else 0."""
     pair = b.cmpxchg(_at(b, address, _i64), expected, new, "seq_cst", "seq_cst")
     return b.zext(b.extract_value(pair, 1), _i64)
 
 
 @_machine_function(_word, _word)
-def peek(b, address):  # type: ignore[no-untyped-def]
+def peek(b, address):
     """The integer in memory, read atomically, after a short rest for the core's other thread."""
     if llvm.get_default_triple().startswith("x86_64"):
         _call(b, "llvm.x86.sse2.pause", ir.VoidType())
@@ -361,20 +373,20 @@ def peek(b, address):  # type: ignore[no-untyped-def]
 
 
 @_machine_function(types.void, _word, _word, _word)
-def call(b, function, task, worker):  # type: ignore[no-untyped-def]
+def call(b, function, task, worker):
     """Call the kernel whose address is `function`."""
     kind = ir.FunctionType(ir.VoidType(), [_i64, _i64])
     b.call(b.inttoptr(function, kind.as_pointer()), [task, worker])
 
 
 @_machine_function(_real, _word)
-def real(b, word):  # type: ignore[no-untyped-def]
+def real(b, word):
     """The float64 whose bits an integer holds, as float32."""
     return b.fptrunc(b.bitcast(word, ir.DoubleType()), _f32)
 
 
 @intrinsic(prefer_literal=True)
-def unpack(context, address, count):  # type: ignore[no-untyped-def]
+def unpack(context, address, count):
     """`count` integers that stand from an address on, as a tuple; `count` is a constant."""
     kind = types.UniTuple(_word, count.literal_value)
 
@@ -387,7 +399,7 @@ def unpack(context, address, count):  # type: ignore[no-untyped-def]
 
 def _pointer(element: Any) -> Any:
     @_machine_function(types.CPointer(element), _word)
-    def build(b, address):  # type: ignore[no-untyped-def]
+    def build(b, address):
         return b.inttoptr(address, ir.IntType(element.bitwidth).as_pointer() if element != _real else _f32.as_pointer())
 
     return build

@@ -51,7 +51,7 @@ def keep_top(scores: np.ndarray, budget: int, *, protect: np.ndarray | None = No
 
 
 @njit
-def _narrow(ranks, histogram, shift, width, prefix, left):  # type: ignore[no-untyped-def]
+def _narrow(ranks, histogram, shift, width, prefix, left):
     """Among ranks whose bits above `shift + width` equal `prefix`, the next `width` bits of the left-th best, and how
     many are still wanted among those that share them too."""
     histogram[: 1 << width] = 0
@@ -67,7 +67,7 @@ def _narrow(ranks, histogram, shift, width, prefix, left):  # type: ignore[no-un
 
 
 @kernel
-def _keep_top(task, worker):  # type: ignore[no-untyped-def]
+def _keep_top(task, worker):
     scores, marks, kept, not_numbers, memory, kv_heads, keys, budget = unpack(task + 8, 8)
     mine = memory + 4 * worker * (keys + keys % 2 + 2 * BUCKETS)
     ranks, histogram = carray(bits_at(mine), keys), carray(words_at(mine + 4 * (keys + keys % 2)), BUCKETS)

@@ -1,0 +1,126 @@
+"""What the forward pass does besides attention and products: embedding, RMSNorm, rotation, and its moves.
+
+All of these read each number once or twice: memory and the cost of a call are their limits, not arithmetic. Moves that
+are a view or a line of NumPy are the reference's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from accel.cpu.attention import load_kind
+from accel.cpu.compiled import kernel
+from accel.cpu.simd import F32, LANES, fetch_add, fma, load, real, splat, store, store_some, total, unpack
+from accel.cpu.views import address, readable, rows
+from reference import layers as meaning
+from reference.checks import match, require
+from reference.weights import Weights
+
+ROWS_READ = 16  # rows per item
+
+
+def embed(token_ids: np.ndarray, table: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
+    """Rows of the embedding table times `scale`: token_ids (T,), table (V, E) -> (T, E) float32."""
+    return meaning.embed(token_ids, table, scale=scale).astype(np.float32, copy=False)
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
+    """x / √(mean(x²) + eps) · weight over the last axis: x (..., E), weight (E,) -> (..., E) float32."""
+    match(weight=(weight, "E"))
+    dim = weight.shape[0]
+    require(x.shape[-1] == dim, f"x: got last axis {x.shape[-1]}, wanted {dim}, the weight's length")
+    stacked = readable(x if x.ndim in (2, 3) else x.reshape(-1, dim))
+    out = np.empty(x.shape, np.float32)
+    weight = np.ascontiguousarray(weight, np.float32)
+    heads, tokens = stacked.shape[0] if stacked.ndim == 3 else 1, stacked.shape[-2]
+    if out.size:
+        _rms_norm(*rows(stacked), address(weight), address(out), heads, tokens, dim, float(eps))
+    return out
+
+
+def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
+    """Turn each pair (x_i, x_{i + D/2}) by its angle: x (H, T, D), cosine and sine (T, D/2) -> (H, T, D) float32."""
+    sizes = match(x=(x, "H T D"), cosine=(cosine, "T D/2"), sine=(sine, "T D/2"))
+    half = sizes["D"] // 2
+    require(sizes["D/2"] == half, f"cosine: got {sizes['D/2']} angles, wanted {half}, half of head_dim")
+    x, out = readable(x), np.empty(x.shape, np.float32)
+    cosine, sine = np.ascontiguousarray(cosine, np.float32), np.ascontiguousarray(sine, np.float32)
+    if out.size:
+        _rotate(*rows(x), address(cosine), address(sine), address(out), sizes["H"], sizes["T"], half)
+    return out
+
+
+def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The residual: x + y, both (T, E)."""
+    return x + y
+
+
+def prepare_weights(weights: Weights) -> Weights:
+    """The same weights with every W_down laid out neuron by neuron, (F, E) in memory under the shape (E, F), so that
+    chosen neurons are rows; float64 becomes float32, and 16-bit weights stay as they are."""
+    stored = {id(weights.embedding): readable(weights.embedding)}  # a tied output stays the same array
+    return Weights(
+        stored[id(weights.embedding)],
+        tuple(
+            replace(
+                layer,
+                **{
+                    name: readable(array.T).T if name == "w_down" else readable(array)
+                    for name, array in vars(layer).items()
+                    if array is not None
+                },
+            )
+            for layer in weights.layers
+        ),
+        readable(weights.final_norm),
+        stored.get(id(weights.output)) if weights.output is weights.embedding else readable(weights.output),
+    )
+
+
+@kernel
+def _rms_norm(task, worker):
+    x, x_head, x_row, kind, weight, out, heads, tokens, dim, eps = unpack(task + 8, 10)
+    size = 4 if kind == F32 else 2
+    while True:
+        first = fetch_add(task, 1) * ROWS_READ
+        if first >= heads * tokens:
+            return
+        for r in range(first, min(first + ROWS_READ, heads * tokens)):
+            source, target = x + r // tokens * x_head + r % tokens * x_row, out + 4 * r * dim
+            squares = splat(np.float32(0.0))
+            for i in range(0, dim, LANES):
+                part = load_kind(source + size * i, kind, dim - i)
+                squares = fma(part, part, squares)
+            rate = splat(np.float32(1.0) / np.sqrt(total(squares) / np.float32(dim) + real(eps)))
+            for i in range(0, dim, LANES):
+                part = load_kind(source + size * i, kind, dim - i) * rate
+                if i + LANES <= dim:
+                    store(target + 4 * i, part * load(weight + 4 * i))
+                else:
+                    store_some(target + 4 * i, dim - i, part * load_kind(weight + 4 * i, F32, dim - i))
+
+
+@kernel
+def _rotate(task, worker):
+    x, x_head, x_row, kind, cosine, sine, out, heads, tokens, half = unpack(task + 8, 10)
+    size = 4 if kind == F32 else 2
+    while True:
+        first = fetch_add(task, 1) * ROWS_READ
+        if first >= heads * tokens:
+            return
+        for r in range(first, min(first + ROWS_READ, heads * tokens)):
+            source, target = x + r // tokens * x_head + r % tokens * x_row, out + 8 * r * half
+            for i in range(0, half, LANES):
+                left = half - i
+                c = load_kind(cosine + 4 * (r % tokens * half + i), F32, left)
+                s = load_kind(sine + 4 * (r % tokens * half + i), F32, left)
+                a = load_kind(source + size * i, kind, left)
+                b = load_kind(source + size * (half + i), kind, left)
+                if left >= LANES:
+                    store(target + 4 * i, a * c - b * s)
+                    store(target + 4 * (half + i), b * c + a * s)
+                else:
+                    store_some(target + 4 * i, left, a * c - b * s)
+                    store_some(target + 4 * (half + i), left, b * c + a * s)
