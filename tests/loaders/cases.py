@@ -33,6 +33,10 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
         "window": shape(2, 4, 2, None, sliding_window=7),
         "no-window": shape(2, 4, 1, 18, sliding_window=None, tie_word_embeddings=True),
     },
+    "ministral": {
+        "windows": shape(3, 4, 2, 10, sliding_window=7, layer_types=["full_attention"] + ["sliding_attention"] * 2),
+        "all-windows": shape(2, 3, 1, 8, sliding_window=5),
+    },
     "qwen2": {
         "tied": shape(2, 4, 2, None, tie_word_embeddings=True, rope_theta=1e6),
         "untied": shape(2, 6, 1, None, tie_word_embeddings=False),

@@ -176,15 +176,13 @@ def test_positions_that_a_scaled_rotation_reaches(scaling: dict[str, Any], writt
 
 
 def test_every_module_of_families_is_registered() -> None:
-    assert set(FAMILIES) == {"llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text", "smollm3"}
+    assert set(FAMILIES) == {"llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text", "smollm3", "ministral"}
 
 
 @pytest.mark.parametrize("model_type", ["mamba", None, 7])
 def test_unknown_family_lists_those_supported(model_type: Any, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {**LLAMA, "model_type": model_type}, {})
-    wanted = (
-        rf"config.json: model_type: got {model_type!r}, wanted .* gemma3, gemma3_text, llama, mistral, qwen2, qwen3, "
-    )
+    wanted = rf"config.json: model_type: got {model_type!r}, wanted .* gemma3, gemma3_text, llama, ministral, mistral, "
     with pytest.raises(ValueError, match=wanted):
         load_checkpoint(tmp_path)
 

@@ -16,7 +16,7 @@ from tests.loaders.cases import SCALINGS
 
 LENGTH, VOCAB = 60, 31
 LEAST = 8  # width: a norm over one or two numbers near zero makes rounding differences large
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "smollm3")
+FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma3_text", "smollm3")
 
 
 def number(least: float, most: float) -> st.SearchStrategy[float]:
@@ -62,7 +62,7 @@ def configs(draw: Any) -> tuple[str, dict[str, Any]]:
         "rope_parameters": rotation,
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
     }
-    if family not in ("mistral", "qwen2"):
+    if family not in ("mistral", "ministral", "qwen2"):
         config["attention_bias"] = draw(st.booleans())
     if family != "llama":
         config["sliding_window"] = window
