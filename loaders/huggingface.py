@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: got text that is not JSON ({error}), wanted a JSON object") from None
     require(isinstance(value, dict), f"{path}: got a JSON {type(value).__name__}, wanted an object")
     return value

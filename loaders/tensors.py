@@ -96,7 +96,7 @@ def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
         text = file.read(length)
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: got a header that is not JSON ({error}), wanted a safetensors header") from None
     require(isinstance(header, dict), f"{path}: got a header that is a {type(header).__name__}, wanted an object")
     return header, 8 + length

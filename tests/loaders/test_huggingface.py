@@ -286,6 +286,7 @@ def test_an_index_that_lies(weight_map: Any, wanted: str, tmp_path: Path) -> Non
     ("text", "wanted"),
     [
         ("{", "config.json: got text that is not JSON"),
+        ("[" * 200_000, "config.json: got text that is not JSON"),
         ("[]", "config.json: got a JSON list, wanted an object"),
         ("\xff", "config.json: got bytes that are not UTF-8 text"),
         ("{}", "config.json: model_type: got None, wanted one of the supported families"),
@@ -296,6 +297,13 @@ def test_a_config_that_is_none(text: str, wanted: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=wanted):
         load_checkpoint(tmp_path)
+
+
+def test_a_header_nested_without_end(tmp_path: Path) -> None:
+    text = b"[" * 200_000
+    (tmp_path / "deep.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ValueError, match=r"deep\.safetensors: got a header that is not JSON"):
+        TensorFile(tmp_path / "deep.safetensors")
 
 
 def test_missing_files(tmp_path: Path) -> None:
