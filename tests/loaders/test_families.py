@@ -12,7 +12,7 @@ import pytest
 import reference
 from loaders import load_checkpoint
 from loaders.families import FAMILIES, family_of
-from reference import Model, ModelConfig, Rope
+from reference import Model, ModelConfig, Policy, Rope
 from tests.loaders.cases import CASES, NEW, PROMPT, ROWS, SCALINGS, SHAPES, norm_offset, prompt, shape
 from tests.loaders.files import LLAMA, draw, llama_tensors, write_checkpoint
 
@@ -107,6 +107,23 @@ def test_windowed_layers_hold_only_their_window(case: str, windows: list[int | N
     assert state.cache.nbytes == sum(sizes) * per_token
     for window, positions in zip(windows, state.positions, strict=True):
         np.testing.assert_array_equal(positions[0], np.arange(PROMPT)[-(window or PROMPT) :])
+
+
+def test_policies_leave_windowed_layers_alone(tmp_path: Path) -> None:
+    """Gemma's sixth layer is the one without a window: below it nothing changes, and it alone keeps a budget."""
+    config, shapes = (json.loads(str(RECORDED[f"gemma3_text-pattern/{part}"])) for part in ("config", "shapes"))
+    tensors = {name: draw(name, tuple(shape)) for name, shape in shapes.items()}
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path, config, tensors))
+    model = Model(checkpoint.config, checkpoint.weights, reference)
+    policy = Policy(select=reference.Quoka(budget=8), evict=reference.KeyDiff(budget=20))
+    states = [reference.new_state(model), reference.new_state(model, policy)]
+    for state in states:
+        reference.prefill(model, state, prompt(config), chunk=CHUNK)
+    dense, thin = (state.cache.layers for state in states)
+    assert [layer.size for layer in thin] == [11, 11, 11, 11, 11, 20, 11]
+    for n in range(5):
+        np.testing.assert_array_equal(thin[n].k, dense[n].k)
+        np.testing.assert_array_equal(thin[n].positions, dense[n].positions)
 
 
 def test_smollm3_leaves_every_fourth_layer_unrotated() -> None:
