@@ -17,6 +17,7 @@ from tests.loaders.cases import CASES, NEW, PROMPT, ROWS, SCALINGS, SHAPES, norm
 from tests.loaders.files import LLAMA, draw, llama_tensors, write_checkpoint
 
 RECORDED = np.load(Path(__file__).with_name("families.npz"))
+NORMS = ("attention_norm", "post_attention_norm", "ffn_norm", "post_ffn_norm", "q_norm", "k_norm")
 CHUNK = 32  # so that chunks end inside the prompt and inside windows
 
 
@@ -130,6 +131,18 @@ def test_smollm3_leaves_every_fourth_layer_unrotated() -> None:
     config = parse({"model_type": "smollm3", **shape(8, 4, 2, None)})
     assert [rope is None for rope in config.ropes] == [False, False, False, True] * 2
     assert config.ropes[0] == Rope(2_000_000.0)
+
+
+def test_gemma_norms_are_offset_in_float32(tmp_path: Path) -> None:
+    """1 + w of a small bfloat16 w would round to 1 in bfloat16."""
+    config, shapes = (json.loads(str(RECORDED[f"gemma3_text-pattern/{part}"])) for part in ("config", "shapes"))
+    tensors = {name: np.full(shape, 2.0**-10, np.float32) for name, shape in shapes.items()}
+    weights = load_checkpoint(write_checkpoint(tmp_path, config, tensors, dtype="bfloat16"), dtype="bfloat16").weights
+    norms = [weights.final_norm, *(getattr(weights.layers[0], name) for name in NORMS)]
+    for norm in norms:
+        np.testing.assert_array_equal(norm, np.full_like(norm, 1 + 2.0**-10, dtype=np.float32))
+    assert weights.layers[0].w_q.dtype.name == "bfloat16"
+    assert weights.layers[0].w_q[0, 0] == 2.0**-10
 
 
 def test_gemma3_4b_as_published() -> None:
