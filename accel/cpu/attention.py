@@ -1,7 +1,7 @@
 """Attention by tiles, with an online softmax: nothing of size T × S is ever held.
 
 How it tiles. The G heads of a group share their keys, so one work item is a KV head, a block of at most 512 of its
-G·T query rows, and a range of keys. Keys come in blocks of 128: each block is transposed once into panels as wide as the
+G·T query rows, and a range of keys. Keys come in blocks of 128: each is transposed once into panels as wide as the
 register tile, Q·Kᵀ fills a rows × 128 buffer panel by panel, the softmax turns it into weights in place, and the
 product with V is added to the rows' output, which is rescaled in the same pass when a row's peak grows. All of it stays
 in the second-level cache; the tile product (simd.py) is what limits it.
@@ -79,7 +79,7 @@ def attention(
 class Plan:
     """One call's arguments, checked and as kernels take them.
 
-    With `columns` (KV, R), ascending, only those columns of k and v are read: gathered tile by tile, never copied whole.
+    With `columns` (KV, R), ascending, only those columns of k and v are read, gathered tile by tile.
     """
 
     def __init__(
@@ -124,9 +124,10 @@ class Plan:
         stats = np.empty((parts, self.heads, self.tokens, 2), np.float32)
         size = _scratch_size(block * self.group, self.dim)
         with_v = rows(v) if v is not None else (0, 0, 0, 0)
+        columns = 0 if self.columns is None else address(self.columns)
         memory = scratch.take(size * THREADS)
         _attend(
-            *rows(self.q), *rows(self.k), *with_v, 0 if self.columns is None else address(self.columns), address(self.bounds), address(partial), address(stats),
+            *rows(self.q), *rows(self.k), *with_v, columns, address(self.bounds), address(partial), address(stats),
             address(memory), size, self.heads, self.kv, self.tokens, self.keys, self.dim, block, blocks, parts, span,
             self.scale,
         )  # fmt: skip

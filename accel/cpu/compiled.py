@@ -1,8 +1,8 @@
 """Compiled kernels: how they are cached on disk, and how the cores share the work of one call.
 
 A kernel is a Python function of (task, worker): `task` is the address of a block of 64-bit words, its arguments, of
-which the first counts the work items taken; every worker takes items until none is left, so a slow core delays a call by
-one item at most, and results never depend on who computed what.
+which the first counts the work items taken. Every worker takes items until none is left, so that a slow core delays a
+call by one item at most.
 
 The caller is worker 0 and starts at once. Helper threads join when they can: each waits in compiled code without
 the interpreter's lock, spinning for some tens of microseconds after its last task (a chunk calls a hundred kernels in a
@@ -18,6 +18,7 @@ import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numba import njit, types
@@ -46,7 +47,7 @@ THREADS = thread_count()
 
 
 def _stamp() -> str:
-    """Changes with any source file of this package: a kernel's code lies in several of them, and so do its tile sizes."""
+    """Changes with any source file of this package: a kernel's code lies in several of them, and so do tile sizes."""
     digest = hashlib.sha256(f"{LANES} {REGISTERS}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -66,13 +67,14 @@ class _PackageCache(FunctionCache):
 class Kernel:
     """A function (task, worker) that is compiled, or loaded from disk, when it is first called."""
 
-    known: list[Kernel] = []
+    known: ClassVar[list[Kernel]] = []
 
     def __init__(self, function: Callable) -> None:
         self.name = f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__.lstrip('_')}"
         signature = ((types.int64, types.int64), types.void)
-        self._code = CFunc(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
-        self._code._cache = _PackageCache(function)
+        code: Any = CFunc(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
+        code._cache = _PackageCache(function)
+        self._code = code
         self._address = 0
         self.known.append(self)
 

@@ -91,7 +91,7 @@ def activate(x: np.ndarray, act: str) -> np.ndarray:
 
 
 def predictor_scores(x: np.ndarray, predictor: Predictor) -> np.ndarray:
-    """s = ReLU(a W1) W2 with a the block pooled by attention to q_pred: x (T, E) of at least one token -> (F,) float32."""
+    """s = ReLU(a W1) W2 with a the block pooled by attention to q_pred: x (T, E) of some tokens -> (F,) float32."""
     return meaning.predictor_scores(np.asarray(x, np.float32), predictor)
 
 
