@@ -33,7 +33,9 @@ class ChatTemplate:
     def __init__(self, templates: Mapping[str, str], tokens: Mapping[str, str]) -> None:
         self.tokens = dict(tokens)
         self._templates = {name: _compile(name, text) for name, text in templates.items()}
-        require("default" in templates, f"chat_template: got {', '.join(templates)}, wanted one called default")
+        require(
+            "default" in templates, f"chat_template: got {', '.join(templates) or 'nothing'}, wanted one called default"
+        )
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The text of a conversation, up to where the model's answer starts with `add_generation_prompt`.
@@ -54,7 +56,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **given,
             )
-        except (TemplateError, TypeError) as error:
+        except Exception as error:  # the template is the checkpoint's code and may fail in any way
             raise ValueError(f"messages: the chat template refuses them ({error})") from None
 
 
