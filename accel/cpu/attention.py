@@ -106,7 +106,7 @@ class Plan:
         self.dim, self.group = sizes["D"], sizes["H"] // sizes["KV"]
         if columns is not None:
             self.keys, k_positions = columns.shape[1], np.take_along_axis(k_positions, columns, axis=1)
-        self.columns = columns
+        self.columns = None if columns is None else np.ascontiguousarray(columns)
         self.scale = float(scale) * LOG2E
         self.bounds = bounds(q_positions, k_positions, window)  # (KV, T, 2)
 

@@ -2,9 +2,9 @@
 
 How it tiles. For chunks, an item is PANEL rows of W: 128 of their columns at a time are widened and transposed into a
 panel that fits the first-level cache, and the register tile multiplies it with all rows of x, adding to a block of
-tokens × PANEL until the depth is through. Only the panel is ever widened. For a few tokens (decoding) an item is 32 rows
-of W, read once from memory and multiplied with every token where they are widened, in registers: memory is the limit,
-so 16-bit weights take half the time.
+tokens × PANEL until the depth is through. Only the panel is ever widened. For a few tokens (decoding) an item is 32
+rows of W, read once from memory and multiplied with every token where they are widened, in registers: memory is the
+limit, so 16-bit weights take half the time.
 """
 
 from __future__ import annotations
