@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from thresher.cli import catalogue, talk
+from thresher.cli import catalogue, kernels, talk
 
 app = typer.Typer(
     help="Long-context language-model inference made cheap, and proved to stay right.",
@@ -15,15 +15,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (
+COMMANDS = (
     catalogue.pull,
     talk.generate,
     talk.chat,
     catalogue.info,
     catalogue.methods,
     catalogue.convert,
+    kernels.warmup,
     talk.demo,
-):
+)
+for command in COMMANDS:
     app.command()(command)
 
 

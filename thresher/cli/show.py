@@ -38,48 +38,64 @@ def size(count: float) -> str:
 
 
 @contextmanager
-def token_progress(total: int, label: str = "Reading") -> Iterator[Callable[[int], None]]:
-    """A bar that counts tokens of a prompt; silent in a pipe. It vanishes when the last token is done."""
+def _bar(*columns: Any) -> Iterator[Any]:
+    """A rich progress bar on standard error that vanishes when it is done, or None in a pipe."""
     if not sys.stderr.isatty():
-        yield lambda done: None
+        yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
+        yield bar
+
+
+@contextmanager
+def token_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar that counts the tokens of a prompt."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("Reading"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn()
+    with _bar(*columns) as bar:
+        task = bar and bar.add_task("", total=total)
 
         def advance(done: int) -> None:
-            bar.advance(task, done)
-            if bar.finished:
-                bar.stop()  # before the first piece of text is printed
+            if bar:
+                bar.advance(task, done)
+                if bar.finished:
+                    bar.stop()  # before the first piece of text is printed
 
         yield advance
 
 
 @contextmanager
 def byte_progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar for transfers: call it with bytes done, bytes in all, and what is being moved. Silent in a pipe."""
-    if not sys.stderr.isatty():
-        yield lambda done, total, label: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    """Bars for transfers: call it with bytes done, bytes in all, and what is being done."""
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    label = TextColumn("{task.description}")
+    with _bar(label, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
         tasks: dict[str, Any] = {}
 
-        def update(done: int, total: int, label: str) -> None:
-            if label not in tasks:
-                tasks[label] = bar.add_task(label, total=total)
-            bar.update(tasks[label], completed=done, total=total)
+        def update(done: int, total: int, what: str) -> None:
+            if bar:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what, total=total)
+                bar.update(tasks[what], completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
+def kernel_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that counts kernels: call it with the next one to compile, how many are done, and how many in all."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+
+    with _bar(TextColumn("Compiling"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")) as bar:
+        task = bar and bar.add_task("")
+
+        def update(name: str, done: int, total: int) -> None:
+            if bar:
+                bar.update(task, description=name, completed=done, total=total)
 
         yield update

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thresher.cli import options, show
+from thresher.cli.kernels import compile_kernels
 
 if TYPE_CHECKING:
     from thresher.generate import Generation
@@ -142,7 +143,9 @@ def demo(
 def _load(model: str, backend: str, dtype: str = "float32", adapter: str | None = None) -> LanguageModel:
     from thresher.model import load
 
-    return load(model, backend=backend, dtype=dtype, adapter=adapter)
+    llm = load(model, backend=backend, dtype=dtype, adapter=adapter)
+    compile_kernels(llm.model.backend)
+    return llm
 
 
 def _read(file: Path) -> str:
