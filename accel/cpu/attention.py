@@ -157,9 +157,9 @@ def _padded(n: int, step: int) -> int:
 
 
 def _scratch_size(rows: int, dim: int) -> int:
-    """Floats that a worker needs for items of so many rows; `_memory` lays them out."""
-    rows, dim = _padded(rows, ROWS), _padded(dim, LANES)
-    return rows * (2 * dim + KEYS + 3) + 3 * KEYS * dim + dim + 2 * KEYS + 64
+    """Floats that a worker needs for items of so many rows; `_attend` lays them out."""
+    rows, wide_dim = _padded(rows, ROWS), _padded(dim, LANES)
+    return rows * (2 * wide_dim + KEYS + 3) + KEYS * (2 * wide_dim + _padded(dim, PANEL)) + 2 * KEYS + 2
 
 
 @njit
@@ -227,19 +227,29 @@ def hide(row, count, first, last):
 
 
 @njit
-def soften(row, count, peak):
-    """2^(x - new peak) in place over a row of scores; returns the new peak and the sum."""
+def peak_of(row, count):
+    """The largest of a row of scores."""
     top = load(row)
     for i in range(LANES, count, LANES):
         top = larger(top, load(row + 4 * i))
-    peak = max(peak, highest(top))
-    offset = splat(peak if peak > -np.inf else np.float32(0.0))
-    sums = splat(np.float32(0.0))
+    return highest(top)
+
+
+@njit
+def soften(row, count, peak):
+    """2^(x - peak) in place over a row of scores; returns the sum."""
+    offset, sums = splat(finite(peak)), splat(np.float32(0.0))
     for i in range(0, count, LANES):
         weights = exp2(load(row + 4 * i) - offset)
         store(row + 4 * i, weights)
         sums = sums + weights
-    return peak, total(sums)
+    return total(sums)
+
+
+@njit
+def finite(peak):
+    """The peak, or 0 where a row has seen nothing yet."""
+    return peak if peak > -np.inf else np.float32(0.0)
 
 
 @njit
@@ -249,14 +259,27 @@ def power(x):
 
 
 @njit
-def add_values(scores, rows, values, values_row, count, dim, out, factors):
-    """out (rows, wide_dim) = diag(factors) · out + scores (rows, count) · values (count, dim)."""
+def pack_values(lines, kind, count, dim, panels):
+    """Copy `count` values, whose addresses stand at `lines`, into panels (D/PANEL, KEYS, PANEL).
+
+    In place, the rows of a panel may lie so that they share few lines of the first-level cache.
+    """
+    stand, size = carray(words_at(lines), KEYS), 4 if kind == F32 else 2
+    for i in range(count):
+        for d in range(0, dim, LANES):
+            place = panels + 4 * (d // PANEL * KEYS * PANEL + i * PANEL + d % PANEL)
+            store(place, load_kind(stand[i] + size * d, kind, dim - d))
+
+
+@njit
+def add_values(scores, rows, panels, count, dim, out, factors):
+    """out (rows, wide_dim) = diag(factors) · out + scores (rows, count) · the `count` values in panels."""
     wide_dim = padded(dim, LANES)
     for first in range(0, wide_dim, PANEL):
         vectors = min(VECTORS, (wide_dim - first) // LANES)
         for r in range(0, rows, ROWS):
             add_tile(
-                vectors, scores + 4 * r * KEYS, 4 * KEYS, values + 4 * first, values_row,
+                vectors, scores + 4 * r * KEYS, 4 * KEYS, panels + 4 * first * KEYS, 4 * PANEL,
                 out + 4 * (r * wide_dim + first), 4 * wide_dim, count, factors + 4 * r,
             )  # fmt: skip
 
@@ -276,7 +299,7 @@ def _attend(task, worker):
     out = scores + 4 * most * KEYS
     panels = out + 4 * most * wide_dim
     values = panels + 4 * KEYS * wide_dim
-    wide = values + 4 * KEYS * wide_dim
+    wide = values + 4 * KEYS * padded(dim, PANEL)
     lines = wide + 4 * KEYS * wide_dim
     lines += -lines % 8
     state = lines + 8 * KEYS
@@ -284,7 +307,6 @@ def _attend(task, worker):
     peaks = carray(floats_at(state + 4 * most), most)
     sums = carray(floats_at(state + 8 * most), most)
     columns = carray(words_at(chosen or seen), (kv_heads, keys))
-    copied = chosen or v_kind != F32 or dim != wide_dim
     while True:
         item = fetch_add(task, 1)
         if item >= kv_heads * blocks * parts:
@@ -309,24 +331,23 @@ def _attend(task, worker):
                 stand[i] = k + kv * k_head + column * k_row
             pack_keys(lines, k_kind, count, dim, wide, panels)
             score_block(queries, rows, dim, panels, count, scores)
-            for r in range(rows):
+            for r in range(rows):  # all peaks before all powers: neither then waits for the other's last step
                 row = scores + 4 * r * KEYS
                 low = limits[kv, first_token + r % here, 0] - start
                 high = min(limits[kv, first_token + r % here, 1] - start, count)
                 if low > 0 or high < padded(count, LANES):
                     hide(row, count, low, high)
-                peak, mass = soften(row, count, peaks[r])
+                peak = max(peaks[r], peak_of(row, count))
                 factors[r] = power(peaks[r] - peak) if peaks[r] < peak else np.float32(1.0)
-                sums[r] = sums[r] * factors[r] + mass
                 peaks[r] = peak
+            for r in range(rows):
+                sums[r] = sums[r] * factors[r] + soften(scores + 4 * r * KEYS, count, peaks[r])
             if v:
-                at, step = v + kv * v_head + start * v_row, v_row
-                if copied:
-                    for i in range(count):
-                        column = columns[kv, start + i] - start if chosen else i
-                        widen(at + column * v_row, v_kind, dim, values + 4 * i * wide_dim, 1.0)
-                    at, step = values, 4 * wide_dim
-                add_values(scores, rows, at, step, count, dim, out, state)
+                for i in range(count):
+                    column = columns[kv, start + i] if chosen else start + i
+                    stand[i] = v + kv * v_head + column * v_row
+                pack_values(lines, v_kind, count, dim, values)
+                add_values(scores, rows, values, count, dim, out, state)
         for r in range(here * group):
             head, token = kv * group + r // here, first_token + r % here
             summary[part, head, token, 0] = peaks[r]

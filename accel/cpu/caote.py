@@ -12,10 +12,10 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import KEYS, add_values, padded, widen
+from accel.cpu.attention import KEYS, add_values, pack_values, padded, widen
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.quoka import LARGE, SMALL
-from accel.cpu.simd import F32, LANES, ROWS, fetch_add, floats_at, fma, load, splat, total, unpack, words_at
+from accel.cpu.simd import LANES, PANEL, ROWS, fetch_add, floats_at, fma, load, splat, total, unpack, words_at
 from accel.cpu.views import address, readable, rows, scratch
 from reference.caote import GUARD, JOINS
 from reference.checks import match, one_of, require
@@ -57,7 +57,7 @@ def _sums(
     sums = np.zeros((parts, kv_heads, high, wide_dim), np.float32)
     weights = np.zeros((parts, heads), np.float32)
     negative = np.zeros(1, np.int64)
-    memory = scratch.take(THREADS * (KEYS * (wide_dim + high) + high))
+    memory = scratch.take(THREADS * (KEYS * (padded.py_func(dim, PANEL) + high + 2) + high + 2))
     _weigh(
         address(h), *rows(v), address(tops), address(sums), address(weights), address(negative), address(memory), heads,
         kv_heads, keys, dim, parts, span,
@@ -107,8 +107,11 @@ def _weigh(task, worker):
     high = padded(group + 1, ROWS)
     base, tops = carray(floats_at(h), (heads, keys)), carray(words_at(top), heads)
     mass = carray(floats_at(weights), (parts, heads))
-    values = memory + 4 * worker * (KEYS * (wide_dim + high) + high)
-    shares = values + 4 * KEYS * wide_dim
+    values = memory + 4 * worker * (KEYS * (padded(dim, PANEL) + high + 2) + high + 2)
+    shares = values + 4 * KEYS * padded(dim, PANEL)
+    lines = shares + 4 * (high * KEYS + high)
+    lines += -lines % 8
+    stand = carray(words_at(lines), KEYS)
     block, ones = carray(floats_at(shares), (high, KEYS)), carray(floats_at(shares + 4 * high * KEYS), high)
     ones[:] = 1.0
     while True:
@@ -135,13 +138,11 @@ def _weigh(task, worker):
                 for i in range(0, KEYS, LANES):
                     row = row + load(shares + 4 * (g * KEYS + i))
                 mass[part, head] += total(row)
-            at, step = v + kv * v_head + start * v_row, v_row
-            if v_kind != F32 or dim != wide_dim:
-                for i in range(count):
-                    widen(at + i * v_row, v_kind, dim, values + 4 * i * wide_dim, 1.0)
-                at, step = values, 4 * wide_dim
+            for i in range(count):
+                stand[i] = v + kv * v_head + (start + i) * v_row
+            pack_values(lines, v_kind, count, dim, values)
             out = sums + 4 * (part * kv_heads + kv) * high * wide_dim
-            add_values(shares, high, at, step, count, dim, out, shares + 4 * high * KEYS)
+            add_values(shares, high, values, count, dim, out, shares + 4 * high * KEYS)
 
 
 @njit

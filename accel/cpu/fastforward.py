@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import LOG2E, load_kind, padded, widen
+from accel.cpu.attention import LOG2E, load_kind, padded
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.products import DEPTH, FEW, dot, linear, multiply_panel, panel_size, whole_tiles
 from accel.cpu.simd import (
@@ -31,6 +31,7 @@ from accel.cpu.simd import (
     highest,
     load,
     load_some,
+    smaller,
     splat,
     store,
     store_some,
@@ -116,7 +117,7 @@ def _run(
         address(tiles), *rows(gate)[::2], rows(gate)[3], *rows(up)[::2], rows(up)[3], *rows(down)[::2], rows(down)[3],
         0 if neurons is None else address(neurons), address(sums), tokens, high, dim, count, int(act == "silu"),
     )  # fmt: skip
-    size = panel_size(high) + high * PANEL + PANEL * wide_dim if tokens > FEW else 2 * LANES
+    size = panel_size(high) + high * PANEL + PANEL * PANEL if tokens > FEW else 2 * LANES
     memory = scratch.take(size * THREADS)
     (_chunk if tokens > FEW else _few)(*arguments, address(memory), size)
     scratch.give(memory)
@@ -129,7 +130,8 @@ def gated(x, silu):
     z = x
     if not silu:
         z = fma(x * x * x, splat(np.float32(0.044715)), x) * splat(np.float32(2 * np.sqrt(2 / np.pi)))
-    return x / (splat(np.float32(1.0)) + exp2(z * splat(np.float32(-LOG2E))))
+    power = smaller(z * splat(np.float32(-LOG2E)), splat(np.float32(126.0)))  # beyond which the result is 0 anyway
+    return x / (splat(np.float32(1.0)) + exp2(power))
 
 
 @njit
@@ -167,7 +169,7 @@ def _chunk(task, worker):
     lines += -lines % 8
     gates = lines + 16 * PANEL
     ups = gates + 4 * high * PANEL
-    widened = ups + 4 * high * PANEL
+    panel = ups + 4 * high * PANEL
     ones = mine + 8 * PANEL * DEPTH
     stand, list_of = carray(words_at(lines), PANEL), carray(words_at(chosen or lines), count)
     y = sums + 4 * worker * high * wide_dim
@@ -184,18 +186,18 @@ def _chunk(task, worker):
         multiply_panel(x, wide_dim, high, lines, up_kind, here, dim, mine, ups)
         for i in range(0, high * PANEL, LANES):
             store(gates + 4 * i, gated(load(gates + 4 * i), silu) * load(ups + 4 * i))
-        at, step = down + first * down_row, down_row
-        if chosen or down_kind != F32 or dim != wide_dim:
-            for i in range(here):
-                source = down + (list_of[first + i] if chosen else first + i) * down_row
-                widen(source, down_kind, dim, widened + 4 * i * wide_dim, 1.0)
-            at, step = widened, 4 * wide_dim
+        for i in range(here):
+            stand[i] = down + (list_of[first + i] if chosen else first + i) * down_row
         for column in range(0, wide_dim, PANEL):
             vectors = min(VECTORS, (wide_dim - column) // LANES)
+            for i in range(here):
+                for d in range(column, min(column + PANEL, dim), LANES):
+                    numbers = load_kind(stand[i] + d * (4 if down_kind == F32 else 2), down_kind, dim - d)
+                    store(panel + 4 * (i * PANEL + d - column), numbers)
             for r in range(0, high, ROWS):
                 add_tile(
-                    vectors, gates + 4 * r * PANEL, 4 * PANEL, at + 4 * column, step,
-                    y + 4 * (r * wide_dim + column), 4 * wide_dim, here, ones,
+                    vectors, gates + 4 * r * PANEL, 4 * PANEL, panel, 4 * PANEL, y + 4 * (r * wide_dim + column),
+                    4 * wide_dim, here, ones,
                 )  # fmt: skip
 
 

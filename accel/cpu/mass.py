@@ -12,7 +12,18 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import KEYS, MOST_ROWS, Plan, _scratch_size, hide, pack_keys, padded, score_block, widen
+from accel.cpu.attention import (
+    KEYS,
+    MOST_ROWS,
+    Plan,
+    _scratch_size,
+    finite,
+    hide,
+    pack_keys,
+    padded,
+    score_block,
+    widen,
+)
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.simd import LANES, ROWS, exp2, fetch_add, floats_at, load, real, splat, store, unpack, words_at
 from accel.cpu.views import address, rows, scratch
@@ -51,7 +62,7 @@ def attention_mass(
 @njit
 def add_weights(row, count, peak, rate, sums):
     """sums += rate · 2^(row - peak), over the first `count` columns and those up to the next multiple of LANES."""
-    offset, by = splat(peak if peak > -np.inf else np.float32(0.0)), splat(rate)
+    offset, by = splat(finite(peak)), splat(rate)
     for i in range(0, count, LANES):
         store(sums + 4 * i, load(sums + 4 * i) + exp2(load(row + 4 * i) - offset) * by)
 

@@ -116,6 +116,13 @@ def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
     return _call(b, f"llvm.fma.v{LANES}f32", _vector, x, y, z)
 
 
+def _prefetch(b: ir.IRBuilder, pointer: ir.Value) -> None:
+    """Ask for a line of memory that will be written."""
+    kind = ir.IntType(8).as_pointer()
+    one, three = ir.Constant(_i32, 1), ir.Constant(_i32, 3)
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), b.bitcast(pointer, kind), one, three, one)
+
+
 def _mask(b: ir.IRBuilder, count: ir.Value) -> ir.Value:
     """True in the lanes below `count`."""
     return b.icmp_signed("<", ir.Constant(_ints, list(range(LANES))), _spread(b, b.trunc(count, _i32), _ints))
@@ -177,6 +184,12 @@ def larger(b, x, y):
     return b.select(b.fcmp_ordered(">", y, x), y, x)
 
 
+@_machine_function(Vector, Vector, Vector)
+def smaller(b, x, y):
+    """The smaller of two, lane by lane; x where y is NaN or x is."""
+    return b.select(b.fcmp_ordered("<", y, x), y, x)
+
+
 @_machine_function(Vector, Vector, _word, _word)
 def only(b, x, start, stop):
     """The lanes start ≤ i < stop, and minus infinity in all others."""
@@ -187,27 +200,26 @@ def only(b, x, start, stop):
 
 @_machine_function(Vector, Vector)
 def exp2(b, x):
-    """2^x: n = round(x) by adding 1.5·2²³, a polynomial of degree 6 in x - n, and n added to the exponent's bits.
+    """2^x for x < 128.5: n = round(x) by adding 1.5·2²³, a polynomial of degree 5 in x - n, times 2^n.
 
-    The coefficients are a minimax fit on [-½, ½], relative error 1e-7 after rounding. Below 2^-126 the result is 0.
+    127 more is added, so that the sum's lowest bits are the exponent of 2^n, ready to be shifted to their place; for
+    x ≤ -126.5 they are 0, and so is the result. The coefficients are a minimax fit on [-½, ½], with a relative error of
+    2e-7 after rounding. NaN stays NaN, since no comparison holds for it.
     """
-    top, magic = _each(_vector, 128.0), _each(_vector, 12582912.0)
-    x = b.select(b.fcmp_ordered(">", x, top), top, x)  # no comparison holds for NaN, which so stays NaN
-    tiny = b.fcmp_ordered("<", x, _each(_vector, -126.0))
+    low, magic = _each(_vector, -127.0), _each(_vector, 12582912.0 + 127)
+    x = b.select(b.fcmp_ordered("<", x, low), low, x)
     shifted = b.fadd(x, magic)
     rest = b.fsub(x, b.fsub(shifted, magic))
-    y = _each(_vector, 0.0001534580758392482)
+    y = _each(_vector, 0.001327646685461481)
     for coefficient in (
-        0.0013399931184397056,
-        0.009618488973573605,
-        0.05550328777074179,
-        0.24022646890481753,
-        0.6931472057371993,
-        1.0000000005541878,
+        0.00967554129344994,
+        0.05550713289391176,
+        0.24022119724860685,
+        0.6931469670550304,
+        1.0000000716543693,
     ):
         y = _fma(b, y, rest, _each(_vector, coefficient))
-    exponent = b.add(b.shl(b.bitcast(shifted, _ints), _each(_ints, 23)), _each(_ints, 127 << 23))
-    return b.select(tiny, _each(_vector, 0.0), b.fmul(y, b.bitcast(exponent, _vector)))
+    return b.fmul(y, b.bitcast(b.shl(b.bitcast(shifted, _ints), _each(_ints, 23)), _vector))
 
 
 def _folded(combine: Callable) -> Any:
@@ -261,6 +273,9 @@ def _tile(columns: int, scaled: bool, height: int = ROWS) -> Any:
 
     def build(b, a, a_row, other, other_row, c, c_row, depth, scale):
         rows = [b.add(a, b.mul(a_row, ir.Constant(_i64, r))) for r in range(height)]
+        for r in range(height if scaled else 0):  # C is needed at the end: fetch it meanwhile
+            for j in range(columns):
+                _prefetch(b, _at(b, b.add(c, b.mul(c_row, ir.Constant(_i64, r))), _vector, 4 * LANES * j))
         before, loop, done = b.block, b.append_basic_block("depth"), b.append_basic_block("done")
         b.branch(loop)
         b.position_at_end(loop)
