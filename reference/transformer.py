@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -124,54 +123,53 @@ def _attend(model: Model, n: int, chunk: Chunk, rotation: Any, q: Any, k: Any, v
 
 
 def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], rows: list[slice], x: Any) -> Any:
-    """Step 5: the FFN of every row, (ΣT, E) -> (ΣT, E)."""
-    config, w = model.config, model.weights.layers[n]
-    dense = partial(model.backend.gated_ffn, w_gate=w.w_gate, w_up=w.w_up, w_down=w.w_down, act=config.activation)
+    """Step 5: the FFN of every row, (ΣT, E) -> (ΣT, E). Where all are dense, one product serves all sequences."""
     parts = [chunk.state.policy.at(n).ffn for chunk in chunks]
-    outputs = [] if any(parts) else [dense(x)]  # all dense: one product for all sequences
-    for chunk, part, r in zip(chunks, parts, rows, strict=True):
-        step = part.block if part else len(chunk.token_ids)
-        for start in range(r.start, r.stop, step):
-            block = x[start : min(start + step, r.stop)]
-            first, neurons = chunk.state.position + start - r.start, None
-            if part:
-                output, neurons = part.run(
-                    Block(
-                        block,
-                        first,
-                        chunk.length,
-                        chunk.decoding,
-                        n,
-                        w,
-                        config,
-                        chunk.state.cache.layers[n],
-                        model.backend,
-                    )
-                )
-                outputs.append(output)
-            elif any(parts):
-                outputs.append(dense(block))
-            ran = config.ffn_width if neurons is None else len(neurons)
-            chunk.state.counts.ran(n, len(block) * ran, len(block) * config.ffn_width)
-            if chunk.state.trace is not None:
-                chunk.state.trace.ran(n, first, None if neurons is None else model.backend.to_numpy(neurons))
+    if any(parts):
+        each = zip(chunks, parts, rows, strict=True)
+        return model.backend.concatenate([_by_blocks(model, n, chunk, part, x[r]) for chunk, part, r in each])
+    for chunk in chunks:
+        _note_neurons(model, n, chunk, chunk.state.position, len(chunk.token_ids), None)
+    w = model.weights.layers[n]
+    return model.backend.gated_ffn(x, w.w_gate, w.w_up, w.w_down, act=model.config.activation)
+
+
+def _by_blocks(model: Model, n: int, chunk: Chunk, part: Any, x: Any) -> Any:
+    """The FFN of one sequence, each block with the neurons that its policy part chooses for it: (T, E) -> (T, E)."""
+    cache, outputs = chunk.state.cache.layers[n], []
+    step = part.block if part else len(x)
+    for start in range(0, len(x), step):
+        rows, first = x[start : start + step], chunk.state.position + start
+        block = Block(
+            rows, first, chunk.length, chunk.decoding, n, model.weights.layers[n], model.config, cache, model.backend
+        )
+        output, neurons = part.run(block) if part else (block.dense(), None)
+        _note_neurons(model, n, chunk, first, len(rows), neurons)
+        outputs.append(output)
     return model.backend.concatenate(outputs)
+
+
+def _note_neurons(model: Model, n: int, chunk: Chunk, first: int, tokens: int, neurons: Any) -> None:
+    """Count what a block of `tokens` ran, and trace it: neurons (K,), or None for all of them."""
+    state, width = chunk.state, model.config.ffn_width
+    state.counts.ran(n, tokens * (width if neurons is None else len(neurons)), tokens * width)
+    if state.trace is not None:
+        state.trace.ran(n, first, None if neurons is None else model.backend.to_numpy(neurons))
 
 
 def _evict(model: Model, n: int, chunk: Chunk, seen: Seen) -> None:
     """Step 6: a layer with a window keeps its window, any other its budget."""
-    evict, window, cache = chunk.state.policy.at(n).evict, model.config.windows[n], chunk.state.cache.layers[n]
+    state, to_numpy = chunk.state, model.backend.to_numpy
+    evict, window, cache = state.policy.at(n).evict, model.config.windows[n], state.cache.layers[n]
     if window is not None:
         cache.keep_newest(window)
     elif evict is not None:
-        before = cache.positions
-        evicted = evict.evict(seen)
-        if evicted is not None:
+        before = to_numpy(cache.positions).copy() if state.trace else cache.positions  # keep may work in place
+        if (evicted := evict.evict(seen)) is not None:
             scores, kept = evicted
-            chunk.state.counts.evicted(n, scores.shape[1] - kept.shape[1])
-            if chunk.state.trace is not None:
-                to_numpy = model.backend.to_numpy
-                chunk.state.trace.evicted(n, chunk.state.position, to_numpy(before), to_numpy(scores), to_numpy(kept))
+            state.counts.evicted(n, scores.shape[1] - kept.shape[1])
+            if state.trace is not None:
+                state.trace.evicted(n, state.position, before, to_numpy(scores), to_numpy(kept))
 
 
 def logits(model: Model, hidden: Any) -> np.ndarray:
