@@ -118,6 +118,18 @@ def test_a_copy_of_a_cache_is_independent(backend: ModuleType) -> None:
     assert isinstance(copied, backend.KVCache)
 
 
+def test_a_trace_names_every_token_that_the_cache_forgot(backend: ModuleType) -> None:
+    model = on(backend)
+    state = new_state(model, Policy(evict=KeyDiff(50)), trace=True)
+    prefill(model, state, np.arange(300) % 50, chunk=64)
+    assert state.trace is not None
+    for n, held in enumerate(state.positions):
+        forgotten = [entry.positions for entry in state.trace.evictions if entry.layer == n]
+        for head, rest in enumerate(backend.to_numpy(held)):
+            told = np.concatenate([rest, *(positions[head] for positions in forgotten)])
+            np.testing.assert_array_equal(np.sort(told), np.arange(300))
+
+
 def test_four_threads_get_what_one_gets(backend: ModuleType) -> None:
     model = on(backend)
     names = [*POLICIES, *POLICIES]
