@@ -164,12 +164,12 @@ def _evict(model: Model, n: int, chunk: Chunk, seen: Seen) -> None:
     if window is not None:
         cache.keep_newest(window)
     elif evict is not None:
-        before = to_numpy(cache.positions).copy() if state.trace else cache.positions  # keep may work in place
+        before = cache.positions
         if (evicted := evict.evict(seen)) is not None:
             scores, kept = evicted
             state.counts.evicted(n, scores.shape[1] - kept.shape[1])
             if state.trace is not None:
-                state.trace.evicted(n, state.position, before, to_numpy(scores), to_numpy(kept))
+                state.trace.evicted(n, state.position, to_numpy(before), to_numpy(scores), to_numpy(kept))
 
 
 def logits(model: Model, hidden: Any) -> np.ndarray:
