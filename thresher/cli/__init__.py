@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from thresher.cli import catalogue, kernels, talk
+from thresher.cli import catalogue, kernels, measure, talk
 
 app = typer.Typer(
     help="Long-context language-model inference made cheap, and proved to stay right.",
@@ -23,6 +23,8 @@ COMMANDS = (
     catalogue.methods,
     catalogue.convert,
     kernels.warmup,
+    kernels.verify,
+    measure.bench,
     talk.demo,
 )
 for command in COMMANDS:

@@ -21,6 +21,13 @@ def table(rows: list[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+def columns(header: list[str], rows: list[list[str]]) -> None:
+    """A table with a header, every column as wide as it must be."""
+    widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
+    for row in [header, *rows]:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def word(value: Any) -> str:
     """A value as the command line spells it, whole numbers with separators."""
     if value is None or isinstance(value, bool):
@@ -97,5 +104,25 @@ def kernel_progress() -> Iterator[Callable[[str, int, int], None]]:
         def update(name: str, done: int, total: int) -> None:
             if bar:
                 bar.update(task, description=name, completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
+def check_progress() -> Iterator[Callable[[Any], None]]:
+    """A line that names the function last checked, the cases so far, and how many failed."""
+    from rich.progress import SpinnerColumn, TextColumn
+
+    cases, failed = {}, set()
+    with _bar(SpinnerColumn(), TextColumn("{task.description}")) as bar:
+        task = bar and bar.add_task("Checking", total=None)
+
+        def update(result: Any) -> None:
+            cases[result.name] = result.examples
+            if result.failure:
+                failed.add(result.name)
+            if bar:
+                told = f"{result.name}: {sum(cases.values()):,} cases, {len(failed)} functions failed"
+                bar.update(task, description=told)
 
         yield update
