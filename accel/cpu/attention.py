@@ -162,13 +162,13 @@ def _scratch_size(rows: int, dim: int) -> int:
     return rows * (2 * wide_dim + KEYS + 3) + KEYS * (2 * wide_dim + _padded(dim, PANEL)) + 2 * KEYS + 2
 
 
-@njit
+@njit(forceinline=True)
 def padded(n, step):
     """n rounded up to a multiple of step."""
     return (n + step - 1) // step * step
 
 
-@njit
+@njit(forceinline=True)
 def load_kind(at, kind, left):
     """LANES stored numbers as float32, or zeros after the `left` that there are."""
     if left >= LANES:
@@ -178,10 +178,14 @@ def load_kind(at, kind, left):
     return load_some_f16(at, left) if kind == F16 else load_some_bf16(at, left)
 
 
-@njit
+@njit(forceinline=True)
 def widen(source, kind, count, out, factor):
     """A row of `count` stored numbers times `factor`, as float32 with zeros up to a multiple of LANES."""
     by, size = splat(factor), 4 if kind == F32 else 2
+    if kind == F32 and count % LANES == 0:  # the common case, without a question per vector
+        for i in range(0, count, LANES):
+            store(out + 4 * i, load(source + 4 * i) * by)
+        return
     for i in range(0, count, LANES):
         store(out + 4 * i, load_kind(source + size * i, kind, count - i) * by)
 
@@ -226,7 +230,7 @@ def hide(row, count, first, last):
         store(row + 4 * i, only(load(row + 4 * i), first - i, last - i))
 
 
-@njit
+@njit(forceinline=True)
 def peak_of(row, count):
     """The largest of a row of scores."""
     top = load(row)
@@ -235,7 +239,7 @@ def peak_of(row, count):
     return highest(top)
 
 
-@njit
+@njit(forceinline=True)
 def soften(row, count, peak):
     """2^(x - peak) in place over a row of scores; returns the sum."""
     offset, sums = splat(finite(peak)), splat(np.float32(0.0))
@@ -246,13 +250,13 @@ def soften(row, count, peak):
     return total(sums)
 
 
-@njit
+@njit(forceinline=True)
 def finite(peak):
     """The peak, or 0 where a row has seen nothing yet."""
     return peak if peak > -np.inf else np.float32(0.0)
 
 
-@njit
+@njit(forceinline=True)
 def power(x):
     """2^x of one number."""
     return highest(exp2(splat(x)))
@@ -265,10 +269,10 @@ def pack_values(lines, kind, count, dim, panels):
     In place, the rows of a panel may lie so that they share few lines of the first-level cache.
     """
     stand, size = carray(words_at(lines), KEYS), 4 if kind == F32 else 2
-    for i in range(count):
-        for d in range(0, dim, LANES):
-            place = panels + 4 * (d // PANEL * KEYS * PANEL + i * PANEL + d % PANEL)
-            store(place, load_kind(stand[i] + size * d, kind, dim - d))
+    for first in range(0, dim, PANEL):
+        panel, here = panels + 4 * first * KEYS, min(PANEL, dim - first)
+        for i in range(count):
+            widen(stand[i] + size * first, kind, here, panel + 4 * i * PANEL, 1.0)
 
 
 @njit

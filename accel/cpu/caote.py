@@ -15,7 +15,7 @@ from numba import carray, njit
 from accel.cpu.attention import KEYS, add_values, pack_values, padded, widen
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.quoka import LARGE, SMALL
-from accel.cpu.simd import LANES, PANEL, ROWS, fetch_add, floats_at, fma, load, splat, total, unpack, words_at
+from accel.cpu.simd import F32, LANES, PANEL, ROWS, fetch_add, floats_at, fma, load, splat, total, unpack, words_at
 from accel.cpu.views import address, readable, rows, scratch
 from reference.caote import GUARD, JOINS
 from reference.checks import match, one_of, require
@@ -145,7 +145,7 @@ def _weigh(task, worker):
             add_values(shares, high, values, count, dim, out, shares + 4 * high * KEYS)
 
 
-@njit
+@njit(forceinline=True)
 def distance(x, y, dim):
     """‖x - y‖ of two widened rows, in float64 where the squares would leave float32."""
     squares = splat(np.float32(0.0))
@@ -179,7 +179,10 @@ def _distances(task, worker):
             return
         part, kv = item % parts, item // parts
         for s in range(part * span, min(part * span + span, keys)):
-            widen(v + kv * v_head + s * v_row, v_kind, dim, line, 1.0)
+            row = v + kv * v_head + s * v_row
+            if v_kind != F32 or dim != wide_dim:
+                widen(row, v_kind, dim, line, 1.0)
+                row = line
             joined = np.float32(0.0)
             for head in range(kv * group, kv * group + group):
                 if s == tops[head]:
@@ -188,7 +191,7 @@ def _distances(task, worker):
                     alpha = base[head, s] * rates[head]
                     left = np.float32(1.0) - alpha
                     c = alpha / (max(left, np.float32(GUARD)) if fast else left)
-                    c *= distance(line, centre + 4 * head * wide_dim, dim)
+                    c *= distance(row, centre + 4 * head * wide_dim, dim)
                 joined = max(joined, c) if join == 1 else joined + (c * c if join == 2 else c)
             if join == 0:
                 joined /= np.float32(group)

@@ -12,7 +12,7 @@ from numba import carray
 
 from accel.cpu.attention import padded, widen
 from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.quoka import product, unit_rate
+from accel.cpu.quoka import BLOCK, product, unit_rate
 from accel.cpu.simd import LANES, fetch_add, floats_at, fma, load, splat, store, unpack
 from accel.cpu.views import address, readable, rows, scratch
 from reference.checks import match, one_of
@@ -33,7 +33,7 @@ def keydiff_scores(k: np.ndarray, *, anchor: str = "normalised") -> np.ndarray:
     parts = min(-(-8 * THREADS // kv_heads), -(-keys // 64))
     span = -(-keys // parts)
     sums = np.zeros((parts, kv_heads, wide_dim), np.float32)
-    memory = scratch.take(2 * wide_dim * THREADS)
+    memory = scratch.take(BLOCK * (wide_dim + 1) * THREADS)
     shape = address(memory), kv_heads, keys, dim, parts, span
     _add_up(*rows(k), address(sums), *shape, int(anchor == "normalised"))
     towards = np.ascontiguousarray(unit(sums.sum(axis=0, dtype=np.float64)), np.float32)  # (KV, wide_dim)
@@ -46,29 +46,34 @@ def keydiff_scores(k: np.ndarray, *, anchor: str = "normalised") -> np.ndarray:
 def _add_up(task, worker):
     (k, k_head, k_row, k_kind, sums, memory, kv_heads, keys, dim, parts, span, normalised) = unpack(task + 8, 12)
     wide_dim = padded(dim, LANES)
-    line = memory + 8 * worker * wide_dim
+    lines = memory + 4 * worker * BLOCK * (wide_dim + 1)
+    rates = carray(floats_at(lines + 4 * BLOCK * wide_dim), BLOCK)
     while True:
         item = fetch_add(task, 1)
         if item >= kv_heads * parts:
             return
         part, kv = item % parts, item // parts
-        out = sums + 4 * (part * kv_heads + kv) * wide_dim
-        for s in range(part * span, min(part * span + span, keys)):
-            source = k + kv * k_head + s * k_row
-            if normalised:
-                rate = splat(unit_rate(source, k_kind, dim, line))
-            else:
-                widen(source, k_kind, dim, line, 1.0)
-                rate = splat(np.float32(1.0))
+        out, end = sums + 4 * (part * kv_heads + kv) * wide_dim, min(part * span + span, keys)
+        for start in range(part * span, end, BLOCK):
+            count = min(BLOCK, end - start)
+            for i in range(count):
+                source, line = k + kv * k_head + (start + i) * k_row, lines + 4 * i * wide_dim
+                rates[i] = unit_rate(source, k_kind, dim, line)
+                if not normalised:
+                    widen(source, k_kind, dim, line, 1.0)
+                    rates[i] = 1.0
             for d in range(0, wide_dim, LANES):
-                store(out + 4 * d, fma(load(line + 4 * d), rate, load(out + 4 * d)))
+                added = load(out + 4 * d)
+                for i in range(count):
+                    added = fma(load(lines + 4 * (i * wide_dim + d)), splat(rates[i]), added)
+                store(out + 4 * d, added)
 
 
 @kernel
 def _against(task, worker):
     (k, k_head, k_row, k_kind, towards, scores, memory, kv_heads, keys, dim, parts, span) = unpack(task + 8, 12)
     wide_dim = padded(dim, LANES)
-    line = memory + 8 * worker * wide_dim
+    line = memory + 4 * worker * BLOCK * (wide_dim + 1)
     found = carray(floats_at(scores), (kv_heads, keys))
     while True:
         item = fetch_add(task, 1)

@@ -59,7 +59,7 @@ def attention_mass(
     return mass
 
 
-@njit
+@njit(forceinline=True)
 def add_weights(row, count, peak, rate, sums):
     """sums += rate · 2^(row - peak), over the first `count` columns and those up to the next multiple of LANES."""
     offset, by = splat(finite(peak)), splat(rate)

@@ -1,6 +1,6 @@
 """Products with weight matrices, from float32 or 16-bit weights, any stride from row to row.
 
-How it tiles. For chunks, an item is PANEL rows of W: 128 of their columns at a time are widened and transposed into a
+How it tiles. For chunks, an item is PANEL rows of W: 192 of their columns at a time are widened and transposed into a
 panel that fits the first-level cache, and the register tile multiplies it with all rows of x, adding to a block of
 tokens × PANEL until the depth is through. Only the panel is ever widened. For a few tokens (decoding) an item is 32
 rows of W, read once from memory and multiplied with every token where they are widened, in registers: memory is the
@@ -40,7 +40,7 @@ from accel.cpu.simd import (
 from accel.cpu.views import address, readable, rows, scratch
 from reference.checks import match
 
-DEPTH = 128  # columns of a panel: PANEL · DEPTH numbers stay in the first-level cache
+DEPTH = 192  # columns of a panel: PANEL · DEPTH numbers stay in the first-level cache
 FEW = 4  # tokens up to which weights are read row by row
 ROWS_READ = 32  # rows of W per item there
 

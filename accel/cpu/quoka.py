@@ -15,6 +15,7 @@ from numba import carray, njit
 from accel.cpu.attention import Plan, merge, padded, widen
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.simd import (
+    F32,
     LANES,
     PANEL,
     ROWS,
@@ -29,6 +30,7 @@ from accel.cpu.simd import (
     set_tall,
     set_tile,
     splat,
+    store,
     total,
     unpack,
     words_at,
@@ -131,15 +133,20 @@ def _slots(q: np.ndarray, kv_heads: int, n_queries: int) -> tuple[np.ndarray, np
     return chosen, slots
 
 
-@njit
+@njit(forceinline=True)
 def unit_rate(source, kind, dim, out):
     """Widen a row to `out`, divided by its largest entry if its squares would leave float32; returns 1/‖out‖, or 0."""
-    wide_dim = padded(dim, LANES)
-    widen(source, kind, dim, out, 1.0)
     squares = splat(np.float32(0.0))
-    for i in range(0, wide_dim, LANES):
-        x = load(out + 4 * i)
-        squares = fma(x, x, squares)
+    if kind == F32 and dim % LANES == 0:
+        for i in range(0, dim, LANES):
+            x = load(source + 4 * i)
+            store(out + 4 * i, x)
+            squares = fma(x, x, squares)
+    else:
+        widen(source, kind, dim, out, 1.0)
+        for i in range(0, dim, LANES):
+            x = load(out + 4 * i)
+            squares = fma(x, x, squares)
     square = total(squares)
     if SMALL < square < LARGE:
         return np.float32(1.0) / np.sqrt(square)
@@ -157,7 +164,7 @@ def unit_rate(source, kind, dim, out):
     return np.float32(1.0 / np.sqrt(exact))
 
 
-@njit
+@njit(forceinline=True)
 def product(x, y, dim):
     """Dot product of two widened rows."""
     sums = splat(np.float32(0.0))
