@@ -34,14 +34,16 @@ def run(page: Path, kind: bool) -> None:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(not b[0] for b in blocks(p))], ids=lambda p: p.name)
-def test_blocks_run(page: Path) -> None:
+def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some blocks write files
     run(page, kind=False)
 
 
 @pytest.mark.real
 @pytest.mark.skipif(not catalogue.is_pulled("smollm2-135m-instruct"), reason="smollm2-135m-instruct is not pulled")
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b[0] for b in blocks(p))], ids=lambda p: p.name)
-def test_blocks_that_need_the_real_model_run(page: Path) -> None:
+def test_blocks_that_need_the_real_model_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     run(page, kind=True)
 
 
