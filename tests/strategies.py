@@ -47,9 +47,9 @@ def attention_cases(draw: st.DrawFn, *, max_tokens: int = 6, max_keys: int = 12)
 def chunk_cases(draw: st.DrawFn, *, max_tokens: int = 8, max_past: int = 16) -> tuple[Case, int]:
     """A chunk after a past whose columns hold other positions in every KV head; the number of past columns, from 0."""
     case = draw(attention_cases(max_tokens=max_tokens, max_keys=max_past))
-    past = draw(st.integers(0, case.k.shape[1]))
-    tokens = case.q.shape[1]
+    tokens, size = case.q.shape[1], case.k.shape[1]
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    past = int(draw(st.sampled_from([size, rng.integers(0, size + 1), 0])))
     k, v = (
         np.concatenate([x[:, :past], rng.standard_normal((len(x), tokens, x.shape[2]))], axis=1)
         for x in (case.k, case.v)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
@@ -135,13 +135,13 @@ def test_equal_keys_tie_to_the_lower_index() -> None:
     np.testing.assert_array_equal(select_keys(q, k, 4, 16), [[0, 1, 2, 4]])
 
 
-@given(chunk_cases(), st.integers(1, 20), st.integers(1, 9), st.integers(0, 3), st.integers(0, 3))
+@given(chunk_cases(), st.floats(0, 1.2), st.integers(1, 9), st.integers(0, 2), st.integers(0, 2))
 def test_the_whole_chunk_reads_the_kept_past_and_itself(
-    drawn: tuple[Case, int], budget: int, n: int, sinks: int, recent: int
+    drawn: tuple[Case, int], share: float, n: int, sinks: int, recent: int
 ) -> None:
     """Against dense attention in which the forgone keys are hidden: original keys, per KV head, causal in the chunk."""
     case, past = drawn
-    assume(sinks + recent <= budget)
+    budget = max(1, round(share * past), sinks + recent)
     got = quoka_attention(
         case.q,
         case.k,
