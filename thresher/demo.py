@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 
 MODEL = "smollm2-135m-instruct"
-FACT = "The secret number of the lighthouse keeper is 7421."
-QUESTION = "What is the secret number of the lighthouse keeper?"
+FACT = "The password to the treasure vault is 7421."
+QUESTION = "What is the password to the treasure vault?"
 
 
 def document(depth: float = 0.5) -> str:
