@@ -22,6 +22,17 @@ PLAIN = {
 }
 
 
+class _Reader(GGUFReader):
+    """The package's reader, but what would lie beyond the file's end is an error instead of an empty array: a lying
+    count of 2⁶⁰ would else be filled with them."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        if end > len(self.data):
+            raise ValueError(f"it ends at byte {len(self.data)}, before what it says lies up to {end}")
+        return super()._get(offset, dtype, count, override_order)
+
+
 class GGUFFile:
     """A GGUF file: `metadata` by key and `shapes` by tensor name, matrices as (out, in). ValueError where the file is
     truncated or is not GGUF, OSError where it is not there."""
@@ -31,7 +42,7 @@ class GGUFFile:
         require(path.stat().st_size > 0, f"{path}: got an empty file, wanted a GGUF file")
         try:
             # Copy on write: to a compiled kernel the arrays are as writable as any, and the file stays as it is.
-            reader = GGUFReader(path, "c")
+            reader = _Reader(path, "c")
             self.metadata: dict[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         except (ValueError, KeyError, IndexError, OverflowError, TypeError, MemoryError) as error:

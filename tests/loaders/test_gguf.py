@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +333,31 @@ def test_file_without_a_vocabulary_still_computes(tmp_path: Path) -> None:
     assert checkpoint.template is None
     with pytest.raises(FileNotFoundError, match=r"m.gguf: got no tokenizer.json"):
         _ = checkpoint.tokenizer
+
+
+KEY_AND_TYPE = struct.pack("<Q", 1) + b"k" + struct.pack("<I", 9)  # key "k", an array
+TENSOR = struct.pack("<Q", 1) + b"t"
+
+
+@pytest.mark.parametrize(
+    ("tensors_and_keys", "rest"),
+    [
+        ((0, 1), KEY_AND_TYPE + struct.pack("<IQ", 4, 2**60)),  # numbers
+        ((0, 1), KEY_AND_TYPE + struct.pack("<IQ", 8, 2**60)),  # strings
+        ((0, 1), KEY_AND_TYPE + struct.pack("<IQQ", 8, 1, 2**60)),  # one long string
+        ((0, 2**60), b""),
+        ((2**60, 0), b""),
+        ((1, 0), TENSOR + struct.pack("<I", 2**31)),  # axes
+        ((1, 0), TENSOR + struct.pack("<IQQIQ", 2, 2**40, 2**40, 0, 0)),  # elements
+        ((1, 0), TENSOR + struct.pack("<IQIQ", 1, 4, 0, 2**40)),  # offset
+        ((1, 0), TENSOR + struct.pack("<IQIQ", 1, 4, 999, 0)),  # a type that there is not
+    ],
+)
+def test_file_that_lies_about_its_lengths_is_named(
+    tmp_path: Path, tensors_and_keys: tuple[int, int], rest: bytes
+) -> None:
+    file = tmp_path / "liar.gguf"
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *tensors_and_keys) + rest + bytes(64))
+    with pytest.raises(ValueError, match=r"liar\.gguf: got a file that `gguf` cannot read") as caught:
+        GGUF(file)
+    assert "\n" not in str(caught.value)
