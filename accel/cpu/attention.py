@@ -39,6 +39,7 @@ from accel.cpu.simd import (
     load_some_bf16,
     load_some_f16,
     only,
+    prefetch,
     real,
     set_tile,
     splat,
@@ -176,6 +177,13 @@ def load_kind(at, kind, left):
     if kind == F32:
         return load_some(at, left)
     return load_some_f16(at, left) if kind == F16 else load_some_bf16(at, left)
+
+
+@njit(forceinline=True)
+def ahead(row, kind, dim):
+    """Fetch a row that will be read soon, so that memory works while the tile does."""
+    for at in range(row, row + dim * (4 if kind == F32 else 2), 64):
+        prefetch(at)
 
 
 @njit(forceinline=True)

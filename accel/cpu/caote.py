@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import KEYS, add_values, pack_values, padded, widen
+from accel.cpu.attention import KEYS, add_values, ahead, pack_values, padded, widen
 from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.quoka import LARGE, SMALL
+from accel.cpu.quoka import AHEAD, LARGE, SMALL
 from accel.cpu.simd import F32, LANES, PANEL, ROWS, fetch_add, floats_at, fma, load, splat, total, unpack, words_at
 from accel.cpu.views import address, readable, rows, scratch
 from reference.caote import GUARD, JOINS
@@ -140,6 +140,7 @@ def _weigh(task, worker):
                 mass[part, head] += total(row)
             for i in range(count):
                 stand[i] = v + kv * v_head + (start + i) * v_row
+                ahead(stand[i] + AHEAD * v_row, v_kind, dim)
             pack_values(lines, v_kind, count, dim, values)
             out = sums + 4 * (part * kv_heads + kv) * high * wide_dim
             add_values(shares, high, values, count, dim, out, shares + 4 * high * KEYS)
@@ -180,6 +181,7 @@ def _distances(task, worker):
         part, kv = item % parts, item // parts
         for s in range(part * span, min(part * span + span, keys)):
             row = v + kv * v_head + s * v_row
+            ahead(row + AHEAD * v_row, v_kind, dim)
             if v_kind != F32 or dim != wide_dim:
                 widen(row, v_kind, dim, line, 1.0)
                 row = line

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from accel.cpu.attention import padded, widen
+from accel.cpu.attention import ahead, padded, widen
 from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.quoka import BLOCK, product, unit_rate
+from accel.cpu.quoka import AHEAD, BLOCK, product, unit_rate
 from accel.cpu.simd import LANES, fetch_add, floats_at, fma, load, splat, store, unpack
 from accel.cpu.views import address, readable, rows, scratch
 from reference.checks import match, one_of
@@ -59,6 +59,7 @@ def _add_up(task, worker):
             for i in range(count):
                 source, line = k + kv * k_head + (start + i) * k_row, lines + 4 * i * wide_dim
                 rates[i] = unit_rate(source, k_kind, dim, line)
+                ahead(source + AHEAD * k_row, k_kind, dim)
                 if not normalised:
                     widen(source, k_kind, dim, line, 1.0)
                     rates[i] = 1.0
@@ -81,5 +82,7 @@ def _against(task, worker):
             return
         part, kv = item % parts, item // parts
         for s in range(part * span, min(part * span + span, keys)):
-            rate = unit_rate(k + kv * k_head + s * k_row, k_kind, dim, line)
+            row = k + kv * k_head + s * k_row
+            rate = unit_rate(row, k_kind, dim, line)
+            ahead(row + AHEAD * k_row, k_kind, dim)
             found[kv, s] = -product(line, towards + 4 * kv * wide_dim, wide_dim) * rate

@@ -41,7 +41,8 @@ from reference.checks import match, require, whole
 from reference.eviction import protected_columns
 from reference.quoka import with_chunk
 
-BLOCK = 48  # keys per block: whole tiles of every shape (6 or 4 rows, 16 or 8), within the first-level cache
+BLOCK = 32  # keys per block: two tall tiles, whose keys, copies and slots share the first-level cache
+AHEAD = 16  # rows that are fetched ahead where little is done with each
 LARGE, SMALL = 1e30, 1e-30  # squared lengths between these are exact enough in float32
 
 
@@ -65,7 +66,7 @@ def key_scores(q: np.ndarray, k: np.ndarray, n_queries: int) -> np.ndarray:
     k = readable(k)
     scores = np.empty((kv_heads, keys), np.float32)
     span = -(-keys // (-(-8 * THREADS // kv_heads) * BLOCK)) * BLOCK  # keys per item
-    size = BLOCK * (padded.py_func(dim, LANES) + slots.shape[2] + 1)
+    size = (BLOCK + ROWS) * (padded.py_func(dim, LANES) + slots.shape[2] + 1)
     memory = scratch.take(size * THREADS)
     _score(
         address(slots),
@@ -235,8 +236,8 @@ def _score(task, worker):
     wide_dim, spans = padded(dim, LANES), (keys + span - 1) // span
     found = carray(floats_at(scores), (kv_heads, keys))
     block = memory + 4 * size * worker
-    products = block + 4 * BLOCK * wide_dim
-    rates = carray(floats_at(products + 4 * BLOCK * wide), BLOCK)
+    products = block + 4 * (BLOCK + ROWS) * wide_dim
+    rates = carray(floats_at(products + 4 * (BLOCK + ROWS) * wide), BLOCK)
     while True:
         item = fetch_add(task, 1)
         if item >= kv_heads * spans:
@@ -245,13 +246,14 @@ def _score(task, worker):
         for start in range(begin, min(begin + span, keys), BLOCK):
             count = min(BLOCK, min(begin + span, keys) - start)
             for i in range(count):
-                rates[i] = unit_rate(k + kv * k_head + (start + i) * k_row, k_kind, dim, block + 4 * i * wide_dim)
+                key = k + kv * k_head + (start + i) * k_row
+                rates[i] = unit_rate(key, k_kind, dim, block + 4 * i * wide_dim)
             averages = slots + 4 * kv * dim * wide
             if wide == LANES:
                 for i in range(0, count, TALL):
                     set_tall(
                         block + 4 * i * wide_dim, 4 * wide_dim, averages, 4 * wide, products + 4 * i * wide, 4 * wide,
-                        dim, 0,
+                        dim, k + kv * k_head + (start + BLOCK + i) * k_row,
                     )  # fmt: skip
             else:
                 for first in range(0, wide, PANEL):

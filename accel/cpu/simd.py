@@ -116,11 +116,11 @@ def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
     return _call(b, f"llvm.fma.v{LANES}f32", _vector, x, y, z)
 
 
-def _prefetch(b: ir.IRBuilder, pointer: ir.Value) -> None:
-    """Ask for a line of memory that will be written."""
-    kind = ir.IntType(8).as_pointer()
-    one, three = ir.Constant(_i32, 1), ir.Constant(_i32, 3)
-    _call(b, "llvm.prefetch.p0", ir.VoidType(), b.bitcast(pointer, kind), one, three, one)
+def _prefetch(b: ir.IRBuilder, address: ir.Value, *, write: bool) -> None:
+    """Ask for a line of memory that will soon be read or written."""
+    pointer = _at(b, address, ir.IntType(8))
+    how = ir.Constant(_i32, int(write)), ir.Constant(_i32, 2), ir.Constant(_i32, 1)
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, *how)
 
 
 def _mask(b: ir.IRBuilder, count: ir.Value) -> ir.Value:
@@ -164,6 +164,12 @@ def store_some(b, address, count, x):
     """Write the first `count` lanes."""
     void, pointer = ir.VoidType(), _at(b, address, _vector)
     _call(b, f"llvm.masked.store.v{LANES}f32.p0", void, x, pointer, ir.Constant(_i32, 4), _mask(b, count))
+
+
+@_machine_function(types.void, _word)
+def prefetch(b, address):
+    """Ask for the line of memory at an address, which need not be valid."""
+    _prefetch(b, address, write=False)
 
 
 @_machine_function(Vector, _real)
@@ -264,7 +270,7 @@ for _symbol, _emit in (
     _operator(_symbol, _emit)
 
 
-def _tile(columns: int, scaled: bool, height: int = ROWS) -> Any:
+def _tile(columns: int, scaled: bool, height: int = ROWS, streamed: bool = False) -> Any:
     """A tile of `height` rows and columns·LANES columns: C = A·B, or with `scaled` C = diag(scale)·C + A·B.
 
     Arguments are addresses, the bytes from row to row, and the depth (at least 1). A is read along its rows, one number
@@ -275,13 +281,16 @@ def _tile(columns: int, scaled: bool, height: int = ROWS) -> Any:
         rows = [b.add(a, b.mul(a_row, ir.Constant(_i64, r))) for r in range(height)]
         for r in range(height if scaled else 0):  # C is needed at the end: fetch it meanwhile
             for j in range(columns):
-                _prefetch(b, _at(b, b.add(c, b.mul(c_row, ir.Constant(_i64, r))), _vector, 4 * LANES * j))
+                offset = b.add(b.mul(c_row, ir.Constant(_i64, r)), ir.Constant(_i64, 4 * LANES * j))
+                _prefetch(b, b.add(c, offset), write=True)
         before, loop, done = b.block, b.append_basic_block("depth"), b.append_basic_block("done")
         b.branch(loop)
         b.position_at_end(loop)
         step, line = b.phi(_i64), b.phi(_i64)  # how deep, and the address of that row of B
         sums = [[b.phi(_vector) for _ in range(columns)] for _ in range(height)]
         across = [b.load(_at(b, line, _vector, 4 * LANES * j), align=4) for j in range(columns)]
+        if streamed:  # as many lines as the depth is long, one per step, while the sums keep the core busy
+            _prefetch(b, b.add(scale, b.shl(step, ir.Constant(_i64, 6))), write=False)
         grown = []
         for row, line_sums in zip(rows, sums, strict=True):
             x = b.load(_at(b, b.add(row, b.shl(step, ir.Constant(_i64, 2))), _f32), align=4)
@@ -317,7 +326,7 @@ _add_1, _add_2, _add_3, _add_4 = (_add + _add)[:4]
 
 
 TALL = 4 * VECTORS  # rows of the tile that is one vector wide: enough sums in flight to hide the latency
-set_tall = _tile(1, scaled=False, height=TALL)
+set_tall = _tile(1, scaled=False, height=TALL, streamed=True)  # the last argument: what to fetch meanwhile
 
 
 @njit
