@@ -14,6 +14,7 @@ import accel
 import reference
 from loaders import Checkpoint, catalogue, load_checkpoint
 from reference import Model
+from tests.loaders.chats import CONVERSATIONS, TOOLS
 
 pytestmark = pytest.mark.real
 
@@ -68,6 +69,20 @@ def test_perplexity_is_that_of_transformers(pulled: str, checkpoint: Checkpoint)
 def test_tokens_are_those_of_transformers(pulled: str, checkpoint: Checkpoint) -> None:
     encoded = checkpoint.tokenizer.encode(TRICKY, add_special_tokens=False)
     assert encoded.ids == recorded(pulled)["tricky"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("conversation", ["one", "system", "turns"])
+@pytest.mark.parametrize("tools", [None, TOOLS])
+def test_chat_text_is_that_of_transformers(checkpoint: Checkpoint, conversation: str, tools: list | None) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(checkpoint.path)
+    messages, variables = CONVERSATIONS[conversation], {"tools": tools, "add_generation_prompt": True}
+    assert checkpoint.template is not None
+    text = checkpoint.template.render(messages, **variables)
+    assert text == theirs.apply_chat_template(messages, tokenize=False, **variables)
+    ids = checkpoint.tokenizer.encode(text, add_special_tokens=False).ids
+    assert ids == theirs.apply_chat_template(messages, return_dict=False, **variables)
 
 
 def test_gguf_file_gives_the_arrays_of_the_directory(checkpoint: Checkpoint) -> None:
