@@ -122,6 +122,19 @@ def test_converted_directory_loads_to_equal_arrays(tmp_path: Path, arch: str) ->
     assert straight.template.render(messages) == converted.template.render(messages) == "ab<|im_end|>"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("arch", ARCHS)
+def test_converted_directory_means_the_same_to_transformers(tmp_path: Path, arch: str) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    directory = convert(small_file(tmp_path / "m.gguf", arch), tmp_path / "d")
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64).eval()
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(IDS)[None]).logits[0].numpy()
+    np.testing.assert_allclose(logits(directory), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    assert tokenizer("abc a<|im_end|>1")["input_ids"] == [7, 6, 8, 10]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_conversion_narrows_to_the_dtype_asked_for(tmp_path: Path, dtype: str) -> None:
     directory = convert(small_file(tmp_path / "m.gguf"), tmp_path / "d", dtype)
