@@ -23,20 +23,23 @@ from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = ("full", "short", "smallest")  # smallest: for the tests, says nothing about speed
+MODEL = "smollm2-135m-instruct"
 PACKAGES = ("numpy", "numba", "torch", "transformers", "llama-cpp-python")
 
 
 class Race:
     """Seconds of every contestant, round by round."""
 
-    def __init__(self, contestants: dict[str, Callable[[], Any]], rounds: int) -> None:
+    def __init__(self, contestants: dict[str, Callable[[], Any]], rounds: int, *, warm_up: bool = True) -> None:
         self.seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        for round_ in range(rounds + 1):
+        if warm_up:  # compiling, paging in, clock speeds
+            for run in contestants.values():
+                run()
+        for _ in range(rounds):
             for name, run in contestants.items():
                 started = perf_counter()
                 run()
-                if round_:  # the first is for compiling, paging in and clock speeds
-                    self.seconds[name].append(perf_counter() - started)
+                self.seconds[name].append(perf_counter() - started)
 
     def median(self, name: str) -> float:
         """Median seconds of one contestant."""
@@ -59,8 +62,8 @@ def spread(values: list[float]) -> dict[str, float]:
 class Report:
     """What one script found: rows that stand beside a target, and curves of times over a size."""
 
-    def __init__(self, name: str, size: str) -> None:
-        self.name, self.size = name, size
+    def __init__(self, name: str, size: str, model: str = MODEL) -> None:
+        self.name, self.size, self.model = name, size, model
         self.settings: dict[str, Any] = {}
         self.rows: list[dict[str, Any]] = []
         self.curves: dict[str, list[dict[str, Any]]] = {}
@@ -107,7 +110,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
-        return {"benchmark": self.name, **{k: v for k, v in vars(self).items() if k != "name"}}
+        return {"benchmark": self.name, **{k: v for k, v in vars(self).items() if k not in ("name", "model")}}
 
     def show(self) -> None:
         """Tables for people, then one line for programs."""
@@ -173,6 +176,8 @@ def main(name: str, run: Callable[[Report], None]) -> None:
     """The command line of one script."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--size", choices=SIZES, default="full", help="how much is measured (default: %(default)s)")
-    report = Report(name, parser.parse_args().size)
+    parser.add_argument("--model", default=MODEL, help="for ttft and decode (default: %(default)s)")
+    arguments = parser.parse_args()
+    report = Report(name, arguments.size, arguments.model)
     run(report)
     report.show()
