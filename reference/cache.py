@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from reference.checks import match, require
+from reference.checks import match
 from reference.config import ModelConfig
 
 
@@ -58,11 +58,9 @@ class LayerCache:
     def check(self, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> dict[str, int]:
         """Sizes KV, T and D of a chunk that may be appended, or a ValueError that says why it may not."""
         sizes = match(k=(k, "KV T D"), v=(v, "KV T D"), positions=(positions, "T"))
-        require(
-            self.size == 0 or sizes["T"] == 0 or bool((self.positions[:, -1] < positions[0]).all()),
-            f"positions: got {positions[:1]} first, wanted one after the newest held, "
-            f"{self.positions[:, -1:].max(initial=-1)}",
-        )
+        if self.size and sizes["T"] and (self.positions[:, -1] >= positions[0]).any():
+            newest = self.positions[:, -1].max()
+            raise ValueError(f"positions: got {positions[:1]} first, wanted one after the newest held, {newest}")
         return sizes
 
     def gather(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

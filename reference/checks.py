@@ -7,6 +7,7 @@ or a NaN further down.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ def require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
+@cache
 def is_float(dtype: np.dtype) -> bool:
     """True for float16, bfloat16, float32 and float64: what may be stored. bfloat16 is known by its name."""
     return dtype.name in ("float16", "bfloat16", "float32", "float64")
@@ -38,14 +40,14 @@ def match(**arguments: tuple[Any, str]) -> dict[str, int]:
     for name, (array, spec) in arguments.items():
         axes = spec.split()
         shape, dtype = tuple(array.shape), np.dtype(array.dtype)
-        wanted = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in axes)
-        fits = len(shape) == len(axes) and all(sizes.get(a, n) == n for a, n in zip(axes, shape, strict=True))
-        require(fits, f"{name}: got shape {shape}, wanted ({wanted})")
+        # Messages are put together only where they are needed: a decoding step makes a thousand of these checks.
+        if len(shape) != len(axes) or any(sizes.get(a, n) != n for a, n in zip(axes, shape, strict=True)):
+            wanted = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in axes)
+            raise ValueError(f"{name}: got shape {shape}, wanted ({wanted})")
         sizes.update(zip(axes, shape, strict=True))
-        if name.endswith("positions"):
-            require(dtype.kind in "iu", f"{name}: got dtype {dtype}, wanted an integer type")
-        else:
-            require(is_float(dtype), f"{name}: got dtype {dtype}, wanted a floating-point type")
+        kind = "an integer" if name.endswith("positions") else "a floating-point"
+        if not (dtype.kind in "iu" if kind == "an integer" else is_float(dtype)):
+            raise ValueError(f"{name}: got dtype {dtype}, wanted {kind} type")
     if "H" in sizes and "KV" in sizes:
         require(
             sizes["KV"] > 0 and sizes["H"] % sizes["KV"] == 0,

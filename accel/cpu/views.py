@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 
+import ml_dtypes
 import numpy as np
 
 from accel.cpu.simd import BF16, F16, F32
 
-_KINDS = {"float32": F32, "float16": F16, "bfloat16": BF16}
+_KINDS = {np.dtype(np.float32): F32, np.dtype(np.float16): F16, np.dtype(ml_dtypes.bfloat16): BF16}
 
 
 def address(array: np.ndarray) -> int:
@@ -19,7 +20,7 @@ def address(array: np.ndarray) -> int:
 def readable(array: np.ndarray) -> np.ndarray:
     """The array itself if kernels can read it as it is, else a copy: float64 becomes float32, the last axis contiguous,
     and elements aligned. Leading axes may have any stride."""
-    if array.dtype.name not in _KINDS:
+    if array.dtype not in _KINDS:
         return array.astype(np.float32)
     if array.strides[-1] == array.itemsize and array.flags.aligned:
         return array
@@ -28,7 +29,7 @@ def readable(array: np.ndarray) -> np.ndarray:
 
 def rows(array: np.ndarray) -> tuple[int, int, int, int]:
     """(address, bytes from head to head, bytes from row to row, kind) of a readable array of 2 or 3 axes."""
-    return address(array), array.strides[0] if array.ndim == 3 else 0, array.strides[-2], _KINDS[array.dtype.name]
+    return address(array), array.strides[0] if array.ndim == 3 else 0, array.strides[-2], _KINDS[array.dtype]
 
 
 class Scratch:
