@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import threading
+from array import array
 from collections.abc import Callable
 from pathlib import Path
+from struct import pack
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,6 +77,7 @@ class Kernel:
         code._cache = _PackageCache(function)
         self._code = code
         self._address = 0
+        self._form = ""
         self.known.append(self)
 
     @property
@@ -88,9 +90,11 @@ class Kernel:
 
     def __call__(self, *arguments: int | float, workers: int | None = None) -> None:
         """Run on `workers` threads (default: all). Integers and floats become the words of the task, in order."""
-        form = "q" + "".join("d" if isinstance(a, float) else "q" for a in arguments)
-        task = np.frombuffer(struct.pack(form, 0, *arguments), np.int64).copy()
-        _team.run(self.address, task.__array_interface__["data"][0], THREADS if workers is None else workers)
+        form = self._form
+        if len(form) != len(arguments) + 1:  # the same at every call of one kernel
+            form = self._form = "q" + "".join("d" if isinstance(a, float) else "q" for a in arguments)
+        task = array("q", pack(form, 0, *arguments))
+        _team.run(self.address, task.buffer_info()[0], THREADS if workers is None else workers)
 
 
 def warmup(progress: Callable[[str, int, int], None] | None = None) -> int:

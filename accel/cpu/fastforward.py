@@ -39,7 +39,7 @@ from accel.cpu.simd import (
     words_at,
 )
 from accel.cpu.topk import keep_top
-from accel.cpu.views import address, readable, rows, scratch
+from accel.cpu.views import address, matrix, readable, scratch
 from reference import fastforward as meaning
 from reference.checks import ascending, match, one_of, require, whole
 from reference.layers import ACTIVATIONS
@@ -114,7 +114,7 @@ def _run(
     high, wide_dim = tiles.shape
     sums = np.zeros((THREADS, high, wide_dim), np.float32)
     arguments = (
-        address(tiles), *rows(gate)[::2], rows(gate)[3], *rows(up)[::2], rows(up)[3], *rows(down)[::2], rows(down)[3],
+        address(tiles), *matrix(gate), *matrix(up), *matrix(down),
         0 if neurons is None else address(neurons), address(sums), tokens, high, dim, count, int(act == "silu"),
     )  # fmt: skip
     size = panel_size(high) + high * PANEL + PANEL * PANEL if tokens > FEW else 2 * LANES

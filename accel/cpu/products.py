@@ -37,7 +37,7 @@ from accel.cpu.simd import (
     unpack,
     words_at,
 )
-from accel.cpu.views import address, readable, rows, scratch
+from accel.cpu.views import address, matrix, readable, scratch
 from reference.checks import match
 
 DEPTH = 192  # columns of a panel: PANEL · DEPTH numbers stay in the first-level cache
@@ -56,11 +56,11 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
     bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
     shape = 0 if bias is None else address(bias), address(y), tokens, dim, outs
     if tokens <= FEW:
-        _read(address(x), x.shape[1], *rows(weight)[::2], rows(weight)[3], *shape)
+        _read(address(x), x.shape[1], *matrix(weight), *shape)
         return y
     size = panel_size(len(x))
     memory = scratch.take(size * THREADS)
-    _project(address(x), x.shape[1], *rows(weight)[::2], rows(weight)[3], *shape, address(memory), size)
+    _project(address(x), x.shape[1], *matrix(weight), *shape, address(memory), size)
     scratch.give(memory)
     return y
 

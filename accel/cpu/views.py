@@ -32,6 +32,11 @@ def rows(array: np.ndarray) -> tuple[int, int, int, int]:
     return address(array), array.strides[0] if array.ndim == 3 else 0, array.strides[-2], _KINDS[array.dtype]
 
 
+def matrix(array: np.ndarray) -> tuple[int, int, int]:
+    """(address, bytes from row to row, kind) of a readable matrix."""
+    return address(array), array.strides[0], _KINDS[array.dtype]
+
+
 class Scratch:
     """Memory that workers write to during a call, kept for the next: fresh pages cost more than small kernels do."""
 
