@@ -2,12 +2,12 @@
 
     y = W_down[:, M] (act(W_gate[M] x) * (W_up[M] x))
 
-How it tiles. An item is PANEL neurons: their rows of W_gate and W_up are multiplied with all tokens (`multiply_panel`),
-activated while they are in the cache, and their product with W_down's columns is added to the worker's own y. The
-neurons are rows of a list of addresses, so choosing half of them halves the work and nothing is gathered beforehand.
-W_down must lie transposed in memory, neuron by neuron, as `prepare_weights` leaves it. A few tokens (decoding) go
-neuron by neuron: two products with its rows, one row of W_down added. The register tile is the limit for chunks,
-memory for decoding.
+How it tiles. An item is up to four panels of neurons: a panel's rows of W_gate and W_up are multiplied with all tokens
+(`multiply_panel`) and activated while they are in the cache; then the panels' products with W_down's columns are added
+to the worker's own y, which is too large for the cache to be passed over more often. The neurons are rows of a list of
+addresses, so choosing half of them halves the work and nothing is gathered beforehand. W_down must lie transposed in
+memory, neuron by neuron, as `prepare_weights` leaves it. A few tokens (decoding) go neuron by neuron: two products with
+its rows, one row of W_down added. The register tile is the limit for chunks, memory for decoding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import LOG2E, load_kind, padded
+from accel.cpu.attention import LOG2E, load_kind, padded, widen
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.products import DEPTH, FEW, dot, linear, multiply_panel, panel_size, whole_tiles
 from accel.cpu.simd import (
@@ -45,6 +45,7 @@ from reference.checks import ascending, match, one_of, require, whole
 from reference.layers import ACTIVATIONS
 from reference.predictor import Compensator, Predictor
 
+MOST_PANELS = 4  # panels of neurons per item
 NEURONS_READ = 8  # neurons per item for a few tokens
 
 
@@ -117,9 +118,11 @@ def _run(
         address(tiles), *matrix(gate), *matrix(up), *matrix(down),
         0 if neurons is None else address(neurons), address(sums), tokens, high, dim, count, int(act == "silu"),
     )  # fmt: skip
-    size = panel_size(high) + high * PANEL + PANEL * PANEL if tokens > FEW else 2 * LANES
+    panels = -(-count // PANEL)
+    group = max(1, min(MOST_PANELS, panels // (4 * THREADS)))  # enough items to share, and few passes over y
+    size = panel_size(high) + group * high * PANEL + PANEL * PANEL if tokens > FEW else 2 * LANES
     memory = scratch.take(size * THREADS)
-    (_chunk if tokens > FEW else _few)(*arguments, address(memory), size)
+    (_chunk if tokens > FEW else _few)(*arguments, address(memory), size, group)
     scratch.give(memory)
     return sums.sum(axis=0)[:tokens, :dim]
 
@@ -157,56 +160,63 @@ def _activate(task, worker):
                 store_some(x + 4 * i, count - i, gated(load_some(x + 4 * i, count - i), silu))
 
 
+@njit(forceinline=True)
+def list_rows(lines, matrix, row, first, count, chosen):
+    """Write the addresses of `count` rows of a matrix to `lines`: those of neurons first, first + 1, … of the list."""
+    stand, list_of = carray(words_at(lines), count), carray(words_at(chosen or lines), first + count)
+    for i in range(count):
+        stand[i] = matrix + (list_of[first + i] if chosen else first + i) * row
+
+
 @kernel
 def _chunk(task, worker):
     (
         x, gate, gate_row, gate_kind, up, up_row, up_kind, down, down_row, down_kind, chosen, sums, tokens, high, dim,
-        count, silu, memory, size,
-    ) = unpack(task + 8, 19)  # fmt: skip
+        count, silu, memory, size, group,
+    ) = unpack(task + 8, 20)  # fmt: skip
     wide_dim = padded(dim, LANES)
     mine = memory + 4 * worker * size
-    lines = mine + 4 * (2 * PANEL * DEPTH + 2 * LANES)
-    lines += -lines % 8
-    gates = lines + 16 * PANEL
-    ups = gates + 4 * high * PANEL
-    panel = ups + 4 * high * PANEL
     ones = mine + 8 * PANEL * DEPTH
-    stand, list_of = carray(words_at(lines), PANEL), carray(words_at(chosen or lines), count)
+    lines = ones + 8 * LANES
+    lines += -lines % 8
+    ups = lines + 16 * PANEL
+    hidden = ups + 4 * high * PANEL  # (group, high, PANEL)
+    panel = hidden + 4 * group * high * PANEL
     y = sums + 4 * worker * high * wide_dim
     while True:
-        first = fetch_add(task, 1) * PANEL
-        if first >= count:
+        start = fetch_add(task, 1) * group * PANEL
+        if start >= count:
             return
-        here = min(PANEL, count - first)
-        for i in range(here):
-            stand[i] = gate + (list_of[first + i] if chosen else first + i) * gate_row
-        multiply_panel(x, wide_dim, high, lines, gate_kind, here, dim, mine, gates)
-        for i in range(here):
-            stand[i] = up + (list_of[first + i] if chosen else first + i) * up_row
-        multiply_panel(x, wide_dim, high, lines, up_kind, here, dim, mine, ups)
-        for i in range(0, high * PANEL, LANES):
-            store(gates + 4 * i, gated(load(gates + 4 * i), silu) * load(ups + 4 * i))
-        for i in range(here):
-            stand[i] = down + (list_of[first + i] if chosen else first + i) * down_row
+        stop = min(start + group * PANEL, count)
+        for first in range(start, stop, PANEL):
+            here, gates = min(PANEL, stop - first), hidden + 4 * (first - start) * high
+            list_rows(lines, gate, gate_row, first, here, chosen)
+            multiply_panel(x, wide_dim, high, lines, gate_kind, here, dim, mine, gates)
+            list_rows(lines, up, up_row, first, here, chosen)
+            multiply_panel(x, wide_dim, high, lines, up_kind, here, dim, mine, ups)
+            for i in range(0, high * PANEL, LANES):
+                store(gates + 4 * i, gated(load(gates + 4 * i), silu) * load(ups + 4 * i))
         for column in range(0, wide_dim, PANEL):
-            vectors = min(VECTORS, (wide_dim - column) // LANES)
-            for i in range(here):
-                for d in range(column, min(column + PANEL, dim), LANES):
-                    numbers = load_kind(stand[i] + d * (4 if down_kind == F32 else 2), down_kind, dim - d)
-                    store(panel + 4 * (i * PANEL + d - column), numbers)
-            for r in range(0, high, ROWS):
-                add_tile(
-                    vectors, gates + 4 * r * PANEL, 4 * PANEL, panel, 4 * PANEL, y + 4 * (r * wide_dim + column),
-                    4 * wide_dim, here, ones,
-                )  # fmt: skip
+            vectors, wide = min(VECTORS, (wide_dim - column) // LANES), min(PANEL, dim - column)
+            for first in range(start, stop, PANEL):
+                here, gates = min(PANEL, stop - first), hidden + 4 * (first - start) * high
+                list_rows(lines, down + column * (4 if down_kind == F32 else 2), down_row, first, here, chosen)
+                stand = carray(words_at(lines), here)
+                for i in range(here):
+                    widen(stand[i], down_kind, wide, panel + 4 * i * PANEL, 1.0)
+                for r in range(0, high, ROWS):
+                    add_tile(
+                        vectors, gates + 4 * r * PANEL, 4 * PANEL, panel, 4 * PANEL, y + 4 * (r * wide_dim + column),
+                        4 * wide_dim, here, ones,
+                    )  # fmt: skip
 
 
 @kernel
 def _few(task, worker):
     (
         x, gate, gate_row, gate_kind, up, up_row, up_kind, down, down_row, down_kind, chosen, sums, tokens, high, dim,
-        count, silu, memory, size,
-    ) = unpack(task + 8, 19)  # fmt: skip
+        count, silu, memory, size, group,
+    ) = unpack(task + 8, 20)  # fmt: skip
     wide_dim = padded(dim, LANES)
     list_of = carray(words_at(chosen or task), count)
     while True:

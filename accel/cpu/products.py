@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import pack_keys, padded
+from accel.cpu.attention import ahead, pack_keys, padded
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.simd import (
     BF16,
@@ -140,6 +140,8 @@ def multiply_panel(x, x_row, high, lines, kind, count, dim, memory, block):
         for r in range(0, high, ROWS):
             at = x + 4 * (r * x_row + depth)
             add_tile(VECTORS, at, 4 * x_row, panel, 4 * PANEL, block + 4 * r * PANEL, 4 * PANEL, deep, ones)
+            for i in range(r * count // high, (r + ROWS) * count // high):  # the next panel's rows, a few per tile
+                ahead(stand[i] + (depth + DEPTH) * size, kind, min(DEPTH, dim - depth - DEPTH))
 
 
 @kernel
