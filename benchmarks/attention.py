@@ -20,6 +20,7 @@ PAST = {"full": 32768, "short": 32768, "smallest": 256}
 PASTS = {"full": [1024 << n for n in range(7)], "short": [1024, 4096, 16384, 65536], "smallest": [128, 256]}
 ROUNDS = {"full": 9, "short": 5, "smallest": 2}
 SQUARE = {"full": 2048, "short": 2048, "smallest": 64}
+BYTES = {"full": 1 << 29, "short": 1 << 29, "smallest": 1 << 20}  # read to find the memory's speed
 
 cpu = accel.backend("cpu")
 
@@ -71,20 +72,23 @@ def run(report: Report) -> None:
     for past in PASTS[size]:
         problem = Problem(past)
         race = Race({**problem.torch_ways(), "thresher": problem.dense}, ROUNDS[size])
-        report.point("dense attention over past length", {"past": past}, race)
+        report.point("dense attention over past length", {"past": past}, race.seconds)
 
 
 def _targets(report: Report, problem: Problem) -> None:
     n = SQUARE[report.size]
     square = np.random.default_rng(1).standard_normal((n, n), np.float32)
     torch_ways, measure = problem.torch_ways(), f"dense attention, past {problem.past:,}"
-    race = Race({**torch_ways, "thresher": problem.dense, "sgemm": lambda: square @ square}, ROUNDS[report.size])
+    large = torch.ones(BYTES[report.size] // 4)
+    yardsticks = {"sgemm": lambda: square @ square, "read": large.sum}
+    race = Race({**torch_ways, "thresher": problem.dense, **yardsticks}, ROUNDS[report.size])
     for way in torch_ways:
         report.row(measure, race.ratio(way, "thresher"), against=way, reach=1.5, stretch=1.8)
     share = [100 * x * problem.flops / (2 * n**3) for x in race.ratio("sgemm", "thresher")]
     report.row(measure, share, against=f"sgemm rate (NumPy, {n}³)", unit="%", reach=70, stretch=85)
     flops = {"sgemm": 2 * n**3} | dict.fromkeys((*torch_ways, "thresher"), problem.flops)
     report.settings["gflops"] = {name: round(count / race.median(name) / 1e9, 1) for name, count in flops.items()}
+    report.settings["read_gb_per_s"] = round(BYTES[report.size] / race.median("read") / 1e9, 1)
 
 
 if __name__ == "__main__":

@@ -49,10 +49,6 @@ class Race:
         """Seconds of `name` over those of `to`, in each round: above 1 where `to` is faster."""
         return [a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True)]
 
-    def spread(self) -> dict[str, dict[str, float]]:
-        """Median, lowest and highest seconds of every contestant."""
-        return {name: spread(seconds) for name, seconds in self.seconds.items()}
-
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median, lowest and highest, to five digits."""
@@ -103,10 +99,11 @@ class Report:
             }
         )
 
-    def point(self, curve: str, at: dict[str, Any], race: Race) -> None:
-        """A point of a curve: the sizes that it stands at and what every contestant took there."""
-        self.curves.setdefault(curve, []).append({**at, "rounds": len(race.seconds[next(iter(race.seconds))])})
-        self.curves[curve][-1]["seconds"] = race.spread()
+    def point(self, curve: str, at: dict[str, int | str], seconds: dict[str, list[float]]) -> None:
+        """A point of a curve: what it stands at, and what every contestant took there, round by round."""
+        rounds = len(next(iter(seconds.values())))
+        told = {name: spread(values) for name, values in seconds.items()}
+        self.curves.setdefault(curve, []).append({**at, "rounds": rounds, "seconds": told})
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -124,7 +121,7 @@ class Report:
                     f"{1e3 * s['median']:.3g} ({1e3 * s['low']:.3g} to {1e3 * s['high']:.3g})"
                     for s in point["seconds"].values()
                 )
-                table.add_row(*(f"{point[key]:,}" for key in sizes), *times)
+                table.add_row(*(_word(point[key]) for key in sizes), *times)
             console.print(table)
         print(json.dumps(self.as_dict(), ensure_ascii=False))
 
@@ -136,6 +133,10 @@ class Report:
             found = f"{row['median']:.3g} {row['unit']}", f"{row['low']:.3g} to {row['high']:.3g}"
             table.add_row(row["measure"], row["against"], *found, *goals, row["met"] or "")
         console.print(table)
+
+
+def _word(size: int | float | str) -> str:
+    return size if isinstance(size, str) else f"{size:,}"
 
 
 def machine() -> dict[str, Any]:

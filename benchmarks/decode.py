@@ -39,7 +39,7 @@ def run(report: Report) -> None:
     for each in contestants.values():
         each.read(ids)
     race = Race({name: _turn(each) for name, each in contestants.items()}, rounds)
-    report.point(f"{TURN} tokens after a prompt", {"prompt": length}, race)
+    report.point(f"{TURN} tokens after a prompt", {"prompt": length}, race.seconds)
     for name in contestants:
         report.row(f"decoding, {name}", [TURN / seconds for seconds in race.seconds[name]], unit="tokens/s")
     _targets(report, race, f"context {context:,}")

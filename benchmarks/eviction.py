@@ -27,11 +27,11 @@ def run(report: Report) -> None:
     for past in PASTS[size]:
         problem = Problem(past)
         race = Race({"attention": problem.dense, **_scorers(problem)}, ROUNDS[size])
-        report.point("scoring one chunk over past length", {"past": past}, race)
+        report.point("scoring one chunk over past length", {"past": past}, race.seconds)
     for budget in BUDGETS[size]:
         problem = Problem(budget)
         race = Race({"attention": problem.dense, "KeyDiff step": _step(problem, budget)}, ROUNDS[size])
-        report.point("score, choose and compact, back to the budget", {"budget": budget}, race)
+        report.point("score, choose and compact, back to the budget", {"budget": budget}, race.seconds)
 
 
 def _keydiff(report: Report, cached: int) -> None:
@@ -46,7 +46,7 @@ def _keydiff(report: Report, cached: int) -> None:
     for way in list(ways)[:2]:
         measure = f"keydiff_scores over {cached:,} keys"
         report.row(measure, race.ratio("keydiff_scores", way), against=way, reach=2, stretch=1.2, at_most=True)
-    report.point("KeyDiff's scores", {"keys": cached}, race)
+    report.point("KeyDiff's scores", {"keys": cached}, race.seconds)
 
 
 def _caote(report: Report, past: int) -> None:

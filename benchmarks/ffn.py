@@ -100,7 +100,7 @@ def run(report: Report) -> None:
     _parts(report, network)
     for density in DENSITIES[size]:
         race = Race({"dense": network.dense, "FastForward": network.fastforward(density)}, ROUNDS[size])
-        report.point("FFN over density", {"density": density}, race)
+        report.point("FFN over density", {"density": density}, race.seconds)
     _decoding(report, network)
 
 
@@ -117,7 +117,7 @@ def _parts(report: Report, network: Network) -> None:
         "compensate": lambda: cpu.linear(cpu.linear(network.x, c.c1), c.c2),
         "in full": network.fastforward(0.5),
     }
-    report.point("parts of FastForward", {"density": 0.5}, Race(ways, ROUNDS[report.size]))
+    report.point("parts of FastForward", {"density": 0.5}, Race(ways, ROUNDS[report.size]).seconds)
 
 
 def _decoding(report: Report, network: Network) -> None:
@@ -132,7 +132,7 @@ def _decoding(report: Report, network: Network) -> None:
     measure = "linear layer, T = 1, from bfloat16 weights"
     report.row(measure, race.ratio("float32", "bfloat16"), against="from float32 weights", reach=1.7, stretch=1.9)
     report.row(measure, race.ratio("NumPy float32", "bfloat16"), against="NumPy, float32 weights")
-    report.point("linear layer, one token", {"out": network.neurons, "in": token.shape[1]}, race)
+    report.point("linear layer, one token", {"out": network.neurons, "in": token.shape[1]}, race.seconds)
     report.settings["weight_gb_per_s"] = {
         "float32": round(network.gate.nbytes / race.median("float32") / 1e9, 1),
         "bfloat16": round(narrow.nbytes / race.median("bfloat16") / 1e9, 1),

@@ -45,12 +45,17 @@ def run(report: Report) -> None:
     _crossover(report, fixed)
     for past in PASTS[size]:
         problem = Problem(past)
-        ways = {"dense": problem.dense, "12.5 %": quoka(problem, past // 8), f"{fixed:,}": quoka(problem, fixed)}
-        report.point("QUOKA over past length", {"past": past}, Race(ways, ROUNDS[size]))
+        ways = {
+            "torch SDPA": problem.torch_ways()["torch SDPA"],
+            "thresher, dense": problem.dense,
+            "QUOKA 12.5 %": quoka(problem, past // 8),
+            f"QUOKA {fixed:,}": quoka(problem, fixed),
+        }
+        report.point("QUOKA over past length", {"past": past}, Race(ways, ROUNDS[size]).seconds)
     problem = Problem(PAST[size])
     for budget in BUDGETS[size]:
         race = Race({"dense": problem.dense, "QUOKA": quoka(problem, budget)}, ROUNDS[size])
-        report.point("QUOKA over budget", {"past": problem.past, "budget": budget}, race)
+        report.point("QUOKA over budget", {"past": problem.past, "budget": budget}, race.seconds)
 
 
 def _parts(report: Report, problem: Problem, budget: int, *, goal: bool) -> None:
@@ -70,7 +75,7 @@ def _parts(report: Report, problem: Problem, budget: int, *, goal: bool) -> None
         },
         ROUNDS[report.size],
     )
-    report.point("parts of QUOKA", {"past": past, "budget": budget}, race)
+    report.point("parts of QUOKA", {"past": past, "budget": budget}, race.seconds)
     share = [100 * (s + t) for s, t in zip(race.ratio("score", "in full"), race.ratio("top-k", "in full"), strict=True)]
     report.row(
         f"selection's share of QUOKA, budget {budget:,}, past {past:,}",
@@ -89,7 +94,7 @@ def _crossover(report: Report, budget: int) -> None:
     for n, past in enumerate(pasts):
         problem = Problem(past)
         race = Race({"dense": problem.dense, "QUOKA": quoka(problem, budget)}, 2 * ROUNDS[report.size] + 1)
-        report.point("around the crossover", {"past": past, "budget": budget}, race)
+        report.point("around the crossover", {"past": past, "budget": budget}, race.seconds)
         if race.median("QUOKA") >= race.median("dense"):
             slow = n
     measure, wanted = f"QUOKA {budget:,} wins from a past of", {"reach": 2048, "stretch": 1536, "at_most": True}

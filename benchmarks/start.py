@@ -29,7 +29,7 @@ def run(report: Report) -> None:
         "import accel.cpu": lambda: _python("-c", "import accel.cpu"),
     }
     race = Race(ways, rounds)
-    report.point("a process from start to end", {"python": sys.version_info.minor}, race)
+    report.point("a process from start to end", {"python": sys.version_info.minor}, race.seconds)
     for name in ("import thresher", "thresher --help"):
         report.row(name, race.seconds[name], unit="s", reach=0.5, stretch=0.2, at_most=True)
     loading = [float(_python("-c", WARM_UP)) for _ in range(rounds)]
