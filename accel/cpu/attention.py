@@ -44,6 +44,7 @@ from accel.cpu.simd import (
     set_tile,
     splat,
     store,
+    store_some,
     total,
     transpose,
     unpack,
@@ -198,6 +199,28 @@ def widen(source, kind, count, out, factor):
         store(out + 4 * i, load_kind(source + size * i, kind, count - i) * by)
 
 
+@njit(forceinline=True)
+def copy_row(source, target, count):
+    """Copy `count` float32."""
+    for i in range(0, count, LANES):
+        if count - i >= LANES:
+            store(target + 4 * i, load(source + 4 * i))
+        else:
+            store_some(target + 4 * i, count - i, load_some(source + 4 * i, count - i))
+
+
+@njit
+def pack_queries(q, q_head, q_row, kind, group, tokens, dim, out, scale):
+    """The queries of a group one under another, (G·T, wide_dim), times the scale; the last tile's rest repeats one."""
+    wide_dim, r = padded(dim, LANES), 0
+    for g in range(group):
+        for t in range(tokens):
+            widen(q + g * q_head + t * q_row, kind, dim, out + 4 * r * wide_dim, scale)
+            r += 1
+    for rest in range(r, padded(r, ROWS)):
+        copy_row(out, out + 4 * rest * wide_dim, wide_dim)
+
+
 @njit
 def pack_keys(lines, kind, count, dim, wide, panels):
     """Transpose `count` keys, whose addresses stand at `lines`, into panels: (KEYS/PANEL, wide_dim, PANEL).
@@ -326,9 +349,8 @@ def _attend(task, worker):
         part, kv, first_token = item % parts, item // parts % kv_heads, item // (parts * kv_heads) * block
         here = min(block, tokens - first_token)
         rows = padded(here * group, ROWS)
-        for r in range(rows):
-            source = q + (kv * group + min(r // here, group - 1)) * q_head + (first_token + r % here) * q_row
-            widen(source, q_kind, dim, queries + 4 * r * wide_dim, real(scale))
+        source = q + kv * group * q_head + first_token * q_row
+        pack_queries(source, q_head, q_row, q_kind, group, here, dim, queries, real(scale))
         peaks[:] = -np.inf
         sums[:] = 0.0
         if v:
@@ -343,13 +365,14 @@ def _attend(task, worker):
                 stand[i] = k + kv * k_head + column * k_row
             pack_keys(lines, k_kind, count, dim, wide, panels)
             score_block(queries, rows, dim, panels, count, scores)
+            last_token = first_token + here - 1
+            if limits[kv, last_token, 0] > start or limits[kv, first_token, 1] < start + padded(count, LANES):
+                for r in range(rows):  # some query does not see all of this block
+                    token = first_token + r % here
+                    low, high = limits[kv, token, 0] - start, min(limits[kv, token, 1] - start, count)
+                    hide(scores + 4 * r * KEYS, count, low, high)
             for r in range(rows):  # all peaks before all powers: neither then waits for the other's last step
-                row = scores + 4 * r * KEYS
-                low = limits[kv, first_token + r % here, 0] - start
-                high = min(limits[kv, first_token + r % here, 1] - start, count)
-                if low > 0 or high < padded(count, LANES):
-                    hide(row, count, low, high)
-                peak = max(peaks[r], peak_of(row, count))
+                peak = max(peaks[r], peak_of(scores + 4 * r * KEYS, count))
                 factors[r] = power(peaks[r] - peak) if peaks[r] < peak else np.float32(1.0)
                 peaks[r] = peak
             for r in range(rows):
@@ -360,13 +383,15 @@ def _attend(task, worker):
                     stand[i] = v + kv * v_head + column * v_row
                 pack_values(lines, v_kind, count, dim, values)
                 add_values(scores, rows, values, count, dim, out, state)
-        for r in range(here * group):
-            head, token = kv * group + r // here, first_token + r % here
-            summary[part, head, token, 0] = peaks[r]
-            summary[part, head, token, 1] = sums[r]
-            if v:
-                target = carray(floats_at(partial + 4 * ((part * heads + head) * tokens + token) * dim), dim)
-                target[:] = carray(floats_at(out + 4 * r * wide_dim), dim)
+        for g in range(group):
+            head = kv * group + g
+            for t in range(here):
+                r, token = g * here + t, first_token + t
+                summary[part, head, token, 0] = peaks[r]
+                summary[part, head, token, 1] = sums[r]
+                if v:
+                    target = partial + 4 * ((part * heads + head) * tokens + token) * dim
+                    copy_row(out + 4 * r * wide_dim, target, dim)
 
 
 @kernel

@@ -20,9 +20,9 @@ from accel.cpu.attention import (
     finite,
     hide,
     pack_keys,
+    pack_queries,
     padded,
     score_block,
-    widen,
 )
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.simd import LANES, ROWS, exp2, fetch_add, floats_at, load, real, splat, store, unpack, words_at
@@ -95,9 +95,8 @@ def _mass(task, worker):
         for first_token in range(0, tokens, block):
             here = min(block, tokens - first_token)
             rows = padded(here * group, ROWS)
-            for r in range(rows):
-                source = q + (kv * group + min(r // here, group - 1)) * q_head + (first_token + r % here) * q_row
-                widen(source, q_kind, dim, queries + 4 * r * wide_dim, real(scale))
+            source = q + kv * group * q_head + first_token * q_row
+            pack_queries(source, q_head, q_row, q_kind, group, here, dim, queries, real(scale))
             begin = max(part * span, limits[kv, first_token, 0] // KEYS * KEYS)
             end = min((part + 1) * span, limits[kv, first_token + here - 1, 1])
             for start in range(begin, end, KEYS):
