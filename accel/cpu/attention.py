@@ -72,7 +72,7 @@ def attention(
 
     As `reference.attention`, computed in float32 from any stored dtype.
     """
-    match(q=(q, "H T D"), k=(k, "KV S D"), v=(v, "KV S D"))
+    match(k=(k, "KV S D"), v=(v, "KV S D"))
     plan = Plan(q, k, q_positions, k_positions, scale, window)
     partial, stats = plan.attend(readable(v))  # (P, H, T, D), (P, H, T, 2)
     return merge(partial, stats)

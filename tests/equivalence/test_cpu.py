@@ -1,0 +1,123 @@
+"""What only accel.cpu has: threads, buffers with room, kernels that are compiled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import accel
+import reference
+from accel import cpu
+from accel.cpu.compiled import Kernel
+from tests.small import small_config
+
+SCRIPT = """
+import sys, numpy as np
+from accel import cpu
+rng = np.random.default_rng(0)
+q, k, v = (rng.standard_normal(s).astype(np.float32) for s in ((6, 40, 32), (2, 700, 32), (2, 700, 32)))
+places = np.arange(660, 700), np.broadcast_to(np.arange(700), (2, 700))
+x, w = rng.standard_normal((40, 96)).astype(np.float32), rng.standard_normal((300, 96)).astype(np.float32)
+out = cpu.attention(q, k, v, *places), cpu.key_scores(q, k, 16), cpu.keydiff_scores(k), cpu.gated_ffn(x, w, w, w.T)
+np.savez(sys.argv[1], *out, threads=cpu.THREADS)
+"""
+
+
+def test_answers_do_not_depend_on_the_number_of_threads(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    answers = []
+    for threads in ("1", "5"):
+        path = tmp_path / f"{threads}.npz"
+        environment = {**os.environ, "THRESHER_NUM_THREADS": threads}
+        subprocess.run([sys.executable, "-c", SCRIPT, path], check=True, env=environment)
+        answers.append(dict(np.load(path)))
+    assert [int(a.pop("threads")) for a in answers] == [1, 5]
+    for name, one in answers[0].items():
+        np.testing.assert_allclose(answers[1][name], one, rtol=0, atol=2e-6 * np.abs(one).max())
+
+
+def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THRESHER_NUM_THREADS", "3")
+    assert cpu.thread_count() == 3
+    monkeypatch.delenv("THRESHER_NUM_THREADS")
+    assert cpu.thread_count() >= 1
+    for wrong in ("0", "two", "-1", ""):
+        monkeypatch.setenv("THRESHER_NUM_THREADS", wrong)
+        with pytest.raises(ValueError, match=f"THRESHER_NUM_THREADS: got '{wrong}', wanted a whole number"):
+            cpu.thread_count()
+
+
+def test_a_backend_is_found_by_name() -> None:
+    assert accel.backend("cpu") is cpu
+    assert accel.backend("auto") is cpu
+    assert accel.backend("reference") is reference
+    with pytest.raises(ValueError, match="backend: got 'tpu', wanted one of reference, cpu, "):
+        accel.backend("tpu")
+
+
+def test_warmup_compiles_every_kernel_and_says_so() -> None:
+    told: list[tuple[str, int, int]] = []
+    count = cpu.warmup(lambda *step: told.append(step))
+    assert count == len(Kernel.known) >= 15
+    assert told[-1] == ("", count, count)
+    assert [name for name, _, _ in told[:-1]] == [kernel.name for kernel in Kernel.known]
+    assert all(kernel.address for kernel in Kernel.known)
+
+
+STEPS = st.lists(st.tuples(st.integers(1, 40), st.sampled_from(["keep", "keep_newest", "nothing"])), max_size=12)
+
+
+@given(STEPS, st.integers(0, 2**31))
+def test_a_cache_with_room_holds_what_the_plain_one_holds(steps: list[tuple[int, str]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    config = small_config(layers=1, kv_heads=3, heads=6, head_dim=6)
+    ours, meant = (module.new_cache(config, np.dtype(np.float16)).layers[0] for module in (cpu, reference))
+    position = 0
+    for tokens, step in steps:
+        k, v = rng.standard_normal((2, 3, tokens, 6)).astype(np.float32)
+        for layer in (ours, meant):
+            layer.append(k, v, np.arange(position, position + tokens))
+        position += tokens
+        kept = rng.integers(1, ours.size + 1)
+        columns = np.sort(rng.permuted(np.tile(np.arange(ours.size), (3, 1)), axis=1)[:, :kept], axis=1)
+        for got, wanted in zip(ours.gather(columns), meant.gather(columns), strict=True):
+            np.testing.assert_array_equal(got, wanted)
+        before, held = ours.positions, ours.positions.copy()
+        for layer in (ours, meant):
+            if step == "keep":
+                layer.keep(columns)
+            elif step == "keep_newest":
+                layer.keep_newest(int(kept))
+        np.testing.assert_array_equal(before, held)  # a trace may still be looking at them
+        assert ours.nbytes == meant.nbytes
+        for name, array in meant.arrays().items():
+            np.testing.assert_array_equal(ours.arrays()[name], array)
+
+
+def test_a_budget_settles_in_one_buffer() -> None:
+    config = small_config(layers=1, kv_heads=2, heads=2, head_dim=4)
+    layer = cpu.new_cache(config, np.dtype(np.float32)).layers[0]
+    chunk, budget, rooms = np.ones((2, 64, 4), np.float32), 256, set()
+    for start in range(0, 64 * 200, 64):
+        layer.append(chunk, chunk, np.arange(start, start + 64))
+        if layer.size > budget:
+            layer.keep(np.broadcast_to(np.arange(64, 64 + budget), (2, budget)))
+            rooms.add(layer.capacity)
+    assert layer.size == budget
+    assert len(rooms) == 1
+    assert rooms.pop() <= 2 * (budget + 64)
+
+
+def test_columns_that_are_not_there_are_refused() -> None:
+    config = small_config(layers=1)
+    layer = cpu.new_cache(config, np.dtype(np.float32)).layers[0]
+    layer.append(*np.ones((2, 2, 4, 8), np.float32), np.arange(4))
+    with pytest.raises(ValueError, match="columns: got 0 to 4, wanted 0 to 3"):
+        layer.gather(np.array([[0, 4], [0, 1]]))
+    with pytest.raises(ValueError, match=r"columns: got shape \(3, 1\) of int64, wanted \(2, R\)"):
+        layer.keep(np.zeros((3, 1), np.int64))
