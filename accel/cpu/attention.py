@@ -24,9 +24,8 @@ from accel.cpu.simd import (
     F32,
     LANES,
     PANEL,
-    ROWS,
     VECTORS,
-    add_tile,
+    add_rows,
     exp2,
     fetch_add,
     floats_at,
@@ -41,7 +40,7 @@ from accel.cpu.simd import (
     only,
     prefetch,
     real,
-    set_tile,
+    set_rows,
     splat,
     store,
     store_some,
@@ -160,7 +159,7 @@ def _padded(n: int, step: int) -> int:
 
 def _scratch_size(rows: int, dim: int) -> int:
     """Floats that a worker needs for items of so many rows; `_attend` lays them out."""
-    rows, wide_dim = _padded(rows, ROWS), _padded(dim, LANES)
+    wide_dim = _padded(dim, LANES)
     return rows * (2 * wide_dim + KEYS + 3) + KEYS * (2 * wide_dim + _padded(dim, PANEL)) + 2 * KEYS + 2
 
 
@@ -211,14 +210,12 @@ def copy_row(source, target, count):
 
 @njit
 def pack_queries(q, q_head, q_row, kind, group, tokens, dim, out, scale):
-    """The queries of a group one under another, (G·T, wide_dim), times the scale; the last tile's rest repeats one."""
+    """The queries of a group one under another, (G·T, wide_dim), times the scale."""
     wide_dim, r = padded(dim, LANES), 0
     for g in range(group):
         for t in range(tokens):
             widen(q + g * q_head + t * q_row, kind, dim, out + 4 * r * wide_dim, scale)
             r += 1
-    for rest in range(r, padded(r, ROWS)):
-        copy_row(out, out + 4 * rest * wide_dim, wide_dim)
 
 
 @njit
@@ -247,11 +244,10 @@ def score_block(queries, rows, dim, panels, count, scores):
     """scores (rows, KEYS) = queries (rows, wide_dim) · keys, for the first `count` keys in panels."""
     wide_dim = padded(dim, LANES)
     for first in range(0, count, PANEL):
-        for r in range(0, rows, ROWS):
-            set_tile(
-                VECTORS, queries + 4 * r * wide_dim, 4 * wide_dim, panels + 4 * first * wide_dim, 4 * PANEL,
-                scores + 4 * (r * KEYS + first), 4 * KEYS, dim,
-            )  # fmt: skip
+        set_rows(
+            VECTORS, rows, queries, 4 * wide_dim, panels + 4 * first * wide_dim, 4 * PANEL, scores + 4 * first,
+            4 * KEYS, dim, 0,
+        )  # fmt: skip
 
 
 @njit
@@ -312,11 +308,10 @@ def add_values(scores, rows, panels, count, dim, out, factors):
     wide_dim = padded(dim, LANES)
     for first in range(0, wide_dim, PANEL):
         vectors = min(VECTORS, (wide_dim - first) // LANES)
-        for r in range(0, rows, ROWS):
-            add_tile(
-                vectors, scores + 4 * r * KEYS, 4 * KEYS, panels + 4 * first * KEYS, 4 * PANEL,
-                out + 4 * (r * wide_dim + first), 4 * wide_dim, count, factors + 4 * r,
-            )  # fmt: skip
+        add_rows(
+            vectors, rows, scores, 4 * KEYS, panels + 4 * first * KEYS, 4 * PANEL, out + 4 * first, 4 * wide_dim, count,
+            factors,
+        )  # fmt: skip
 
 
 @kernel
@@ -328,7 +323,7 @@ def _attend(task, worker):
     group, wide_dim = heads // kv_heads, padded(dim, LANES)
     limits = carray(words_at(seen), (kv_heads, tokens, 2))
     summary = carray(floats_at(stats), (parts, heads, tokens, 2))
-    most = padded(block * group, ROWS)
+    most = block * group
     queries = memory + 4 * size * worker
     scores = queries + 4 * most * wide_dim
     out = scores + 4 * most * KEYS
@@ -348,7 +343,7 @@ def _attend(task, worker):
             return
         part, kv, first_token = item % parts, item // parts % kv_heads, item // (parts * kv_heads) * block
         here = min(block, tokens - first_token)
-        rows = padded(here * group, ROWS)
+        rows = here * group
         source = q + kv * group * q_head + first_token * q_row
         pack_queries(source, q_head, q_row, q_kind, group, here, dim, queries, real(scale))
         peaks[:] = -np.inf

@@ -15,7 +15,7 @@ from numba import carray, njit
 from accel.cpu.attention import KEYS, add_values, ahead, pack_values, padded, widen
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.quoka import AHEAD, LARGE, SMALL
-from accel.cpu.simd import F32, LANES, PANEL, ROWS, fetch_add, floats_at, fma, load, splat, total, unpack, words_at
+from accel.cpu.simd import F32, LANES, PANEL, fetch_add, floats_at, fma, load, splat, total, unpack, words_at
 from accel.cpu.views import address, readable, rows, scratch
 from reference.caote import GUARD, JOINS
 from reference.checks import match, one_of, require
@@ -53,7 +53,7 @@ def _sums(
     """Per head, all float64: Σ h_i v_i without its top token (H, D), Σ v_i (H, D), Σ h_i without its top token (H,)."""
     heads, (kv_heads, keys, dim) = len(h), v.shape
     group = heads // kv_heads
-    high, wide_dim = padded.py_func(group + 1, ROWS), padded.py_func(dim, LANES)
+    high, wide_dim = group + 1, padded.py_func(dim, LANES)
     sums = np.zeros((parts, kv_heads, high, wide_dim), np.float32)
     weights = np.zeros((parts, heads), np.float32)
     negative = np.zeros(1, np.int64)
@@ -104,7 +104,7 @@ def _weigh(task, worker):
         unpack(task + 8, 16)
     )
     group, wide_dim = heads // kv_heads, padded(dim, LANES)
-    high = padded(group + 1, ROWS)
+    high = group + 1
     base, tops = carray(floats_at(h), (heads, keys)), carray(words_at(top), heads)
     mass = carray(floats_at(weights), (parts, heads))
     values = memory + 4 * worker * (KEYS * (padded(dim, PANEL) + high + 2) + high + 2)
@@ -119,7 +119,7 @@ def _weigh(task, worker):
         if item >= kv_heads * parts:
             return
         part, kv = item % parts, item // parts
-        block[:] = 1.0  # the rows after the group's give the plain sum
+        block[:] = 1.0  # the row after the group's gives the plain sum
         end = min(part * span + span, keys)
         for start in range(part * span, end, KEYS):
             count = min(KEYS, end - start)

@@ -17,14 +17,13 @@ from numba import carray, njit
 
 from accel.cpu.attention import LOG2E, load_kind, padded, widen
 from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.products import DEPTH, FEW, dot, linear, multiply_panel, panel_size, whole_tiles
+from accel.cpu.products import DEPTH, FEW, dot, linear, multiply_panel, panel_size, whole_vectors
 from accel.cpu.simd import (
     F32,
     LANES,
     PANEL,
-    ROWS,
     VECTORS,
-    add_tile,
+    add_rows,
     exp2,
     fetch_add,
     fma,
@@ -110,12 +109,12 @@ def _run(
     (tokens, dim), count = x.shape, len(w_gate) if neurons is None else len(neurons)
     if 0 in (tokens, dim, count):
         return np.zeros((tokens, dim), np.float32)
-    tiles, down = whole_tiles(x), readable(w_down.T)  # (F, E): a copy unless it lies so in memory
+    wide, down = whole_vectors(x), readable(w_down.T)  # (F, E): a copy unless it lies so in memory
     gate, up = readable(w_gate), readable(w_up)
-    high, wide_dim = tiles.shape
+    high, wide_dim = wide.shape
     sums = np.zeros((THREADS, high, wide_dim), np.float32)
     arguments = (
-        address(tiles), *matrix(gate), *matrix(up), *matrix(down),
+        address(wide), *matrix(gate), *matrix(up), *matrix(down),
         0 if neurons is None else address(neurons), address(sums), tokens, high, dim, count, int(act == "silu"),
     )  # fmt: skip
     panels = -(-count // PANEL)
@@ -124,7 +123,7 @@ def _run(
     memory = scratch.take(size * THREADS)
     (_chunk if tokens > FEW else _few)(*arguments, address(memory), size, group)
     scratch.give(memory)
-    return sums.sum(axis=0)[:tokens, :dim]
+    return sums.sum(axis=0)[:, :dim]
 
 
 @njit
@@ -177,7 +176,7 @@ def _chunk(task, worker):
     wide_dim = padded(dim, LANES)
     mine = memory + 4 * worker * size
     ones = mine + 8 * PANEL * DEPTH
-    lines = ones + 8 * LANES
+    lines = ones + 4 * high
     lines += -lines % 8
     ups = lines + 16 * PANEL
     hidden = ups + 4 * high * PANEL  # (group, high, PANEL)
@@ -204,11 +203,7 @@ def _chunk(task, worker):
                 stand = carray(words_at(lines), here)
                 for i in range(here):
                     widen(stand[i], down_kind, wide, panel + 4 * i * PANEL, 1.0)
-                for r in range(0, high, ROWS):
-                    add_tile(
-                        vectors, gates + 4 * r * PANEL, 4 * PANEL, panel, 4 * PANEL, y + 4 * (r * wide_dim + column),
-                        4 * wide_dim, here, ones,
-                    )  # fmt: skip
+                add_rows(vectors, high, gates, 4 * PANEL, panel, 4 * PANEL, y + 4 * column, 4 * wide_dim, here, ones)
 
 
 @kernel

@@ -25,7 +25,7 @@ from accel.cpu.attention import (
     score_block,
 )
 from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.simd import LANES, ROWS, exp2, fetch_add, floats_at, load, real, splat, store, unpack, words_at
+from accel.cpu.simd import LANES, exp2, fetch_add, floats_at, load, real, splat, store, unpack, words_at
 from accel.cpu.views import address, rows, scratch
 
 
@@ -77,7 +77,7 @@ def _mass(task, worker):
     limits = carray(words_at(seen), (kv_heads, tokens, 2))
     summary = carray(floats_at(stats), (heads, tokens, 2))
     received = carray(floats_at(mass), (heads, keys))
-    most = padded(block * group, ROWS)
+    most = block * group
     queries = memory + 4 * size * worker
     scores = queries + 4 * most * wide_dim
     panels = scores + 4 * most * KEYS
@@ -94,7 +94,7 @@ def _mass(task, worker):
         part, kv = item % parts, item // parts
         for first_token in range(0, tokens, block):
             here = min(block, tokens - first_token)
-            rows = padded(here * group, ROWS)
+            rows = here * group
             source = q + kv * group * q_head + first_token * q_row
             pack_queries(source, q_head, q_row, q_kind, group, here, dim, queries, real(scale))
             begin = max(part * span, limits[kv, first_token, 0] // KEYS * KEYS)

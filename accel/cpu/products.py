@@ -22,7 +22,7 @@ from accel.cpu.simd import (
     PANEL,
     ROWS,
     VECTORS,
-    add_tile,
+    add_rows,
     fetch_add,
     floats_at,
     fma,
@@ -52,7 +52,7 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
     if 0 in (tokens, dim, outs):
         return np.zeros((tokens, outs), np.float32) + (0 if bias is None else bias.astype(np.float32))
     y = np.empty((tokens, outs), np.float32)
-    x, weight = whole_tiles(x), readable(weight)
+    x, weight = whole_vectors(x), readable(weight)
     bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
     shape = 0 if bias is None else address(bias), address(y), tokens, dim, outs
     if tokens <= FEW:
@@ -65,21 +65,20 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
     return y
 
 
-def whole_tiles(x: np.ndarray) -> np.ndarray:
-    """x (T, E) as float32 with zeros below and to the right up to whole tiles and vectors; as it is where that fits."""
+def whole_vectors(x: np.ndarray) -> np.ndarray:
+    """x (T, E) as float32 with zeros to the right up to whole vectors; as it is where that fits."""
     tokens, dim = x.shape
-    high = padded.py_func(tokens, ROWS) if tokens > FEW else tokens
-    shape = high, padded.py_func(dim, LANES)
+    shape = tokens, padded.py_func(dim, LANES)
     if x.shape == shape and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
         return x
-    tiles = np.zeros(shape, np.float32)
-    tiles[:tokens, :dim] = x
-    return tiles
+    wide = np.zeros(shape, np.float32)
+    wide[:, :dim] = x
+    return wide
 
 
 def panel_size(high: int) -> int:
     """Floats that a worker needs to multiply `high` rows by panels: `multiply_panel` lays them out."""
-    return 2 * PANEL * DEPTH + 2 * LANES + 4 * PANEL + 2 + high * PANEL
+    return 2 * PANEL * DEPTH + 4 * PANEL + 2 + high * (PANEL + 1)
 
 
 @njit
@@ -125,11 +124,11 @@ _dot_f32, _dot_f16, _dot_bf16 = (
 def multiply_panel(x, x_row, high, lines, kind, count, dim, memory, block):
     """block (high, PANEL) = x (high, dim) · Wᵀ for `count` rows of W, whose addresses stand at `lines`.
 
-    `lines` has room for twice PANEL addresses, `memory` for 2 · PANEL · DEPTH + ROWS floats.
+    `lines` has room for twice PANEL addresses, `memory` for 2 · PANEL · DEPTH + high floats.
     """
     size = 4 if kind == F32 else 2
     wide, panel, ones = memory, memory + 4 * PANEL * DEPTH, memory + 8 * PANEL * DEPTH
-    carray(floats_at(ones), ROWS)[:] = 1.0
+    carray(floats_at(ones), high)[:] = 1.0
     stand, here = carray(words_at(lines), PANEL), carray(words_at(lines + 8 * PANEL), PANEL)
     carray(floats_at(block), high * PANEL)[:] = 0.0
     for depth in range(0, dim, DEPTH):
@@ -138,9 +137,11 @@ def multiply_panel(x, x_row, high, lines, kind, count, dim, memory, block):
             here[i] = stand[i] + depth * size
         pack_keys(lines + 8 * PANEL, kind, count, deep, wide, panel)
         for r in range(0, high, ROWS):
-            at = x + 4 * (r * x_row + depth)
-            add_tile(VECTORS, at, 4 * x_row, panel, 4 * PANEL, block + 4 * r * PANEL, 4 * PANEL, deep, ones)
-            for i in range(r * count // high, (r + ROWS) * count // high):  # the next panel's rows, a few per tile
+            at, to = x + 4 * (r * x_row + depth), block + 4 * r * PANEL
+            add_rows(VECTORS, min(ROWS, high - r), at, 4 * x_row, panel, 4 * PANEL, to, 4 * PANEL, deep, ones)
+            for i in range(
+                r * count // high, min(r + ROWS, high) * count // high
+            ):  # the next panel's rows, a few per tile
                 ahead(stand[i] + (depth + DEPTH) * size, kind, min(DEPTH, dim - depth - DEPTH))
 
 
@@ -148,7 +149,7 @@ def multiply_panel(x, x_row, high, lines, kind, count, dim, memory, block):
 def _project(task, worker):
     (x, x_row, w, w_row, w_kind, bias, y, tokens, dim, outs, memory, size) = unpack(task + 8, 12)
     mine = memory + 4 * worker * size
-    lines = mine + 4 * (2 * PANEL * DEPTH + 2 * LANES)
+    lines = mine + 4 * (2 * PANEL * DEPTH + tokens)
     lines += -lines % 8
     block = lines + 16 * PANEL
     stand = carray(words_at(lines), PANEL)
@@ -161,7 +162,7 @@ def _project(task, worker):
         count = min(PANEL, outs - first)
         for i in range(count):
             stand[i] = w + (first + i) * w_row
-        multiply_panel(x, x_row, padded(tokens, ROWS), lines, w_kind, count, dim, mine, block)
+        multiply_panel(x, x_row, tokens, lines, w_kind, count, dim, mine, block)
         for t in range(tokens):
             for i in range(count):
                 out[t, first + i] = products[t, i] + (shift[first + i] if bias else np.float32(0.0))

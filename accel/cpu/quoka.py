@@ -18,7 +18,6 @@ from accel.cpu.simd import (
     F32,
     LANES,
     PANEL,
-    ROWS,
     TALL,
     VECTORS,
     fetch_add,
@@ -27,8 +26,8 @@ from accel.cpu.simd import (
     highest,
     larger,
     load,
+    set_rows,
     set_tall,
-    set_tile,
     splat,
     store,
     total,
@@ -66,7 +65,7 @@ def key_scores(q: np.ndarray, k: np.ndarray, n_queries: int) -> np.ndarray:
     k = readable(k)
     scores = np.empty((kv_heads, keys), np.float32)
     span = -(-keys // (-(-8 * THREADS // kv_heads) * BLOCK)) * BLOCK  # keys per item
-    size = (BLOCK + ROWS) * (padded.py_func(dim, LANES) + slots.shape[2] + 1)
+    size = BLOCK * (padded.py_func(dim, LANES) + slots.shape[2] + 1)
     memory = scratch.take(size * THREADS)
     _score(
         address(slots),
@@ -236,8 +235,8 @@ def _score(task, worker):
     wide_dim, spans = padded(dim, LANES), (keys + span - 1) // span
     found = carray(floats_at(scores), (kv_heads, keys))
     block = memory + 4 * size * worker
-    products = block + 4 * (BLOCK + ROWS) * wide_dim
-    rates = carray(floats_at(products + 4 * (BLOCK + ROWS) * wide), BLOCK)
+    products = block + 4 * BLOCK * wide_dim
+    rates = carray(floats_at(products + 4 * BLOCK * wide), BLOCK)
     while True:
         item = fetch_add(task, 1)
         if item >= kv_heads * spans:
@@ -258,11 +257,8 @@ def _score(task, worker):
             else:
                 for first in range(0, wide, PANEL):
                     vectors = min(VECTORS, (wide - first) // LANES)
-                    for i in range(0, count, ROWS):
-                        set_tile(
-                            vectors, block + 4 * i * wide_dim, 4 * wide_dim, averages + 4 * first, 4 * wide,
-                            products + 4 * (i * wide + first), 4 * wide, dim,
-                        )  # fmt: skip
+                    at = averages + 4 * first
+                    set_rows(vectors, count, block, 4 * wide_dim, at, 4 * wide, products + 4 * first, 4 * wide, dim, 0)
             for i in range(count):
                 best = load(products + 4 * i * wide)
                 for j in range(LANES, wide, LANES):

@@ -319,40 +319,53 @@ def _tile(columns: int, scaled: bool, height: int = ROWS, streamed: bool = False
     return _machine_function(types.void, *[_word] * 8)(build)
 
 
-_set = [_tile(columns, scaled=False) for columns in range(1, VECTORS + 1)]
-_add = [_tile(columns, scaled=True) for columns in range(1, VECTORS + 1)]
-_set_1, _set_2, _set_3, _set_4 = (_set + _set)[:4]  # the last two are never called where a tile has two vectors
-_add_1, _add_2, _add_3, _add_4 = (_add + _add)[:4]
-
-
 TALL = 4 * VECTORS  # rows of the tile that is one vector wide: enough sums in flight to hide the latency
 set_tall = _tile(1, scaled=False, height=TALL, streamed=True)  # the last argument: what to fetch meanwhile
 
 
-@njit
-def set_tile(vectors, a, a_row, b, b_row, c, c_row, depth):
-    """C = A·B for a tile of ROWS rows and `vectors` (1 to VECTORS) times LANES columns."""
-    if vectors == VECTORS:
-        (_set_4 if VECTORS == 4 else _set_2)(a, a_row, b, b_row, c, c_row, depth, 0)
-    elif vectors == 1:
-        _set_1(a, a_row, b, b_row, c, c_row, depth, 0)
-    elif vectors == 2:
-        _set_2(a, a_row, b, b_row, c, c_row, depth, 0)
-    else:
-        _set_3(a, a_row, b, b_row, c, c_row, depth, 0)
+def _tiles(scaled: bool, height: int) -> Any:
+    """One function of a height for all widths: its first argument is how many vectors wide, 1 to VECTORS."""
+    widths = [_tile(columns, scaled, height) for columns in range(1, VECTORS + 1)]
+    one, two, three, widest = widths[0], widths[1], widths[-2], widths[-1]
+
+    @njit
+    def tile(vectors, a, a_row, b, b_row, c, c_row, depth, scale):
+        if vectors == VECTORS:
+            widest(a, a_row, b, b_row, c, c_row, depth, scale)
+        elif vectors == 1:
+            one(a, a_row, b, b_row, c, c_row, depth, scale)
+        elif vectors == 2:
+            two(a, a_row, b, b_row, c, c_row, depth, scale)
+        else:
+            three(a, a_row, b, b_row, c, c_row, depth, scale)
+
+    return tile
 
 
-@njit
-def add_tile(vectors, a, a_row, b, b_row, c, c_row, depth, scale):
-    """C = diag(scale)·C + A·B for the same tile; `scale` is the address of ROWS numbers."""
-    if vectors == VECTORS:
-        (_add_4 if VECTORS == 4 else _add_2)(a, a_row, b, b_row, c, c_row, depth, scale)
-    elif vectors == 1:
-        _add_1(a, a_row, b, b_row, c, c_row, depth, scale)
-    elif vectors == 2:
-        _add_2(a, a_row, b, b_row, c, c_row, depth, scale)
-    else:
-        _add_3(a, a_row, b, b_row, c, c_row, depth, scale)
+def _strips(scaled: bool) -> Any:
+    """The product for any number of rows: whole tiles, then tiles of two rows and of one."""
+    high, pair, single = (_tiles(scaled, height) for height in (ROWS, 2, 1))
+
+    @njit
+    def multiply(vectors, rows, a, a_row, b, b_row, c, c_row, depth, scale):
+        r = 0
+        while r < rows:
+            if rows - r >= ROWS:
+                high(vectors, a + r * a_row, a_row, b, b_row, c + r * c_row, c_row, depth, scale + 4 * r)
+                r += ROWS
+            elif rows - r >= 2:
+                pair(vectors, a + r * a_row, a_row, b, b_row, c + r * c_row, c_row, depth, scale + 4 * r)
+                r += 2
+            else:
+                single(vectors, a + r * a_row, a_row, b, b_row, c + r * c_row, c_row, depth, scale + 4 * r)
+                r += 1
+
+    return multiply
+
+
+# (vectors, rows, a, bytes from row to row of a, b, …, c, …, depth, scale): C = A·B, where `scale` is not read, and
+# C = diag(scale)·C + A·B, where it is the address of a number per row; columns are `vectors` (1 to VECTORS) times LANES
+set_rows, add_rows = _strips(scaled=False), _strips(scaled=True)
 
 
 @_machine_function(types.void, _word, _word, _word, _word)
