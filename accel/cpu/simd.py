@@ -51,6 +51,7 @@ LANES, REGISTERS = _machine()
 VECTORS = 4 if REGISTERS == 32 else 2  # columns of a tile, in registers
 ROWS = 6 if REGISTERS == 32 or LANES == 8 else 4  # rows of a tile: ROWS · VECTORS sums, VECTORS of B, one of A
 PANEL = VECTORS * LANES  # columns of a tile, in numbers
+HALF = LANES > 4 or REGISTERS == 32  # converts float16 by itself: AVX2 and later, NEON
 
 _f32, _i16, _i32, _i64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _vector, _ints = ir.VectorType(_f32, LANES), ir.VectorType(_i32, LANES)
@@ -113,7 +114,7 @@ def _call(b: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value) -> 
 
 
 def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-    return _call(b, f"llvm.fma.v{LANES}f32", _vector, x, y, z)
+    return _call(b, f"llvm.fmuladd.v{LANES}f32", _vector, x, y, z)
 
 
 def _prefetch(b: ir.IRBuilder, address: ir.Value, *, write: bool) -> None:
@@ -128,6 +129,18 @@ def _mask(b: ir.IRBuilder, count: ir.Value) -> ir.Value:
     return b.icmp_signed("<", ir.Constant(_ints, list(range(LANES))), _spread(b, b.trunc(count, _i32), _ints))
 
 
+def _widened_half(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+    """float16 as float32: by the machine, or where it cannot, by moving exponent and fraction and scaling by 2¹¹²."""
+    if HALF:
+        return b.fpext(b.bitcast(raw, ir.VectorType(ir.HalfType(), LANES)), _vector)
+    bits = b.zext(raw, _ints)
+    magnitude = b.shl(b.and_(bits, _each(_ints, 0x7FFF)), _each(_ints, 13))
+    scaled = b.bitcast(b.fmul(b.bitcast(magnitude, _vector), _each(_vector, 2.0**112)), _ints)
+    special = b.icmp_unsigned(">=", magnitude, _each(_ints, 0x0F800000))  # infinity or NaN
+    scaled = b.select(special, b.or_(magnitude, _each(_ints, 0x7F800000)), scaled)
+    return b.bitcast(b.or_(scaled, b.shl(b.and_(bits, _each(_ints, 0x8000)), _each(_ints, 16))), _vector)
+
+
 def _loader(kind: int, masked: bool) -> Any:
     """load(address): LANES numbers widened to float32; masked, load(address, count): `count` of them, then zeros."""
     stored = ir.VectorType(_i16 if kind else _f32, LANES)
@@ -135,7 +148,7 @@ def _loader(kind: int, masked: bool) -> Any:
     def widened(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
         if kind == BF16:  # the upper half of a float32
             return b.bitcast(b.shl(b.zext(raw, _ints), _each(_ints, 16)), _vector)
-        return b.fpext(b.bitcast(raw, ir.VectorType(ir.HalfType(), LANES)), _vector) if kind == F16 else raw
+        return _widened_half(b, raw) if kind == F16 else raw
 
     def whole(b, address):
         return widened(b, b.load(_at(b, address, stored), align=2 if kind else 4))
@@ -180,7 +193,7 @@ def splat(b, x):
 
 @_machine_function(Vector, Vector, Vector, Vector)
 def fma(b, x, y, z):
-    """x·y + z, rounded once."""
+    """x·y + z, rounded once where the machine can."""
     return _fma(b, x, y, z)
 
 
