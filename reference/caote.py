@@ -9,8 +9,8 @@ pooled votes; o is then the output under that α. FastCAOTE puts the plain mean 
 With grouped heads c is computed per query head, then joined over the G heads of a group: α/(1 - α) is not linear, so
 averaging α first would be another method.
 
-Source: CAOTE (arXiv 2504.14051), theorem 3.2 and algorithm 1. Ties: the lower index wins. Dtype: the input's, at least
-float32. Differs from the paper by chosen values: the mean over a group; several tokens of a chunk go on one scoring;
+Source: CAOTE (arXiv 2504.14051), the closed-form eviction error. Ties: the lower index wins. Dtype: the input's, at
+least float32. Differs from the paper by chosen values: the mean over a group; several tokens of a chunk go on one scoring;
 H2O's sum is normalised only here. Near α_j = 1 the formula is 0/0 in floating point. Only one token of a head can be
 there, the one with the largest α, and for it the same value is written without the cancellation,
 

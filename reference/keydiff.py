@@ -6,8 +6,8 @@ over all S keys now in the cache of one layer and KV head, survivors and newest 
 Σ_j cos(k_i, k_j) = S · k̂_i·a, this ranks exactly as the pairwise definition -Σ_j cos(k_i, k_j) wherever a ≠ 0, and
 needs S products instead of S². No attention weight is read.
 
-Source: KeyDiff (arXiv 2504.15364), section 3, with the block prompt processing of its experiments. Ties: the lower
-index wins. Dtype: the input's, at least float32. Differs from the paper by nothing in the score; chosen where it is
+Source: KeyDiff (arXiv 2504.15364), the anchor form, with the block prompt processing of its experiments. Ties: the
+lower index wins. Dtype: the input's, at least float32. Differs from the paper by nothing in the score; chosen where it is
 silent: a = 0 or k = 0 gives cosine 0, and decoding evicts at every step, so that the budget is strict at all times.
 """
 
