@@ -10,9 +10,9 @@ With grouped heads c is computed per query head, then joined over the G heads of
 averaging α first would be another method.
 
 Source: CAOTE (arXiv 2504.14051), the closed-form eviction error. Ties: the lower index wins. Dtype: the input's, at
-least float32. Differs from the paper by chosen values: the mean over a group; several tokens of a chunk go on one scoring;
-H2O's sum is normalised only here. Near α_j = 1 the formula is 0/0 in floating point. Only one token of a head can be
-there, the one with the largest α, and for it the same value is written without the cancellation,
+least float32. Differs from the paper by chosen values: the mean over a group; several tokens of a chunk go on one
+scoring; H2O's sum is normalised only here. Near α_j = 1 the formula is 0/0 in floating point. Only one token of a
+head can be there, the one with the largest α, and for it the same value is written without the cancellation,
 
     c_j = α_j ‖o₋ⱼ - v_j‖,   o₋ⱼ = Σ_{i≠j} α_i v_i / Σ_{i≠j} α_i      (the others' plain mean where they weigh nothing)
 

@@ -7,8 +7,9 @@ over all S keys now in the cache of one layer and KV head, survivors and newest 
 needs S products instead of S². No attention weight is read.
 
 Source: KeyDiff (arXiv 2504.15364), the anchor form, with the block prompt processing of its experiments. Ties: the
-lower index wins. Dtype: the input's, at least float32. Differs from the paper by nothing in the score; chosen where it is
-silent: a = 0 or k = 0 gives cosine 0, and decoding evicts at every step, so that the budget is strict at all times.
+lower index wins. Dtype: the input's, at least float32. Differs from the paper by nothing in the score; chosen where
+it is silent: a = 0 or k = 0 gives cosine 0, and decoding evicts at every step, so that the budget is strict at all
+times.
 """
 
 from __future__ import annotations

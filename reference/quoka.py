@@ -12,8 +12,9 @@ afresh from the full cache. A slot holds another token in every head, so the ord
 averaged in step 3.
 
 Source: QUOKA (arXiv 2602.08722), the selection for chunked prefill. Queries and keys are post-RoPE. Ties: in steps 1
-and 5 the lower index wins. Dtype: scores in the input's, at least float32. Differs from the paper by nothing but values that it
-leaves open: a zero vector has cosine 0, and `sinks` and `recent` (0 by default, as in the paper) may be kept besides.
+and 5 the lower index wins. Dtype: scores in the input's, at least float32. Differs from the paper by nothing but
+values that it leaves open: a zero vector has cosine 0, and `sinks` and `recent` (0 by default, as in the paper) may
+be kept besides.
 """
 
 from __future__ import annotations
