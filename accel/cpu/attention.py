@@ -29,6 +29,7 @@ from accel.cpu.simd import (
     exp2,
     fetch_add,
     floats_at,
+    fma,
     highest,
     larger,
     load,
@@ -54,6 +55,7 @@ from reference.checks import ascending, match, require, whole
 
 KEYS = 128  # keys per block
 MOST_ROWS = 512  # query rows per item
+FEW_ROWS = 8  # query rows up to which keys and values are read where they are: decoding
 LOG2E = math.log2(math.e)
 
 
@@ -239,6 +241,28 @@ def pack_keys(lines, kind, count, dim, wide, panels):
                 transpose(lines + 8 * (first + i), 4 * d, panel + 4 * (d * PANEL + i), 4 * PANEL)
 
 
+@njit(forceinline=True)
+def product(x, y, dim):
+    """Dot product of two widened rows."""
+    sums = splat(np.float32(0.0))
+    for i in range(0, dim, LANES):
+        sums = fma(load(x + 4 * i), load(y + 4 * i), sums)
+    return total(sums)
+
+
+@njit
+def score_few(queries, rows, lines, kind, count, dim, wide, scores):
+    """The same scores for a few rows, by a product per row and key: transposing the keys would cost more."""
+    wide_dim, stand = padded(dim, LANES), carray(words_at(lines), KEYS)
+    for i in range(count):
+        key = stand[i]
+        if kind != F32 or dim != wide_dim:
+            widen(key, kind, dim, wide, 1.0)
+            key = wide
+        for r in range(rows):
+            carray(floats_at(scores), (rows, KEYS))[r, i] = product(queries + 4 * r * wide_dim, key, dim)
+
+
 @njit
 def score_block(queries, rows, dim, panels, count, scores):
     """scores (rows, KEYS) = queries (rows, wide_dim) · keys, for the first `count` keys in panels."""
@@ -303,14 +327,17 @@ def pack_values(lines, kind, count, dim, panels):
 
 
 @njit
-def add_values(scores, rows, panels, count, dim, out, factors):
-    """out (rows, wide_dim) = diag(factors) · out + scores (rows, count) · the `count` values in panels."""
+def add_values(scores, rows, values, values_row, panel, count, dim, out, factors):
+    """out (rows, wide_dim) = diag(factors) · out + scores (rows, count) · values (count, dim).
+
+    `values_row` and `panel` are the bytes from one value to the next, and from PANEL columns to the next PANEL.
+    """
     wide_dim = padded(dim, LANES)
     for first in range(0, wide_dim, PANEL):
         vectors = min(VECTORS, (wide_dim - first) // LANES)
         add_rows(
-            vectors, rows, scores, 4 * KEYS, panels + 4 * first * KEYS, 4 * PANEL, out + 4 * first, 4 * wide_dim, count,
-            factors,
+            vectors, rows, scores, 4 * KEYS, values + first // PANEL * panel, values_row, out + 4 * first, 4 * wide_dim,
+            count, factors,
         )  # fmt: skip
 
 
@@ -358,8 +385,11 @@ def _attend(task, worker):
             for i in range(count):
                 column = columns[kv, start + i] if chosen else start + i
                 stand[i] = k + kv * k_head + column * k_row
-            pack_keys(lines, k_kind, count, dim, wide, panels)
-            score_block(queries, rows, dim, panels, count, scores)
+            if rows <= FEW_ROWS:
+                score_few(queries, rows, lines, k_kind, count, dim, wide, scores)
+            else:
+                pack_keys(lines, k_kind, count, dim, wide, panels)
+                score_block(queries, rows, dim, panels, count, scores)
             last_token = first_token + here - 1
             if limits[kv, last_token, 0] > start or limits[kv, first_token, 1] < start + padded(count, LANES):
                 for r in range(rows):  # some query does not see all of this block
@@ -376,8 +406,11 @@ def _attend(task, worker):
                 for i in range(count):
                     column = columns[kv, start + i] if chosen else start + i
                     stand[i] = v + kv * v_head + column * v_row
-                pack_values(lines, v_kind, count, dim, values)
-                add_values(scores, rows, values, count, dim, out, state)
+                at, row, panel = stand[0], v_row, 4 * PANEL
+                if rows > FEW_ROWS or chosen or v_kind != F32 or dim != wide_dim:
+                    pack_values(lines, v_kind, count, dim, values)
+                    at, row, panel = values, 4 * PANEL, 4 * KEYS * PANEL
+                add_values(scores, rows, at, row, panel, count, dim, out, state)
         for g in range(group):
             head = kv * group + g
             for t in range(here):

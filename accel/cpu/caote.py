@@ -143,7 +143,7 @@ def _weigh(task, worker):
                 ahead(stand[i] + AHEAD * v_row, v_kind, dim)
             pack_values(lines, v_kind, count, dim, values)
             out = sums + 4 * (part * kv_heads + kv) * high * wide_dim
-            add_values(shares, high, values, count, dim, out, shares + 4 * high * KEYS)
+            add_values(shares, high, values, 4 * PANEL, 4 * KEYS * PANEL, count, dim, out, shares + 4 * high * KEYS)
 
 
 @njit(forceinline=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import LOG2E, load_kind, padded, widen
+from accel.cpu.attention import LOG2E, ahead, load_kind, padded, widen
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.products import DEPTH, FEW, dot, linear, multiply_panel, panel_size, whole_vectors
 from accel.cpu.simd import (
@@ -26,8 +26,8 @@ from accel.cpu.simd import (
     add_rows,
     exp2,
     fetch_add,
+    floats_at,
     fma,
-    highest,
     load,
     load_some,
     smaller,
@@ -45,7 +45,6 @@ from reference.layers import ACTIVATIONS
 from reference.predictor import Compensator, Predictor
 
 MOST_PANELS = 4  # panels of neurons per item
-NEURONS_READ = 8  # neurons per item for a few tokens
 
 
 def gated_ffn(
@@ -126,7 +125,7 @@ def _run(
     return sums.sum(axis=0)[:, :dim]
 
 
-@njit
+@njit(forceinline=True)
 def gated(x, silu):
     """x · σ(x), or GELU's x · σ(2√(2/π) (x + 0.044715 x³)), which is the tanh form without its cancellation."""
     z = x
@@ -136,10 +135,14 @@ def gated(x, silu):
     return x / (splat(np.float32(1.0)) + exp2(power))
 
 
-@njit
+@njit(forceinline=True)
 def add_row(source, kind, count, weight, out):
     """out += weight · a stored row of `count` numbers; `out` is padded to whole vectors."""
     by, size = splat(weight), 4 if kind == F32 else 2
+    if kind == F32 and count % LANES == 0:  # the common case, without a question per vector
+        for i in range(0, count, LANES):
+            store(out + 4 * i, fma(load(source + 4 * i), by, load(out + 4 * i)))
+        return
     for i in range(0, count, LANES):
         store(out + 4 * i, fma(load_kind(source + size * i, kind, count - i), by, load(out + 4 * i)))
 
@@ -212,17 +215,26 @@ def _few(task, worker):
         x, gate, gate_row, gate_kind, up, up_row, up_kind, down, down_row, down_kind, chosen, sums, tokens, high, dim,
         count, silu, memory, size, group,
     ) = unpack(task + 8, 20)  # fmt: skip
-    wide_dim = padded(dim, LANES)
-    list_of = carray(words_at(chosen or task), count)
+    wide_dim, list_of = padded(dim, LANES), carray(words_at(chosen or task), count)
+    gates = memory + 4 * worker * size
+    ups = gates + 4 * LANES
+    through, along = carray(floats_at(gates), LANES), carray(floats_at(ups), LANES)
+    through[:] = 0.0
+    along[:] = 0.0
     while True:
-        first = fetch_add(task, 1) * NEURONS_READ
+        first = fetch_add(task, 1) * LANES
         if first >= count:
             return
-        for i in range(first, min(first + NEURONS_READ, count)):
-            neuron = list_of[i] if chosen else i
-            for t in range(tokens):
-                row = x + 4 * t * wide_dim
-                through = dot(gate + neuron * gate_row, gate_kind, row, dim)
-                along = dot(up + neuron * up_row, up_kind, row, dim)
-                weight = highest(gated(splat(through), silu)) * along
-                add_row(down + neuron * down_row, down_kind, dim, weight, sums + 4 * (worker * high + t) * wide_dim)
+        here = min(LANES, count - first)
+        for t in range(tokens):
+            row, y = x + 4 * t * wide_dim, sums + 4 * (worker * high + t) * wide_dim
+            for i in range(here):
+                neuron = list_of[first + i] if chosen else first + i
+                through[i] = dot(gate + neuron * gate_row, gate_kind, row, dim)
+                along[i] = dot(up + neuron * up_row, up_kind, row, dim)
+                if t == 0:
+                    ahead(down + neuron * down_row, down_kind, dim)
+            store(ups, gated(load(gates), silu) * load(ups))
+            for i in range(here):
+                neuron = list_of[first + i] if chosen else first + i
+                add_row(down + neuron * down_row, down_kind, dim, along[i], y)

@@ -13,6 +13,7 @@ import numpy as np
 from numba import carray, njit
 
 from accel.cpu.attention import (
+    FEW_ROWS,
     KEYS,
     MOST_ROWS,
     Plan,
@@ -23,6 +24,7 @@ from accel.cpu.attention import (
     pack_queries,
     padded,
     score_block,
+    score_few,
 )
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.simd import LANES, exp2, fetch_add, floats_at, load, real, splat, store, unpack, words_at
@@ -103,8 +105,11 @@ def _mass(task, worker):
                 count = min(KEYS, end - start)
                 for i in range(count):
                     stand[i] = k + kv * k_head + (start + i) * k_row
-                pack_keys(lines, k_kind, count, dim, wide, panels)
-                score_block(queries, rows, dim, panels, count, scores)
+                if rows <= FEW_ROWS:
+                    score_few(queries, rows, lines, k_kind, count, dim, wide, scores)
+                else:
+                    pack_keys(lines, k_kind, count, dim, wide, panels)
+                    score_block(queries, rows, dim, panels, count, scores)
                 for g in range(group):
                     head = kv * group + g
                     columns[:] = 0.0

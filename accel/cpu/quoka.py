@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import Plan, merge, padded, widen
+from accel.cpu.attention import Plan, merge, padded, product, widen
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.simd import (
     F32,
@@ -162,15 +162,6 @@ def unit_rate(source, kind, dim, out):
         row[i] = np.float64(row[i]) / np.float64(peak)
         exact += np.float64(row[i]) * np.float64(row[i])
     return np.float32(1.0 / np.sqrt(exact))
-
-
-@njit(forceinline=True)
-def product(x, y, dim):
-    """Dot product of two widened rows."""
-    sums = splat(np.float32(0.0))
-    for i in range(0, dim, LANES):
-        sums = fma(load(x + 4 * i), load(y + 4 * i), sums)
-    return total(sums)
 
 
 @kernel
