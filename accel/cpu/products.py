@@ -23,6 +23,7 @@ from accel.cpu.simd import (
     ROWS,
     VECTORS,
     add_rows,
+    compiled_as,
     fetch_add,
     floats_at,
     fma,
@@ -91,8 +92,7 @@ def dot(w, kind, x, count):
     return _dot_f32(w, x, count)
 
 
-def _dot_of(load_row, load_end, size):
-    @njit
+def _dot_of(name, load_row, load_end, size):
     def build(w, x, count):
         zero = splat(np.float32(0.0))
         a, b, c, d = zero, zero, zero, zero
@@ -110,13 +110,13 @@ def _dot_of(load_row, load_end, size):
             b = fma(load_end(w + size * i, count - i), load(x + 4 * i), b)
         return total((a + b) + (c + d))
 
-    return build
+    return compiled_as(name, build)
 
 
 _dot_f32, _dot_f16, _dot_bf16 = (
-    _dot_of(load, load_some, 4),
-    _dot_of(load_f16, load_some_f16, 2),
-    _dot_of(load_bf16, load_some_bf16, 2),
+    _dot_of("dot_f32", load, load_some, 4),
+    _dot_of("dot_f16", load_f16, load_some_f16, 2),
+    _dot_of("dot_bf16", load_bf16, load_some_bf16, 2),
 )
 
 

@@ -267,11 +267,14 @@ def _operator(symbol: Callable, emit: str) -> None:
     def combined(b, x, y):
         return getattr(b, emit)(x, y)
 
+    def applied(x: Any, y: Any) -> Any:
+        return combined(x, y)
+
+    applied.__name__ = applied.__qualname__ = f"vector_{emit}"  # see compiled_as
+
     @overload(symbol, strict=False)
     def lanewise(x: Any, y: Any) -> Any:
-        if isinstance(x, VectorType) and isinstance(y, VectorType):
-            return lambda x, y: combined(x, y)
-        return None
+        return applied if isinstance(x, VectorType) and isinstance(y, VectorType) else None
 
 
 for _symbol, _emit in (
@@ -336,12 +339,20 @@ TALL = 4 * VECTORS  # rows of the tile that is one vector wide: enough sums in f
 set_tall = _tile(1, scaled=False, height=TALL, streamed=True)  # the last argument: what to fetch meanwhile
 
 
+def compiled_as(name: str, function: Callable) -> Any:
+    """A function that was made by another, compiled under a name of its own.
+
+    Kernels on disk refer to what they call by name: two made from the same lines would be taken for each other.
+    """
+    function.__name__ = function.__qualname__ = name
+    return njit(function)
+
+
 def _tiles(scaled: bool, height: int) -> Any:
     """One function of a height for all widths: its first argument is how many vectors wide, 1 to VECTORS."""
     widths = [_tile(columns, scaled, height) for columns in range(1, VECTORS + 1)]
     one, two, three, widest = widths[0], widths[1], widths[-2], widths[-1]
 
-    @njit
     def tile(vectors, a, a_row, b, b_row, c, c_row, depth, scale):
         if vectors == VECTORS:
             widest(a, a_row, b, b_row, c, c_row, depth, scale)
@@ -352,14 +363,13 @@ def _tiles(scaled: bool, height: int) -> Any:
         else:
             three(a, a_row, b, b_row, c, c_row, depth, scale)
 
-    return tile
+    return compiled_as(f"{'add' if scaled else 'set'}_{height}_rows", tile)
 
 
 def _strips(scaled: bool) -> Any:
     """The product for any number of rows: whole tiles, then tiles of two rows and of one."""
     high, pair, single = (_tiles(scaled, height) for height in (ROWS, 2, 1))
 
-    @njit
     def multiply(vectors, rows, a, a_row, b, b_row, c, c_row, depth, scale):
         r = 0
         while r < rows:
@@ -373,7 +383,7 @@ def _strips(scaled: bool) -> Any:
                 single(vectors, a + r * a_row, a_row, b, b_row, c + r * c_row, c_row, depth, scale + 4 * r)
                 r += 1
 
-    return multiply
+    return compiled_as(f"{'add' if scaled else 'set'}_rows", multiply)
 
 
 # (vectors, rows, a, bytes from row to row of a, b, …, c, …, depth, scale): C = A·B, where `scale` is not read, and

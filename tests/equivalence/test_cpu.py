@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 import accel
 import reference
 from accel import cpu
+from accel.cpu import products, simd
 from accel.cpu.compiled import Kernel
 from tests.small import small_config
 
 SCRIPT = """
 import sys, numpy as np
 from accel import cpu
+from accel.cpu import products, simd
 rng = np.random.default_rng(0)
 q, k, v = (rng.standard_normal(s).astype(np.float32) for s in ((6, 40, 32), (2, 700, 32), (2, 700, 32)))
 places = np.arange(660, 700), np.broadcast_to(np.arange(700), (2, 700))
@@ -121,3 +123,22 @@ def test_columns_that_are_not_there_are_refused() -> None:
         layer.gather(np.array([[0, 4], [0, 1]]))
     with pytest.raises(ValueError, match=r"columns: got shape \(3, 1\) of int64, wanted \(2, R\)"):
         layer.keep(np.zeros((3, 1), np.int64))
+
+
+def test_made_functions_have_names_of_their_own() -> None:
+    """Kernels on disk find what they call by name; two functions of one name were once taken for each other."""
+    found: dict[str, set[int]] = {}
+
+    def visit(function: object) -> None:
+        python = getattr(function, "py_func", None)
+        if python is None:
+            return
+        found.setdefault(f"{python.__module__}.{python.__qualname__}", set()).add(id(python))
+        for cell in python.__closure__ or ():
+            visit(cell.cell_contents)
+
+    for module in (simd, products):
+        for function in vars(module).values():
+            visit(function)
+    assert "accel.cpu.simd.add_2_rows" in found
+    assert all(len(functions) == 1 and "<locals>" not in name for name, functions in found.items()), found
