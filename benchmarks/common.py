@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +24,7 @@ from rich.table import Table
 RESULTS = Path(__file__).parent / "results"
 SIZES = ("full", "short", "smallest")  # smallest: for the tests, says nothing about speed
 MODEL = "smollm2-135m-instruct"
+PAUSE = 0.05  # seconds between turns: idle threads of BLAS and OpenMP spin for up to 30 ms and would slow the next one
 PACKAGES = ("numpy", "numba", "torch", "transformers", "llama-cpp-python")
 
 
@@ -40,6 +41,7 @@ class Race:
                 started = perf_counter()
                 run()
                 self.seconds[name].append(perf_counter() - started)
+                sleep(PAUSE)
 
     def median(self, name: str) -> float:
         """Median seconds of one contestant."""

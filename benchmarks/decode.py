@@ -30,7 +30,6 @@ def run(report: Report) -> None:
         "transformers": Transformers(report.model, torch.float32),
         "dense": Ours(wide),
         "KeyDiff": Ours(wide, policy),
-        "bfloat16 dense": Ours(narrow),
         "bfloat16 KeyDiff": Ours(narrow, policy),
     }
     if has_llama_cpp(report.model):

@@ -16,9 +16,9 @@ from reference import LayerWeights, Model, ModelConfig, Rope, Weights
 from reference.weights import OPTIONAL, layer_shapes, model_shapes
 from thresher.memory import forget_peak, peak, resident
 
-LENGTHS = {"full": [8192, 16384, 32768], "short": [4096, 16384], "smallest": [256, 512]}
+LENGTHS = {"full": [8192, 32768], "short": [4096, 16384], "smallest": [256, 512]}
 BUDGET = {"full": 1024, "short": 512, "smallest": 64}
-LAYERS = {"full": 8, "short": 4, "smallest": 1}
+LAYERS = {"full": 4, "short": 4, "smallest": 1}
 ROUNDS = {"full": 3, "short": 3, "smallest": 1}
 MIB = 1 << 20
 
