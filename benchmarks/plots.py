@@ -62,13 +62,11 @@ def crossover(axes: Axes) -> dict[str, Any]:
     """Where choosing keys begins to pay."""
     told = _result("selection")
     points = told["curves"]["around the crossover"]
-    _lines(axes, points, "past")
-    axes.set(
-        xlabel=f"tokens of past (budget {points[0]['budget']:,})",
-        ylabel="milliseconds per chunk of 128",
-        ylim=(0, None),
-    )
-    axes.legend()
+    ratios = [p["seconds"]["dense"]["median"] / p["seconds"]["QUOKA"]["median"] for p in points]
+    axes.plot([point["past"] for point in points], ratios, marker="o", markersize=3)
+    axes.axhline(1, color="black", linewidth=1)
+    budget = points[0]["budget"]
+    axes.set(xlabel="tokens of past", ylabel=f"dense over QUOKA {budget:,}, medians", ylim=(0, None))
     return told["machine"]
 
 
@@ -113,7 +111,7 @@ def first_token(axes: Axes) -> dict[str, Any]:
 def roofline(axes: Axes) -> dict[str, Any]:
     """How near the kernels come to what the machine's arithmetic (sgemm) and memory (a sum) allow."""
     attention, selection, eviction, ffn = (_result(name) for name in ("attention", "selection", "eviction", "ffn"))
-    peak, read = attention["settings"]["gflops"]["sgemm"], attention["settings"]["read_gb_per_s"]
+    peak, read = ffn["settings"]["gflops"]["sgemm"], attention["settings"]["read_gb_per_s"]
     shape = attention["settings"]
     parts = selection["curves"]["parts of QUOKA"][0]
     slots, past = selection["settings"]["n_queries"], parts["past"]

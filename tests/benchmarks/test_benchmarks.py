@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +14,7 @@ pytest.importorskip("transformers", reason="the competitors are not installed (e
 
 from benchmarks.all import NAMES
 from benchmarks.common import RESULTS, Race, Report, spread
+from benchmarks.pages import BLOCK, PAGE, filled
 from tests.checkpoints import write_checkpoint
 
 TARGETS = {  # how many rows stand beside a target
@@ -89,3 +91,12 @@ def test_a_row_says_what_it_met() -> None:
     report.row("bare", [1.0])
     assert [row["met"] for row in report.rows] == ["stretch", "reach", "stretch", "stretch", "reach", "short", None]
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
+
+
+def test_the_page_tells_what_was_recorded() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.count("<!-- end -->") == len(BLOCK.findall(page)) > 0
+    assert filled(page) == page
+    pictures = re.findall(r"\((performance/\w+\.svg)\)", page)
+    assert pictures
+    assert all((PAGE.parent / picture).stat().st_size < 100_000 for picture in pictures)
