@@ -14,6 +14,7 @@ import accel
 import reference
 from loaders import Checkpoint, load_checkpoint
 from loaders.catalogue import find
+from loaders.chat import Message
 from loaders.fastforward import load_fastforward
 from reference import CHUNK, Model, ModelConfig, Policy, Sampling
 from reference.checks import require
@@ -21,7 +22,6 @@ from reference.state import check_tokens
 from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settings
 from thresher.state import State
 
-Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message] | State
 
 
