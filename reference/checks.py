@@ -30,6 +30,28 @@ def widen(x: np.ndarray) -> np.ndarray:
     return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
 
 
+@cache
+def _axes(spec: str) -> tuple[str, ...]:
+    return tuple(spec.split())
+
+
+@cache
+def _holds(name: str, dtype: np.dtype) -> bool:
+    """Whether an argument of this name may hold such numbers."""
+    return dtype.kind in "iu" if name.endswith("positions") else is_float(dtype)
+
+
+def _misfit(wrong: str, arguments: dict[str, tuple[Any, str]]) -> ValueError:
+    """What to raise for an argument whose shape does not fit those before it."""
+    sizes: dict[str, int] = {}
+    for name, (array, spec) in arguments.items():
+        if name == wrong:
+            break
+        sizes.update(zip(_axes(spec), array.shape, strict=True))
+    wanted = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in _axes(spec))
+    return ValueError(f"{wrong}: got shape {tuple(array.shape)}, wanted ({wanted})")
+
+
 def match(**arguments: tuple[Any, str]) -> dict[str, int]:
     """Sizes of the named axes, from arguments given as name=(array, "KV S D").
 
@@ -37,17 +59,16 @@ def match(**arguments: tuple[Any, str]) -> dict[str, int]:
     wanted; names that end in "positions" must hold integers, all others floats.
     """
     sizes: dict[str, int] = {}
-    for name, (array, spec) in arguments.items():
-        axes = spec.split()
-        shape, dtype = tuple(array.shape), np.dtype(array.dtype)
-        # Messages are put together only where they are needed: a decoding step makes a thousand of these checks.
-        if len(shape) != len(axes) or any(sizes.get(a, n) != n for a, n in zip(axes, shape, strict=True)):
-            wanted = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in axes)
-            raise ValueError(f"{name}: got shape {shape}, wanted ({wanted})")
-        sizes.update(zip(axes, shape, strict=True))
-        kind = "an integer" if name.endswith("positions") else "a floating-point"
-        if not (dtype.kind in "iu" if kind == "an integer" else is_float(dtype)):
-            raise ValueError(f"{name}: got dtype {dtype}, wanted {kind} type")
+    for name, (array, spec) in arguments.items():  # a decoding step makes a thousand of these checks
+        axes, shape = _axes(spec), array.shape
+        if len(shape) != len(axes):
+            raise _misfit(name, arguments)
+        for axis, n in zip(axes, shape, strict=True):
+            if sizes.setdefault(axis, n) != n:
+                raise _misfit(name, arguments)
+        if not _holds(name, array.dtype):
+            kind = "an integer" if name.endswith("positions") else "a floating-point"
+            raise ValueError(f"{name}: got dtype {array.dtype}, wanted {kind} type")
     if "H" in sizes and "KV" in sizes:
         require(
             sizes["KV"] > 0 and sizes["H"] % sizes["KV"] == 0,

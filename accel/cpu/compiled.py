@@ -5,8 +5,8 @@ which the first counts the work items taken. Every worker takes items until none
 call by one item at most.
 
 The caller is worker 0 and starts at once. Helper threads join when they can: each waits in compiled code without
-the interpreter's lock, spinning for some tens of microseconds after its last task (a chunk calls a hundred kernels in a
-row) before it goes to sleep. A call whose helper is asleep, busy with another thread's call, or lost in a fork simply
+the interpreter's lock, looking for work for a third of a millisecond after its last task (a chunk calls hundreds of
+kernels, with some Python between them) before it goes to sleep. A call whose helper is asleep, busy with another thread's call, or lost in a fork simply
 does everything itself: nothing depends on a helper, so any number of Python threads may call at once.
 """
 
@@ -19,17 +19,18 @@ from array import array
 from collections.abc import Callable
 from pathlib import Path
 from struct import pack
+from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import njit, types
+from numba import carray, njit, types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
-from accel.cpu.simd import LANES, REGISTERS, call, peek, swap_if
+from accel.cpu.simd import LANES, REGISTERS, call, peek, swap_if, words_at
 from reference.checks import require
 
-PATIENCE = 1000  # looks at an empty board before a helper goes to sleep, about 40 µs
+PATIENCE = 3e-4  # seconds that a helper looks at an empty board before it goes to sleep
 
 
 def thread_count() -> int:
@@ -136,6 +137,18 @@ def _alone(function, task, worker):
     call(function, task, worker)
 
 
+@njit("int64(int64, int64, int64, int64)", nogil=True, cache=True)
+def _offer(boards, helpers, function, task):
+    """Write a task on the boards; returns how many of their helpers may be asleep."""
+    asleep = 0
+    for helper in range(helpers):
+        words = carray(words_at(boards + helper * 8 * _BOARD), _BOARD)
+        words[1], words[2] = function, task
+        swap_if(boards + helper * 8 * _BOARD, _EMPTY, _OFFERED)
+        asleep += words[3]
+    return asleep
+
+
 @njit("void(int64, int64)", nogil=True, cache=True)
 def _withdraw(boards, helpers):
     """Take back what no helper took, and wait for those that are on their last item."""
@@ -157,16 +170,19 @@ class _Team:
 
     def start(self, helpers: int) -> None:
         self.boards = np.zeros((helpers, _BOARD), np.int64)
-        self.bells = [threading.Semaphore(0) for _ in range(helpers)]
         self.address = self.boards.__array_interface__["data"][0]
+        self.bells = [threading.Semaphore(0) for _ in range(helpers)]
+        started = perf_counter()
+        _serve(self.address, 1, 1000)  # nothing is offered yet: how long a look takes differs tenfold between machines
+        patience = int(1000 * PATIENCE / (perf_counter() - started))
         for n in range(helpers):
-            threading.Thread(target=self.help, args=(self.boards, self.bells[n], n), daemon=True).start()
+            threading.Thread(target=self.help, args=(self.boards, self.bells[n], n, patience), daemon=True).start()
 
     @staticmethod
-    def help(boards: np.ndarray, bell: threading.Semaphore, n: int) -> None:
+    def help(boards: np.ndarray, bell: threading.Semaphore, n: int, patience: int) -> None:
         board = boards.__array_interface__["data"][0] + n * 8 * _BOARD
         while True:
-            _serve(board, n + 1, PATIENCE)
+            _serve(board, n + 1, patience)
             boards[n, 3] = 1  # asleep; an offer made before this line was written is seen by one more look
             _serve(board, n + 1, 1)
             bell.acquire()
@@ -179,10 +195,8 @@ class _Team:
         try:
             if not self.bells:
                 self.start(THREADS - 1)
-            for n in range(workers - 1):
-                self.boards[n, 1:3] = function, task
-                self.boards[n, 0] = _OFFERED
-                if self.boards[n, 3]:
+            if _offer(self.address, workers - 1, function, task):
+                for n in np.flatnonzero(self.boards[: workers - 1, 3]):
                     self.bells[n].release()
             _alone(function, task, 0)
         finally:  # also on an interrupt: no helper may be left with a task that is gone
