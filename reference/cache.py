@@ -45,6 +45,10 @@ class LayerCache:
         """The arrays held, by name, on the host; `KVCache.restore` takes them back."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
+    def reserve(self, tokens: int) -> None:
+        """Be ready to hold so many tokens per KV head. This cache needs no room ahead; one that has buffers makes
+        it."""
+
     def append(self, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> None:
         """Add a chunk: k and v (KV, T, D), positions (T,) that follow everything held."""
         sizes = self.check(k, v, positions)

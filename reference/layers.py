@@ -65,6 +65,11 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
     return y if bias is None else y + bias.astype(x.dtype, copy=False)
 
 
+def linear_each(x: np.ndarray, maps: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> list[np.ndarray]:
+    """Several linear maps (W, b) of one input, as a backend may do them in one pass: x (T, in) -> (T, out) each."""
+    return [linear(x, weight, bias) for weight, bias in maps]
+
+
 def silu(x: np.ndarray) -> np.ndarray:
     """x / (1 + e^(-x)), written with e^(-|x|) so that nothing overflows."""
     e = np.exp(-np.abs(x))

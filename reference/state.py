@@ -33,17 +33,19 @@ class State:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The tokens of one sequence that a pass processes, (T,). `length` is that of the prompt that they belong to."""
+    """The tokens of one sequence that are processed together, (T,). `first` is the position of the first of them,
+    `length` that of the prompt that they belong to."""
 
     state: State
     token_ids: np.ndarray
+    first: int
     length: int
     decoding: bool = False
 
     @property
     def positions(self) -> np.ndarray:
         """(T,) int64."""
-        return np.arange(self.state.position, self.state.position + len(self.token_ids))
+        return np.arange(self.first, self.first + len(self.token_ids))
 
 
 def check_tokens(config: ModelConfig, state: State, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -9,8 +9,9 @@ For each layer and each chunk of T tokens (decoding is a chunk of one):
     5  feed-forward, dense or sparse, add the residual
     6  evict back to the budget, using what this chunk's attention saw
 
-Several sequences may share a pass: their rows stand under each other in every matrix product, and each attends to its
-own cache. This file does not know NumPy's arrays from a GPU's, a checkpoint's file format, or a family's name.
+Several chunks may share a pass, of several sequences or of one: their rows stand under each other in every matrix
+product (steps 1, 4 and 5), and each attends to its sequence's cache in its turn (2, 3 and 6). This file does not know
+NumPy's arrays from a GPU's, a checkpoint's file format, or a family's name.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from reference.trace import Counts, Trace
 from reference.weights import Weights, check_weights
 
 CHUNK = 128  # tokens per prefill chunk, as in the papers' tables
+TOGETHER = 4  # chunks of a prompt that share a pass: each weight is then read a quarter as often
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ def forward(model: Model, chunks: Sequence[Chunk]) -> Any:
     tables = [_rope_tables(model, chunk) for chunk in chunks]
     for n, w in enumerate(weights.layers):
         normed = backend.rms_norm(x, w.attention_norm, eps=config.rms_eps)
-        q = backend.split_heads(backend.linear(normed, w.w_q, w.b_q), config.heads)  # (H, ΣT, D)
-        k = backend.split_heads(backend.linear(normed, w.w_k, w.b_k), config.kv_heads)  # (KV, ΣT, D)
-        v = backend.split_heads(backend.linear(normed, w.w_v, w.b_v), config.kv_heads)
+        q, k, v = backend.linear_each(normed, [(w.w_q, w.b_q), (w.w_k, w.b_k), (w.w_v, w.b_v)])  # (ΣT, H·D), (ΣT, KV·D)
+        q = backend.split_heads(q, config.heads)  # (H, ΣT, D)
+        k, v = backend.split_heads(k, config.kv_heads), backend.split_heads(v, config.kv_heads)  # (KV, ΣT, D)
         if w.q_norm is not None:
             q = backend.rms_norm(q, w.q_norm, eps=config.rms_eps)
             k = backend.rms_norm(k, w.k_norm, eps=config.rms_eps)
@@ -67,7 +69,7 @@ def forward(model: Model, chunks: Sequence[Chunk]) -> Any:
             _attend(model, n, chunk, table[config.ropes[n]], q[:, r], k[:, r], v[:, r])
             for chunk, table, r in zip(chunks, tables, rows, strict=True)
         ]
-        out = backend.linear(backend.concatenate([part for part, _ in attended]), w.w_o, w.b_o)
+        out = backend.linear(backend.concatenate(attended), w.w_o, w.b_o)
         if w.post_attention_norm is not None:
             out = backend.rms_norm(out, w.post_attention_norm, eps=config.rms_eps)
         x = backend.add(x, out)
@@ -77,9 +79,6 @@ def forward(model: Model, chunks: Sequence[Chunk]) -> Any:
         if w.post_ffn_norm is not None:
             out = backend.rms_norm(out, w.post_ffn_norm, eps=config.rms_eps)
         x = backend.add(x, out)
-
-        for chunk, (_, seen) in zip(chunks, attended, strict=True):
-            _evict(model, n, chunk, seen)
     for chunk in chunks:
         chunk.state.position += len(chunk.token_ids)
     return backend.rms_norm(x, weights.final_norm, eps=config.rms_eps)
@@ -95,10 +94,12 @@ def _rope_tables(model: Model, chunk: Chunk) -> dict[Rope | None, Any]:
     return tables
 
 
-def _attend(model: Model, n: int, chunk: Chunk, rotation: Any, q: Any, k: Any, v: Any) -> tuple[Any, Seen]:
-    """Steps 1 to 3 for one sequence from its q (H, T, D), k and v (KV, T, D): rotate, append, select, attend.
+def _attend(model: Model, n: int, chunk: Chunk, rotation: Any, q: Any, k: Any, v: Any) -> Any:
+    """Steps 1 to 3, and 6, for one chunk from its q (H, T, D), k and v (KV, T, D): rotate, append, select, attend,
+    evict.
 
-    Returns the heads' outputs side by side (T, H·D) and what was seen.
+    Returns the heads' outputs side by side (T, H·D). Nothing reads the cache between steps 3 and 6, and the next
+    chunk of the same sequence must find it evicted.
     """
     config, backend = model.config, model.backend
     cache, positions = chunk.state.cache.layers[n], chunk.positions
@@ -117,9 +118,10 @@ def _attend(model: Model, n: int, chunk: Chunk, rotation: Any, q: Any, k: Any, v
     chunk.state.counts.read(n, k_positions.shape[1], cache.size)
     if chunk.state.trace is not None:
         chosen = None if columns is None else backend.to_numpy(k_positions)[:, : -q.shape[1]]  # the past alone
-        chunk.state.trace.read(n, chunk.state.position, chosen)
+        chunk.state.trace.read(n, chunk.first, chosen)
     seen = Seen(q, positions, keys, k_positions, columns, cache, config.attention_scale, chunk.decoding, backend)
-    return backend.merge_heads(out), seen
+    _evict(model, n, chunk, seen)
+    return backend.merge_heads(out)
 
 
 def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], rows: list[slice], x: Any) -> Any:
@@ -129,7 +131,7 @@ def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], rows: list[slic
         each = zip(chunks, parts, rows, strict=True)
         return model.backend.concatenate([_by_blocks(model, n, chunk, part, x[r]) for chunk, part, r in each])
     for chunk in chunks:
-        _note_neurons(model, n, chunk, chunk.state.position, len(chunk.token_ids), None)
+        _note_neurons(model, n, chunk, chunk.first, len(chunk.token_ids), None)
     w = model.weights.layers[n]
     return model.backend.gated_ffn(x, w.w_gate, w.w_up, w.w_down, act=model.config.activation)
 
@@ -139,7 +141,7 @@ def _by_blocks(model: Model, n: int, chunk: Chunk, part: Any, x: Any) -> Any:
     cache, outputs = chunk.state.cache.layers[n], []
     step = part.block if part else len(x)
     for start in range(0, len(x), step):
-        rows, first = x[start : start + step], chunk.state.position + start
+        rows, first = x[start : start + step], chunk.first + start
         block = Block(
             rows, first, chunk.length, chunk.decoding, n, model.weights.layers[n], model.config, cache, model.backend
         )
@@ -169,7 +171,7 @@ def _evict(model: Model, n: int, chunk: Chunk, seen: Seen) -> None:
             scores, kept = evicted
             state.counts.evicted(n, scores.shape[1] - kept.shape[1])
             if state.trace is not None:
-                state.trace.evicted(n, state.position, to_numpy(before), to_numpy(scores), to_numpy(kept))
+                state.trace.evicted(n, chunk.first, to_numpy(before), to_numpy(scores), to_numpy(kept))
 
 
 def logits(model: Model, hidden: Any) -> np.ndarray:
@@ -198,17 +200,20 @@ def prefill(
     those after each token (T, V).
 
     Fractions in the state's policy are resolved here, once, against the length of this prompt. `progress` is called
-    with the tokens done after each chunk. Raises ValueError for an empty prompt, an id outside the vocabulary, or a
+    with the tokens done after each pass. Raises ValueError for an empty prompt, an id outside the vocabulary, or a
     prompt that ends beyond the model's positions, before anything is computed.
     """
     ids = check_tokens(model.config, state, token_ids)
     whole("chunk", chunk)
     length = state.position + len(ids)
     state.policy = state.policy.resolve(length)
+    for n, layer in enumerate(state.cache.layers):
+        layer.reserve(_most_held(model, state, n, length, chunk))
     rows = []
-    for start in range(0, len(ids), chunk):
-        part = ids[start : start + chunk]
-        hidden = forward(model, [Chunk(state, part, length)])
+    for start in range(0, len(ids), TOGETHER * chunk):
+        part, first = ids[start : start + TOGETHER * chunk], state.position
+        chunks = [Chunk(state, part[n : n + chunk], first + n, length) for n in range(0, len(part), chunk)]
+        hidden = forward(model, chunks)
         if every:
             rows.append(logits(model, hidden))
         if progress is not None:
@@ -219,11 +224,18 @@ def prefill(
     return np.concatenate(rows)
 
 
+def _most_held(model: Model, state: State, n: int, length: int, chunk: int) -> int:
+    """Tokens that a layer holds at most while a prompt is read: its window or budget and one chunk, or all."""
+    evict, window = state.policy.at(n).evict, model.config.windows[n]
+    limit = window if window is not None else evict.budget if evict else length
+    return min(length, limit + chunk)
+
+
 def decode(model: Model, states: Sequence[State], token_ids: Sequence[int]) -> None:
     """Give every sequence its next token, in one pass: writes each state's logits of the token after."""
     chunks = []
     for state, token in zip(states, token_ids, strict=True):
         ids = check_tokens(model.config, state, [token])
-        chunks.append(Chunk(state, ids, state.position + 1, decoding=True))
+        chunks.append(Chunk(state, ids, state.position, state.position + 1, decoding=True))
     for state, row in zip(states, logits(model, forward(model, chunks)), strict=True):
         state.logits = row

@@ -1,0 +1,219 @@
+"""Arithmetic on `Vector`, a value of LANES float32 in one register, so that a kernel written in Python says exactly which
+registers it uses. No fast-math flag: the rounding trick in `exp2` and the infinities of masks depend on it.
+
+A kind says how numbers are stored in memory; they are widened where they are loaded.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import overload
+
+from accel.cpu.simd.emit import (
+    FLOAT,
+    I16,
+    I32,
+    INTS,
+    REAL,
+    VECTOR,
+    WORD,
+    Vector,
+    VectorType,
+    at,
+    call_llvm,
+    each,
+    fetch,
+    fused,
+    machine_function,
+    spread,
+)
+from accel.cpu.simd.machine import HALF, LANES
+
+F32, F16, BF16 = 0, 1, 2  # kinds
+
+
+def _mask(b: ir.IRBuilder, count: ir.Value) -> ir.Value:
+    """True in the lanes below `count`."""
+    return b.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), spread(b, b.trunc(count, I32), INTS))
+
+
+def _widened_half(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+    """float16 as float32: by the machine, or where it cannot, by moving exponent and fraction and scaling by 2¹¹²."""
+    if HALF:
+        return b.fpext(b.bitcast(raw, ir.VectorType(ir.HalfType(), LANES)), VECTOR)
+    bits = b.zext(raw, INTS)
+    magnitude = b.shl(b.and_(bits, each(INTS, 0x7FFF)), each(INTS, 13))
+    scaled = b.bitcast(b.fmul(b.bitcast(magnitude, VECTOR), each(VECTOR, 2.0**112)), INTS)
+    special = b.icmp_unsigned(">=", magnitude, each(INTS, 0x0F800000))  # infinity or NaN
+    scaled = b.select(special, b.or_(magnitude, each(INTS, 0x7F800000)), scaled)
+    return b.bitcast(b.or_(scaled, b.shl(b.and_(bits, each(INTS, 0x8000)), each(INTS, 16))), VECTOR)
+
+
+def _loader(kind: int, masked: bool) -> Any:
+    """load(address): LANES numbers widened to float32; masked, load(address, count): `count` of them, then zeros."""
+    stored = ir.VectorType(I16 if kind else FLOAT, LANES)
+
+    def widened(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+        if kind == BF16:  # the upper half of a float32
+            return b.bitcast(b.shl(b.zext(raw, INTS), each(INTS, 16)), VECTOR)
+        return _widened_half(b, raw) if kind == F16 else raw
+
+    def whole(b, address):
+        return widened(b, b.load(at(b, address, stored), align=2 if kind else 4))
+
+    def some(b, address, count):
+        name, align = f"llvm.masked.load.v{LANES}{'i16' if kind else 'f32'}.p0", ir.Constant(I32, 2 if kind else 4)
+        arguments = at(b, address, stored), align, _mask(b, count), ir.Constant(stored, None)
+        return widened(b, call_llvm(b, name, stored, *arguments))
+
+    return machine_function(Vector, WORD, WORD)(some) if masked else machine_function(Vector, WORD)(whole)
+
+
+load, load_f16, load_bf16 = (_loader(kind, masked=False) for kind in (F32, F16, BF16))
+load_some, load_some_f16, load_some_bf16 = (_loader(kind, masked=True) for kind in (F32, F16, BF16))
+
+
+@machine_function(types.void, WORD, Vector)
+def store(b, address, x):
+    """Write LANES numbers."""
+    b.store(x, at(b, address, VECTOR), align=4)
+
+
+@machine_function(types.void, WORD, WORD, Vector)
+def store_some(b, address, count, x):
+    """Write the first `count` lanes."""
+    void, pointer = ir.VoidType(), at(b, address, VECTOR)
+    call_llvm(b, f"llvm.masked.store.v{LANES}f32.p0", void, x, pointer, ir.Constant(I32, 4), _mask(b, count))
+
+
+@machine_function(types.void, WORD)
+def prefetch(b, address):
+    """Ask for the line of memory at an address, which need not be valid."""
+    fetch(b, address, write=False)
+
+
+@machine_function(Vector, REAL)
+def splat(b, x):
+    """One number in every lane."""
+    return spread(b, x, VECTOR)
+
+
+@machine_function(Vector, Vector, Vector, Vector)
+def fma(b, x, y, z):
+    """x·y + z, rounded once where the machine can."""
+    return fused(b, x, y, z)
+
+
+@machine_function(Vector, Vector, Vector)
+def larger(b, x, y):
+    """The larger of two, lane by lane; x where y is NaN."""
+    return b.select(b.fcmp_ordered(">", y, x), y, x)
+
+
+@machine_function(Vector, Vector, Vector)
+def smaller(b, x, y):
+    """The smaller of two, lane by lane; x where y is NaN or x is."""
+    return b.select(b.fcmp_ordered("<", y, x), y, x)
+
+
+@machine_function(Vector, Vector, WORD, WORD)
+def only(b, x, start, stop):
+    """The lanes start ≤ i < stop, and minus infinity in all others."""
+    lanes = ir.Constant(INTS, list(range(LANES)))
+    after = b.icmp_signed(">=", lanes, spread(b, b.trunc(start, I32), INTS))
+    return b.select(b.and_(after, _mask(b, stop)), x, each(VECTOR, float("-inf")))
+
+
+@machine_function(Vector, Vector)
+def exp2(b, x):
+    """2^x for x < 128.5: n = round(x) by adding 1.5·2²³, a polynomial of degree 5 in x - n, times 2^n.
+
+    127 more is added, so that the sum's lowest bits are the exponent of 2^n, ready to be shifted to their place; for
+    x ≤ -126.5 they are 0, and so is the result. The coefficients are a minimax fit on [-½, ½], with a relative error of
+    2e-7 after rounding. NaN stays NaN, since no comparison holds for it.
+    """
+    low, magic = each(VECTOR, -127.0), each(VECTOR, 12582912.0 + 127)
+    x = b.select(b.fcmp_ordered("<", x, low), low, x)
+    shifted = b.fadd(x, magic)
+    rest = b.fsub(x, b.fsub(shifted, magic))
+    y = each(VECTOR, 0.001327646685461481)
+    for coefficient in (
+        0.00967554129344994,
+        0.05550713289391176,
+        0.24022119724860685,
+        0.6931469670550304,
+        1.0000000716543693,
+    ):
+        y = fused(b, y, rest, each(VECTOR, coefficient))
+    return b.fmul(y, b.bitcast(b.shl(b.bitcast(shifted, INTS), each(INTS, 23)), VECTOR))
+
+
+def _folded(combine: Callable) -> Any:
+    """All lanes combined into one number, half against half."""
+
+    def build(b, x):
+        width = LANES
+        while width > 1:
+            width //= 2
+            kind = ir.VectorType(I32, width)
+            low, high = (ir.Constant(kind, list(range(start, start + width))) for start in (0, width))
+            x = combine(b, b.shuffle_vector(x, x, low), b.shuffle_vector(x, x, high))
+        return b.extract_element(x, ir.Constant(I32, 0))
+
+    return machine_function(REAL, Vector)(build)
+
+
+total = _folded(lambda b, x, y: b.fadd(x, y))
+highest = _folded(lambda b, x, y: b.select(b.fcmp_ordered(">", y, x), y, x))
+
+
+def _operator(symbol: Callable, emit: str) -> None:
+    """Make x + y and its like work on vectors inside kernels."""
+
+    @machine_function(Vector, Vector, Vector)
+    def combined(b, x, y):
+        return getattr(b, emit)(x, y)
+
+    def applied(x: Any, y: Any) -> Any:
+        return combined(x, y)
+
+    applied.__name__ = applied.__qualname__ = f"vector_{emit}"  # see compiled_as
+
+    @overload(symbol, strict=False)
+    def lanewise(x: Any, y: Any) -> Any:
+        return applied if isinstance(x, VectorType) and isinstance(y, VectorType) else None
+
+
+for _symbol, _emit in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _operator(_symbol, _emit)
+
+
+@machine_function(Vector, Vector, Vector, Vector, REAL)
+def within(b, x, lows, highs, i):
+    """The lanes with low ≤ i < high, and minus infinity in all others."""
+    i = spread(b, i, VECTOR)
+    inside = b.and_(b.fcmp_ordered("<=", lows, i), b.fcmp_ordered("<", i, highs))
+    return b.select(inside, x, each(VECTOR, float("-inf")))
+
+
+@machine_function(Vector, Vector, Vector)
+def pair(b, x, y):
+    """The upper halves of two floats, which are bfloat16, in each lane: of x in the lower half, of y in the upper."""
+    low = b.lshr(b.bitcast(x, INTS), each(INTS, 16))
+    return b.bitcast(b.or_(low, b.and_(b.bitcast(y, INTS), each(INTS, 0xFFFF0000))), VECTOR)
+
+
+@machine_function(Vector, Vector)
+def rest(b, x):
+    """A float less its upper half: exact, so that three bfloat16 hold every bit of a float32."""
+    return b.fsub(x, b.bitcast(b.and_(b.bitcast(x, INTS), each(INTS, 0xFFFF0000)), VECTOR))
