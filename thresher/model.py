@@ -47,8 +47,9 @@ class LanguageModel:
     """A model with its tokenizer and backend. `config` is its ModelConfig, `tokenizer` a `tokenizers.Tokenizer`."""
 
     def __init__(self, checkpoint: Checkpoint, backend: Any = reference) -> None:
-        self.checkpoint = checkpoint
-        self.model = Model(checkpoint.config, backend.prepare_weights(checkpoint.weights), backend)
+        weights = backend.prepare_weights(checkpoint.weights)
+        self.checkpoint = replace(checkpoint, weights=weights)  # a file whose numbers were copied is not kept open
+        self.model = Model(checkpoint.config, weights, backend)
 
     @property
     def config(self) -> ModelConfig:

@@ -12,7 +12,7 @@ from accel.cpu.fastforward import gated_ffn, predictor_scores, select_neurons, s
 from accel.cpu.keydiff import keydiff_scores
 from accel.cpu.layers import add, embed, prepare_weights, rms_norm, rotate
 from accel.cpu.mass import attention_mass
-from accel.cpu.products import linear
+from accel.cpu.products import linear, linear_each
 from accel.cpu.quoka import key_scores, quoka_attention, select_keys, select_queries
 from accel.cpu.scores import snapkv_scores, tova_scores
 from accel.cpu.topk import keep_top
@@ -40,6 +40,7 @@ __all__ = [
     "last_queries",
     "layer_densities",
     "linear",
+    "linear_each",
     "merge_heads",
     "new_cache",
     "predictor_scores",

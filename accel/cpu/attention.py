@@ -1,14 +1,17 @@
-"""Attention by tiles, with an online softmax: nothing of size T × S is ever held.
+"""Attention by blocks, with an online softmax: nothing of size T × S is ever held.
 
-How it tiles. The G heads of a group share their keys, so one work item is a KV head, a block of at most 512 of its
-G·T query rows, and a range of keys. Keys come in blocks of 128: each is transposed once into panels as wide as the
-register tile, Q·Kᵀ fills a rows × 128 buffer panel by panel, the softmax turns it into weights in place, and the
-product with V is added to the rows' output, which is rescaled in the same pass when a row's peak grows. All of it stays
-in the second-level cache; the tile product (simd.py) is what limits it.
+How it tiles. The G heads of a group share their keys, so one work item is a KV head, at most 512 of its G·T query
+columns, and a range of keys. Keys come in blocks of KEYS, packed once for all columns of the item, as are the values.
+K·Qᵀ fills a buffer of KEYS rows and WIDTH columns, the softmax turns it into weights, down the columns and so without
+any step across lanes, and Vᵀ times the weights is added to the columns' output. All of it stays in the second-level
+cache; the product (blocks.py) is what limits it. A few columns, as in decoding, go key by key where the keys are: there
+the memory is the limit.
 
-Positions ascend along T and S, so a query sees one contiguous range of columns: masks compare column numbers with two
-bounds per query, and blocks outside every bound are not visited. Ranges of keys are merged at the end by their peaks
-and sums. Powers of two instead of e: log2(e) is folded into the scale, which is folded into the queries.
+Positions ascend along T and S, so a query sees one contiguous range of keys: masks compare key numbers with two bounds
+per query, and blocks outside every bound are not visited. Ranges of keys are merged at the end by their peaks and sums.
+Powers of two instead of e: log2(e) is folded into the scale, which is folded into the queries. A column's peak is
+raised only when it is exceeded by 2⁸, so that the output is hardly ever rescaled. On a matrix unit one block of columns
+is softened while the scores of the next are multiplied.
 """
 
 from __future__ import annotations
@@ -17,15 +20,40 @@ import math
 
 import numpy as np
 from numba import carray, njit
+from numba.extending import register_jitable
 
+from accel.cpu.blocks import (
+    HIGH,
+    STEP,
+    TEMPORARY,
+    WIDTH,
+    across_row,
+    copy_row,
+    empty_queue,
+    enqueue,
+    left_size,
+    load_kind,
+    multiply,
+    multiply_softening,
+    number_size,
+    pack_left,
+    pack_left_across,
+    pack_right,
+    padded,
+    queue_size,
+    right_size,
+    vectors_of,
+    widen,
+)
 from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.memory import fresh, scratch
 from accel.cpu.simd import (
-    F16,
     F32,
     LANES,
-    PANEL,
+    MATRIX,
+    ROWS,
     VECTORS,
-    add_rows,
+    close_tiles,
     exp2,
     fetch_add,
     floats_at,
@@ -33,30 +61,30 @@ from accel.cpu.simd import (
     highest,
     larger,
     load,
-    load_bf16,
-    load_f16,
     load_some,
-    load_some_bf16,
-    load_some_f16,
     only,
-    prefetch,
+    open_tiles,
     real,
-    set_rows,
+    soften_units,
     splat,
     store,
     store_some,
+    tile_rows,
     total,
     transpose,
     unpack,
+    within,
     words_at,
 )
-from accel.cpu.views import address, readable, rows, scratch
+from accel.cpu.views import Chosen, address, readable, rows
 from reference.checks import ascending, match, require, whole
 
-KEYS = 128  # keys per block
-MOST_ROWS = 512  # query rows per item
-FEW_ROWS = 8  # query rows up to which keys and values are read where they are: decoding
+KEYS = 128 if MATRIX else 128 // ROWS * ROWS  # keys per block
+MOST_COLUMNS = 512  # query columns per item
+FEW = 8  # query columns up to which keys are read where they are: decoding
 LOG2E = math.log2(math.e)
+NOTHING = -1e30  # the peak of a column that has seen no key; finite, so that differences are numbers
+SLACK = 8.0  # powers of two by which a peak may be exceeded
 
 
 def attention(
@@ -71,174 +99,387 @@ def attention(
 ) -> np.ndarray:
     """Attention output: q (H, T, D), k and v (KV, S, D), q_positions (T,), k_positions (KV, S) -> (H, T, D) float32.
 
-    As `reference.attention`, computed in float32 from any stored dtype.
+    As `reference.attention`, computed in float32 from any stored dtype. In memory the heads of a token are neighbours.
     """
     match(k=(k, "KV S D"), v=(v, "KV S D"))
-    plan = Plan(q, k, q_positions, k_positions, scale, window)
-    partial, stats = plan.attend(readable(v))  # (P, H, T, D), (P, H, T, 2)
-    return merge(partial, stats)
+    return Plan(q, k, q_positions, k_positions, scale, window).output(v)
 
 
 class Plan:
-    """One call's arguments, checked and as kernels take them.
-
-    With `columns` (KV, R), ascending, only those columns of k and v are read, gathered tile by tile.
-    """
+    """One call's arguments, checked and as kernels take them."""
 
     def __init__(
         self,
         q: np.ndarray,
-        k: np.ndarray,
+        k: np.ndarray | Chosen,
         q_positions: np.ndarray,
         k_positions: np.ndarray,
         scale: float | None,
         window: int | None,
-        columns: np.ndarray | None = None,
     ) -> None:
         sizes = match(
             q=(q, "H T D"), k=(k, "KV S D"), q_positions=(q_positions, "T"), k_positions=(k_positions, "KV S")
         )
-        ascending("q_positions", q_positions)
-        ascending("k_positions", k_positions)
         if window is not None:
             whole("window", window)
         scale = 1 / math.sqrt(sizes["D"]) if scale is None else scale
         require(math.isfinite(scale), f"scale: got {scale}, wanted a finite number")
-        self.q, self.k = readable(q), readable(k)
         self.heads, self.kv, self.tokens, self.keys = sizes["H"], sizes["KV"], sizes["T"], sizes["S"]
         self.dim, self.group = sizes["D"], sizes["H"] // sizes["KV"]
-        if columns is not None:
-            self.keys, k_positions = columns.shape[1], np.take_along_axis(k_positions, columns, axis=1)
-        self.columns = None if columns is None else np.ascontiguousarray(columns)
+        self.q = readable(q)
+        self.k, self.columns = where_it_stands(k)
         self.scale = float(scale) * LOG2E
         self.bounds = bounds(q_positions, k_positions, window)  # (KV, T, 2)
+        self.few = self.tokens * self.group <= FEW
+        self.block = max(1, min(self.tokens, MOST_COLUMNS // self.group))  # tokens per item
+        self.blocks = -(-self.tokens // self.block)
+        items = max(1, self.kv * self.blocks)
+        self.parts = max(1, min(-(-4 * THREADS // items), -(-self.keys // (4 * KEYS))))
+        self.span = -(-self.keys // (self.parts * KEYS)) * KEYS  # keys per range
 
-    def attend(self, v: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Unnormalised outputs of P ranges of keys (P, H, T, D), and each row's peak and sum there (P, H, T, 2).
+    def output(self, v: np.ndarray | Chosen) -> np.ndarray:
+        """Attention to all keys, (H, T, D)."""
+        out = fresh(self.tokens, self.heads, self.dim).transpose(1, 0, 2)
+        if self.parts == 1 or out.size == 0:
+            self._run(v, out, True)
+            return out
+        partial = fresh(self.parts, self.heads, self.tokens, self.dim)
+        stats = self._run(v, partial, False)
+        _merge(address(partial), address(stats), *rows(out)[:3], self.parts, self.heads, self.tokens, self.dim)
+        return out
 
-        Without v only peaks and sums are computed.
-        """
-        block = max(1, min(self.tokens, MOST_ROWS // self.group))  # tokens per item
-        blocks = -(-self.tokens // block)
-        parts = max(1, min(-(-8 * THREADS // max(1, self.kv * blocks)), -(-self.keys // (4 * KEYS))))
-        span = -(-self.keys // (parts * KEYS)) * KEYS  # keys per range
-        dim = self.dim if v is not None else 0
-        partial = np.empty((parts, self.heads, self.tokens, dim), np.float32)
-        stats = np.empty((parts, self.heads, self.tokens, 2), np.float32)
-        size = _scratch_size(block * self.group, self.dim)
-        with_v = rows(v) if v is not None else (0, 0, 0, 0)
-        columns = 0 if self.columns is None else address(self.columns)
+    def peaks_and_sums(self) -> np.ndarray:
+        """Of every query and range of keys, the exponent that its weights are relative to, and their sum: (P, H, T,
+        2)."""
+        return self._run(None, None, False)
+
+    def _run(self, v: np.ndarray | Chosen | None, target: np.ndarray | None, final: bool) -> np.ndarray:
+        """Attention to each range of keys, normalised if `final`, written to `target` (…, H, T, D); returns peaks and
+        sums (P, H, T, 2). Without v only these are computed."""
+        stats = np.empty((self.parts, self.heads, self.tokens, 2), np.float32)
+        if self.tokens * self.dim == 0:
+            return stats
+        held = None if v is None else where_it_stands(v)[0]  # a copy lives until the kernel is done
+        values = (0, 0, 0, 0) if held is None else rows(held)
+        out: tuple[int, ...] = (0, 0, 0, 0)
+        if target is not None:
+            out = address(target), target.strides[0] if target.ndim == 4 else 0, *target.strides[-3:-1]
+        size = few_places(self.dim)[-1] if self.few else places(self.block * self.group, self.dim)[-1]
         memory = scratch.take(size * THREADS)
-        _attend(
-            *rows(self.q), *rows(self.k), *with_v, columns, address(self.bounds), address(partial), address(stats),
-            address(memory), size, self.heads, self.kv, self.tokens, self.keys, self.dim, block, blocks, parts, span,
-            self.scale,
+        (_attend_few if self.few else _attend)(
+            *rows(self.q), *rows(self.k), *values, self.chosen, address(self.bounds), *out, int(final), address(stats),
+            address(memory), size, self.heads, self.kv, self.tokens, self.keys, self.dim, self.block, self.blocks,
+            self.parts, self.span, self.scale,
         )  # fmt: skip
         scratch.give(memory)
-        return partial, stats
+        return stats
+
+    @property
+    def chosen(self) -> int:
+        """Where the columns to read stand, 0 for all."""
+        return 0 if self.columns is None else address(self.columns)
+
+
+def where_it_stands(x: np.ndarray | Chosen) -> tuple[np.ndarray, np.ndarray | None]:
+    """The array to read from, and which of its columns (None: all)."""
+    if isinstance(x, Chosen):
+        return readable(x.held), np.ascontiguousarray(x.columns, np.int64)
+    return readable(x), None
 
 
 def bounds(q_positions: np.ndarray, k_positions: np.ndarray, window: int | None) -> np.ndarray:
-    """First and one past the last column that each query sees: (KV, T, 2) int64."""
-    found = np.empty((len(k_positions), len(q_positions), 2), np.int64)
-    for seen, held in zip(found, k_positions, strict=True):
-        seen[:, 1] = np.searchsorted(held, q_positions, side="right")
-        seen[:, 0] = 0 if window is None else np.searchsorted(held, q_positions - window, side="right")
+    """First and one past the last key that each query sees: (KV, T, 2) int64. ValueError for positions out of order."""
+    asked, held = np.ascontiguousarray(q_positions, np.int64), k_positions.astype(np.int64, copy=False)
+    if held.strides[1] != 8:
+        held = np.ascontiguousarray(held)
+    (kv_heads, keys), tokens = held.shape, len(asked)
+    found, disorder = np.empty((kv_heads, tokens, 2), np.int64), np.zeros(1, np.int64)
+    _bounds(
+        address(asked), address(held), held.strides[0], address(found), address(disorder), kv_heads, tokens, keys,
+        -1 if window is None else window, workers=1,
+    )  # fmt: skip
+    if disorder[0]:
+        ascending("q_positions", q_positions)
+        ascending("k_positions", k_positions)
     return found
 
 
-def merge(partial: np.ndarray, stats: np.ndarray) -> np.ndarray:
-    """Outputs over all keys from those over ranges of them: (P, H, T, D), (P, H, T, 2) -> (H, T, D)."""
-    parts, heads, tokens, dim = partial.shape
-    out = np.empty((heads, tokens, dim), np.float32)
-    _merge(address(partial), address(stats), address(out), parts, heads * tokens, dim)
-    return out
+@njit
+def _in_order(positions, count):
+    """Whether the first `count` rise."""
+    wrong = 0
+    for i in range(1, count):
+        wrong += positions[i] <= positions[i - 1]
+    return wrong == 0
 
 
-def _padded(n: int, step: int) -> int:
-    return -(-n // step) * step
+@kernel
+def _bounds(task, worker):
+    asked, held, held_row, found, disorder, kv_heads, tokens, keys, window = unpack(task + 8, 9)
+    wanted, wrong = carray(words_at(asked), tokens), carray(words_at(disorder), 1)
+    seen = carray(words_at(found), (kv_heads, tokens, 2))
+    wrong[0] = 0 if _in_order(wanted, tokens) else 1
+    for kv in range(kv_heads):
+        positions = carray(words_at(held + kv * held_row), keys)
+        if not _in_order(positions, keys):
+            wrong[0] = 1
+        for side in range(2):
+            reach = window if side == 0 else 0
+            if reach < 0 or tokens == 0:  # no window: from the first key on
+                seen[kv, :, side] = 0
+                continue
+            first = np.searchsorted(positions, wanted[0] - reach, side="right")
+            for t in range(tokens):
+                while first < keys and positions[first] <= wanted[t] - reach:
+                    first += 1
+                seen[kv, t, side] = first
 
 
-def _scratch_size(rows: int, dim: int) -> int:
-    """Floats that a worker needs for items of so many rows; `_attend` lays them out."""
-    wide_dim = _padded(dim, LANES)
-    return rows * (2 * wide_dim + KEYS + 3) + KEYS * (2 * wide_dim + _padded(dim, PANEL)) + 2 * KEYS + 2
-
-
-@njit(forceinline=True)
-def padded(n, step):
-    """n rounded up to a multiple of step."""
-    return (n + step - 1) // step * step
-
-
-@njit(forceinline=True)
-def load_kind(at, kind, left):
-    """LANES stored numbers as float32, or zeros after the `left` that there are."""
-    if left >= LANES:
-        return load(at) if kind == F32 else load_f16(at) if kind == F16 else load_bf16(at)
-    if kind == F32:
-        return load_some(at, left)
-    return load_some_f16(at, left) if kind == F16 else load_some_bf16(at, left)
-
-
-@njit(forceinline=True)
-def ahead(row, kind, dim):
-    """Fetch a row that will be read soon, so that memory works while the tile does."""
-    for at in range(row, row + dim * (4 if kind == F32 else 2), 64):
-        prefetch(at)
-
-
-@njit(forceinline=True)
-def widen(source, kind, count, out, factor):
-    """A row of `count` stored numbers times `factor`, as float32 with zeros up to a multiple of LANES."""
-    by, size = splat(factor), 4 if kind == F32 else 2
-    if kind == F32 and count % LANES == 0:  # the common case, without a question per vector
-        for i in range(0, count, LANES):
-            store(out + 4 * i, load(source + 4 * i) * by)
-        return
-    for i in range(0, count, LANES):
-        store(out + 4 * i, load_kind(source + size * i, kind, count - i) * by)
-
-
-@njit(forceinline=True)
-def copy_row(source, target, count):
-    """Copy `count` float32."""
-    for i in range(0, count, LANES):
-        if count - i >= LANES:
-            store(target + 4 * i, load(source + 4 * i))
-        else:
-            store_some(target + 4 * i, count - i, load_some(source + 4 * i, count - i))
+@register_jitable
+def places(columns, dim):
+    """Where each part of a worker's memory begins, in floats, for items of so many columns; the last is how many."""
+    blocks = (columns + WIDTH - 1) // WIDTH
+    high = padded(padded(dim, LANES), HIGH)
+    queries = 0  # (blocks,) packed
+    out = queries + blocks * right_size(dim)  # (blocks, high, WIDTH)
+    state = out + blocks * high * WIDTH  # peaks and sums (blocks, 2, WIDTH)
+    left_keys = state + blocks * 2 * WIDTH
+    left_values = left_keys + left_size(KEYS, dim)
+    scores = left_values + left_size(dim, KEYS)  # (KEYS, WIDTH), of two blocks of columns in turns
+    weights = scores + 2 * padded(KEYS, HIGH) * WIDTH  # packed; register tiles read the scores' own place
+    temporary = weights + (right_size(KEYS) if MATRIX else 0)
+    turned = temporary + TEMPORARY  # (LANES, dim)
+    lines = turned + LANES * padded(dim, LANES)  # addresses
+    queue = lines + 2 * max(WIDTH, padded(KEYS, STEP))
+    ends = queue + 2 * queue_size(KEYS, 4 * dim)  # two bounds per column
+    return (
+        queries, out, state, left_keys, left_values, scores, weights, temporary, turned, lines, queue, ends,
+        padded(ends + 2 * WIDTH, 16),
+    )  # fmt: skip
 
 
 @njit
-def pack_queries(q, q_head, q_row, kind, group, tokens, dim, out, scale):
-    """The queries of a group one under another, (G·T, wide_dim), times the scale."""
-    wide_dim, r = padded(dim, LANES), 0
-    for g in range(group):
-        for t in range(tokens):
-            widen(q + g * q_head + t * q_row, kind, dim, out + 4 * r * wide_dim, scale)
-            r += 1
-
-
-@njit
-def pack_keys(lines, kind, count, dim, wide, panels):
-    """Transpose `count` keys, whose addresses stand at `lines`, into panels: (KEYS/PANEL, wide_dim, PANEL).
-
-    Rows that are not float32, or not a multiple of LANES long, are first widened into `wide`.
-    """
-    wide_dim = padded(dim, LANES)
-    stand = carray(words_at(lines), KEYS)
-    if kind != F32 or dim != wide_dim:
+def hide(vectors, count, scores, ends):
+    """Minus infinity wherever a column's two bounds leave a key out."""
+    for j in range(0, vectors * LANES, LANES):
+        lows, highs = load(ends + 4 * j), load(ends + 4 * (WIDTH + j))
         for i in range(count):
-            widen(stand[i], kind, dim, wide + 4 * i * wide_dim, 1.0)
-            stand[i] = wide + 4 * i * wide_dim
-    for i in range(count, padded(count, PANEL)):
-        stand[i] = stand[count - 1]  # any finite row: masked later
-    for first in range(0, count, PANEL):
-        panel = panels + 4 * first * wide_dim
-        for d in range(0, wide_dim, LANES):
-            for i in range(0, PANEL, LANES):
-                transpose(lines + 8 * (first + i), 4 * d, panel + 4 * (d * PANEL + i), 4 * PANEL)
+            at = scores + 4 * (i * WIDTH + j)
+            store(at, within(load(at), lows, highs, np.float32(i)))
+
+
+@njit
+def bound_columns(seen, first_column, columns, here, first_token, start, ends):
+    """The bounds of a block's columns, counted from the key `start`, as the floats that `hide` compares."""
+    edges = carray(floats_at(ends), (2, WIDTH))
+    for i in range(columns):
+        token = first_token + (first_column + i) % here
+        for side in range(2):
+            edges[side, i] = min(max(seen[token, side] - start, -1), KEYS)
+
+
+@njit
+def raise_peaks(vectors, count, scores, state, out, high):
+    """Raise the peaks that a block of scores exceeds by far, and rescale what was summed under the old ones."""
+    for j in range(0, vectors * LANES, LANES):
+        at = scores + 4 * j
+        a, b, c, d = load(at), load(at), load(at), load(at)
+        for i in range(0, count - 3, 4):
+            row = at + 4 * WIDTH * i
+            a, b = larger(a, load(row)), larger(b, load(row + 4 * WIDTH))
+            c, d = larger(c, load(row + 8 * WIDTH)), larger(d, load(row + 12 * WIDTH))
+        for i in range(count // 4 * 4, count):
+            a = larger(a, load(at + 4 * WIDTH * i))
+        best, peak = larger(larger(a, b), larger(c, d)), load(state + 4 * j)
+        if highest(best - peak) > SLACK:
+            raised = larger(peak, best)
+            factor = exp2(peak - raised)
+            store(state + 4 * j, raised)
+            sums = state + 4 * (WIDTH + j)
+            store(sums, load(sums) * factor)
+            for i in range(high):
+                row = out + 4 * (i * WIDTH + j)
+                store(row, load(row) * factor)
+
+
+@njit
+def soften(first, vectors, count, scores, weights, kind, state):
+    """2^(x - peak) of a block of scores, whose columns' sums are added up: in place, or packed for the matrix unit,
+    from the unit `first` on. `kind` is how the values are stored."""
+    if MATRIX:
+        soften_units(kind, first, units_of(count), vectors, scores, weights, state)
+        return
+    for j in range(0, vectors * LANES, LANES):
+        peak, sums = load(state + 4 * j), state + 4 * (WIDTH + j)
+        sum_x = load(sums)
+        for i in range(count):
+            row = scores + 4 * (i * WIDTH + j)
+            x = exp2(load(row) - peak)
+            sum_x = sum_x + x
+            store(row, x)
+        store(sums, sum_x)
+
+
+@njit(forceinline=True)
+def units_of(count):
+    """Units of the softmax for so many keys."""
+    return padded(count, STEP)
+
+
+@njit
+def prepare(vectors, count, scores, edge, limits, first_column, columns, here, first_token, start, ends):
+    """Hide what a block of columns must not see, and the rows that fill up the last step."""
+    if edge:
+        bound_columns(limits, first_column, columns, here, first_token, start, ends)
+        hide(vectors, count, scores, ends)
+    if MATRIX:
+        for i in range(count, padded(count, STEP)):
+            for j in range(0, vectors * LANES, LANES):
+                store(scores + 4 * (i * WIDTH + j), splat(np.float32(-np.inf)))
+
+
+@njit(forceinline=True)
+def list_rows(lines, base, row, first, count, columns, chosen):
+    """Write the addresses of `count` rows: those of columns first, first + 1, … of the list, or of the array itself."""
+    stand = carray(words_at(lines), count)
+    for i in range(count):
+        stand[i] = base + (columns[first + i] if chosen else first + i) * row
+
+
+@njit
+def pack_queries(q, q_head, q_row, q_kind, group, here, dim, out, scale, k_kind, lines, temporary):
+    """The queries of a group, head by head, as the columns of packed blocks."""
+    stand, columns = carray(words_at(lines), WIDTH), group * here
+    for first in range(0, columns, WIDTH):
+        count = min(WIDTH, columns - first)
+        for i in range(count):
+            stand[i] = q + (first + i) // here * q_head + (first + i) % here * q_row
+        to = out + 4 * first // WIDTH * right_size(dim)
+        pack_right(lines, q_kind, count, dim, to, scale, k_kind, temporary)
+
+
+@kernel
+def _attend(task, worker):
+    (
+        q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, chosen, seen, target, target_part,
+        target_head, target_row, final, stats, memory, size, heads, kv_heads, tokens, keys, dim, block, blocks, parts,
+        span, scale,
+    ) = unpack(task + 8, 32)  # fmt: skip
+    group, wide_dim = heads // kv_heads, padded(dim, LANES)
+    high = padded(wide_dim, HIGH)
+    limits = carray(words_at(seen), (kv_heads, tokens, 2))
+    summary = carray(floats_at(stats), (parts, heads, tokens, 2))
+    listed = carray(words_at(chosen or seen), (kv_heads, keys))
+    mine = memory + 4 * size * worker
+    p = places(block * group, dim)
+    queries, out, state, left_keys = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3]
+    left_values, scores, weights = mine + 4 * p[4], mine + 4 * p[5], mine + 4 * p[6]
+    temporary, turned, lines, queue, ends = (
+        mine + 4 * p[7], mine + 4 * p[8], mine + 4 * p[9], mine + 4 * p[10], mine + 4 * p[11],
+    )  # fmt: skip
+    stand = carray(words_at(lines), LANES)
+    open_tiles()
+    while True:
+        item = fetch_add(task, 1)
+        if item >= kv_heads * blocks * parts:
+            close_tiles()
+            return
+        part, kv, first_token = item % parts, item // parts % kv_heads, item // (parts * kv_heads) * block
+        here = min(block, tokens - first_token)
+        columns, last_token = here * group, first_token + here - 1
+        source = q + kv * group * q_head + first_token * q_row
+        pack_queries(source, q_head, q_row, q_kind, group, here, dim, queries, real(scale), k_kind, lines, temporary)
+        for c in range(0, columns, WIDTH):
+            column_state = carray(floats_at(state + 8 * c), (2, WIDTH))
+            column_state[0] = NOTHING
+            column_state[1] = 0.0
+        if v:
+            for i in range(0, padded(columns, WIDTH) * high, LANES):
+                store(out + 4 * i, splat(np.float32(0.0)))
+        begin = max(part * span, limits[kv, first_token, 0] // KEYS * KEYS)
+        end = min((part + 1) * span, limits[kv, last_token, 1])
+        for start in range(begin, end, KEYS):
+            count, coming = min(KEYS, end - start), min(KEYS, end - start - KEYS)
+            list_rows(lines, k + kv * k_head, k_row, start, count, listed[kv], chosen)
+            pack_left(lines, k_kind, count, dim, left_keys)
+            if v:
+                list_rows(lines, v + kv * v_head, v_row, start, count, listed[kv], chosen)
+                pack_left_across(lines, v_kind, dim, count, left_values, temporary)
+            empty_queue(queue)
+            if coming > 0:
+                list_rows(lines, k + kv * k_head, k_row, start + KEYS, coming, listed[kv], chosen)
+                enqueue(queue, lines, coming, 0, dim * number_size(k_kind))
+                if v:
+                    list_rows(lines, v + kv * v_head, v_row, start + KEYS, coming, listed[kv], chosen)
+                    enqueue(queue, lines, coming, 0, dim * number_size(v_kind))
+            edge = limits[kv, last_token, 0] > start or limits[kv, first_token, 1] < start + count
+            # A block of columns is softened while the next one's scores are computed.
+            overlap = MATRIX and k_kind == v_kind and v != 0
+            for c in range(0, columns + WIDTH, WIDTH):
+                done = 0
+                fresh_scores = scores + c // WIDTH % 2 * (4 * padded(KEYS, HIGH) * WIDTH)
+                before = c - WIDTH
+                old_scores, old_state = (
+                    scores + before // WIDTH % 2 * (4 * padded(KEYS, HIGH) * WIDTH),
+                    state + 8 * before,
+                )
+                if c < columns:
+                    vectors, right = vectors_of(columns - c), queries + 4 * c // WIDTH * right_size(dim)
+                    if overlap:
+                        units = units_of(count) if c else 0
+                        done = multiply_softening(
+                            k_kind, vectors, count, dim, left_keys, right, fresh_scores, units, old_scores, weights,
+                            old_state,
+                        )  # fmt: skip
+                    else:
+                        multiply(k_kind, 1, vectors, count, dim, left_keys, 0, right, fresh_scores, 4 * WIDTH, queue)
+                    prepare(
+                        vectors, count, fresh_scores, edge, limits[kv], c, min(WIDTH, columns - c), here, first_token,
+                        start, ends,
+                    )  # fmt: skip
+                    raise_peaks(vectors, count, fresh_scores, state + 8 * c, out + 4 * c * high, high if v else 0)
+                if c:
+                    vectors = vectors_of(columns - before)
+                    to = weights if MATRIX else old_scores
+                    soften(done, vectors, count, old_scores, to, v_kind, old_state)
+                    if v:
+                        column_out = out + 4 * before * high
+                        multiply(
+                            v_kind, 0, vectors, dim, count, left_values, across_row(dim), to, column_out, 4 * WIDTH,
+                            queue,
+                        )  # fmt: skip
+        for c in range(0, columns, LANES):
+            place = c // WIDTH
+            column_state = carray(floats_at(state + 8 * place * WIDTH), (2, WIDTH))
+            if v:
+                for d in range(0, wide_dim, LANES):
+                    for i in range(LANES):
+                        stand[i] = out + 4 * WIDTH * (place * high + d + i)
+                    transpose(lines, 4 * (c % WIDTH), turned + 4 * d, 4 * wide_dim)
+            for i in range(min(LANES, columns - c)):
+                head, token = kv * group + (c + i) // here, first_token + (c + i) % here
+                peak, mass = column_state[0, c % WIDTH + i], column_state[1, c % WIDTH + i]
+                summary[part, head, token, 0] = peak
+                summary[part, head, token, 1] = mass
+                if v:
+                    to = target + part * target_part + head * target_head + token * target_row
+                    factor = np.float32(1.0)
+                    if final:
+                        factor = np.float32(1.0) / mass if mass != 0.0 else np.float32(0.0)
+                    copy_row(turned + 4 * i * wide_dim, to, dim, factor)
+
+
+@register_jitable
+def few_places(dim):
+    """Where each part of a worker's memory begins, in floats, for a few columns."""
+    wide_dim = padded(dim, LANES)
+    queries = 0  # (FEW, wide_dim)
+    scores = queries + FEW * wide_dim  # (FEW, KEYS)
+    out = scores + FEW * padded(KEYS, LANES)  # (FEW, wide_dim)
+    wide = out + FEW * wide_dim  # (KEYS, wide_dim)
+    lines = wide + KEYS * wide_dim  # addresses
+    state = lines + 2 * KEYS  # peaks and sums (2, FEW)
+    return queries, scores, out, wide, lines, state, padded(state + 2 * FEW, 16)
 
 
 @njit(forceinline=True)
@@ -252,59 +493,16 @@ def product(x, y, dim):
 
 @njit
 def score_few(queries, rows, lines, kind, count, dim, wide, scores):
-    """The same scores for a few rows, by a product per row and key: transposing the keys would cost more."""
+    """Scores of a few rows (rows, KEYS) by a product per row and key: packing the keys would cost more."""
     wide_dim, stand = padded(dim, LANES), carray(words_at(lines), KEYS)
+    out = carray(floats_at(scores), (FEW, padded(KEYS, LANES)))
     for i in range(count):
         key = stand[i]
         if kind != F32 or dim != wide_dim:
             widen(key, kind, dim, wide, 1.0)
             key = wide
         for r in range(rows):
-            carray(floats_at(scores), (rows, KEYS))[r, i] = product(queries + 4 * r * wide_dim, key, dim)
-
-
-@njit
-def score_block(queries, rows, dim, panels, count, scores):
-    """scores (rows, KEYS) = queries (rows, wide_dim) · keys, for the first `count` keys in panels."""
-    wide_dim = padded(dim, LANES)
-    for first in range(0, count, PANEL):
-        set_rows(
-            VECTORS, rows, queries, 4 * wide_dim, panels + 4 * first * wide_dim, 4 * PANEL, scores + 4 * first,
-            4 * KEYS, dim, 0,
-        )  # fmt: skip
-
-
-@njit
-def hide(row, count, first, last):
-    """Minus infinity in the columns of a row outside first ≤ column < last, up to `count` rounded up to LANES."""
-    for i in range(0, count, LANES):
-        store(row + 4 * i, only(load(row + 4 * i), first - i, last - i))
-
-
-@njit(forceinline=True)
-def peak_of(row, count):
-    """The largest of a row of scores."""
-    top = load(row)
-    for i in range(LANES, count, LANES):
-        top = larger(top, load(row + 4 * i))
-    return highest(top)
-
-
-@njit(forceinline=True)
-def soften(row, count, peak):
-    """2^(x - peak) in place over a row of scores; returns the sum."""
-    offset, sums = splat(finite(peak)), splat(np.float32(0.0))
-    for i in range(0, count, LANES):
-        weights = exp2(load(row + 4 * i) - offset)
-        store(row + 4 * i, weights)
-        sums = sums + weights
-    return total(sums)
-
-
-@njit(forceinline=True)
-def finite(peak):
-    """The peak, or 0 where a row has seen nothing yet."""
-    return peak if peak > -np.inf else np.float32(0.0)
+            out[r, i] = product(queries + 4 * r * wide_dim, key, dim)
 
 
 @njit(forceinline=True)
@@ -313,137 +511,114 @@ def power(x):
     return highest(exp2(splat(x)))
 
 
-@njit
-def pack_values(lines, kind, count, dim, panels):
-    """Copy `count` values, whose addresses stand at `lines`, into panels (D/PANEL, KEYS, PANEL).
-
-    In place, the rows of a panel may lie so that they share few lines of the first-level cache.
-    """
-    stand, size = carray(words_at(lines), KEYS), 4 if kind == F32 else 2
-    for first in range(0, dim, PANEL):
-        panel, here = panels + 4 * first * KEYS, min(PANEL, dim - first)
-        for i in range(count):
-            widen(stand[i] + size * first, kind, here, panel + 4 * i * PANEL, 1.0)
-
-
-@njit
-def add_values(scores, rows, values, values_row, panel, count, dim, out, factors):
-    """out (rows, wide_dim) = diag(factors) · out + scores (rows, count) · values (count, dim).
-
-    `values_row` and `panel` are the bytes from one value to the next, and from PANEL columns to the next PANEL.
-    """
-    wide_dim = padded(dim, LANES)
-    for first in range(0, wide_dim, PANEL):
-        vectors = min(VECTORS, (wide_dim - first) // LANES)
-        add_rows(
-            vectors, rows, scores, 4 * KEYS, values + first // PANEL * panel, values_row, out + 4 * first, 4 * wide_dim,
-            count, factors,
-        )  # fmt: skip
-
-
 @kernel
-def _attend(task, worker):
+def _attend_few(task, worker):
     (
-        q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, chosen, seen, partial, stats,
-        memory, size, heads, kv_heads, tokens, keys, dim, block, blocks, parts, span, scale,
-    ) = unpack(task + 8, 28)  # fmt: skip
-    group, wide_dim = heads // kv_heads, padded(dim, LANES)
+        q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, chosen, seen, target, target_part,
+        target_head, target_row, final, stats, memory, size, heads, kv_heads, tokens, keys, dim, block, blocks, parts,
+        span, scale,
+    ) = unpack(task + 8, 32)  # fmt: skip
+    group, wide_dim, score_row = heads // kv_heads, padded(dim, LANES), 4 * padded(KEYS, LANES)
+    columns = group * tokens
     limits = carray(words_at(seen), (kv_heads, tokens, 2))
     summary = carray(floats_at(stats), (parts, heads, tokens, 2))
-    most = block * group
-    queries = memory + 4 * size * worker
-    scores = queries + 4 * most * wide_dim
-    out = scores + 4 * most * KEYS
-    panels = out + 4 * most * wide_dim
-    values = panels + 4 * KEYS * wide_dim
-    wide = values + 4 * KEYS * padded(dim, PANEL)
-    lines = wide + 4 * KEYS * wide_dim
-    lines += -lines % 8
-    state = lines + 8 * KEYS
-    factors = carray(floats_at(state), most)
-    peaks = carray(floats_at(state + 4 * most), most)
-    sums = carray(floats_at(state + 8 * most), most)
-    columns = carray(words_at(chosen or seen), (kv_heads, keys))
+    listed = carray(words_at(chosen or seen), (kv_heads, keys))
+    mine = memory + 4 * size * worker
+    p = few_places(dim)
+    queries, scores, out, wide, lines = (
+        mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3], mine + 4 * p[4],
+    )  # fmt: skip
+    stand = carray(words_at(lines), KEYS)
+    peaks, sums = carray(floats_at(mine + 4 * p[5]), FEW), carray(floats_at(mine + 4 * p[5] + 4 * FEW), FEW)
     while True:
         item = fetch_add(task, 1)
-        if item >= kv_heads * blocks * parts:
+        if item >= kv_heads * parts:
             return
-        part, kv, first_token = item % parts, item // parts % kv_heads, item // (parts * kv_heads) * block
-        here = min(block, tokens - first_token)
-        rows = here * group
-        source = q + kv * group * q_head + first_token * q_row
-        pack_queries(source, q_head, q_row, q_kind, group, here, dim, queries, real(scale))
-        peaks[:] = -np.inf
-        sums[:] = 0.0
-        if v:
-            carray(floats_at(out), rows * wide_dim)[:] = 0.0
-        begin = max(part * span, limits[kv, first_token, 0] // KEYS * KEYS)
-        end = min((part + 1) * span, limits[kv, first_token + here - 1, 1])
+        part, kv = item % parts, item // parts
+        for r in range(columns):
+            at = q + (kv * group + r // tokens) * q_head + r % tokens * q_row
+            widen(at, q_kind, dim, queries + 4 * r * wide_dim, real(scale))
+            peaks[r], sums[r] = NOTHING, 0.0
+        carray(floats_at(out), FEW * wide_dim)[:] = 0.0
+        begin = max(part * span, limits[kv, 0, 0] // KEYS * KEYS)
+        end = min((part + 1) * span, limits[kv, tokens - 1, 1])
         for start in range(begin, end, KEYS):
             count = min(KEYS, end - start)
-            stand = carray(words_at(lines), KEYS)
-            for i in range(count):
-                column = columns[kv, start + i] if chosen else start + i
-                stand[i] = k + kv * k_head + column * k_row
-            if rows <= FEW_ROWS:
-                score_few(queries, rows, lines, k_kind, count, dim, wide, scores)
-            else:
-                pack_keys(lines, k_kind, count, dim, wide, panels)
-                score_block(queries, rows, dim, panels, count, scores)
-            last_token = first_token + here - 1
-            if limits[kv, last_token, 0] > start or limits[kv, first_token, 1] < start + padded(count, LANES):
-                for r in range(rows):  # some query does not see all of this block
-                    token = first_token + r % here
-                    low, high = limits[kv, token, 0] - start, min(limits[kv, token, 1] - start, count)
-                    hide(scores + 4 * r * KEYS, count, low, high)
-            for r in range(rows):  # all peaks before all powers: neither then waits for the other's last step
-                peak = max(peaks[r], peak_of(scores + 4 * r * KEYS, count))
-                factors[r] = power(peaks[r] - peak) if peaks[r] < peak else np.float32(1.0)
-                peaks[r] = peak
-            for r in range(rows):
-                sums[r] = sums[r] * factors[r] + soften(scores + 4 * r * KEYS, count, peaks[r])
+            list_rows(lines, k + kv * k_head, k_row, start, count, listed[kv], chosen)
+            score_few(queries, columns, lines, k_kind, count, dim, wide, scores)
+            for r in range(columns):
+                row, token = scores + r * score_row, r % tokens
+                low, last = limits[kv, token, 0] - start, min(limits[kv, token, 1] - start, count)
+                top = splat(np.float32(NOTHING))
+                for i in range(0, count, LANES):
+                    x = only(load(row + 4 * i), low - i, last - i)
+                    store(row + 4 * i, x)
+                    top = larger(top, x)
+                peak = max(peaks[r], highest(top))
+                if peak > peaks[r]:
+                    factor = power(peaks[r] - peak)
+                    sums[r] *= factor
+                    copy_row(out + 4 * r * wide_dim, out + 4 * r * wide_dim, dim, factor)
+                    peaks[r] = peak
+                mass = splat(np.float32(0.0))
+                for i in range(0, count, LANES):
+                    x = exp2(load(row + 4 * i) - splat(peak))
+                    store(row + 4 * i, x)
+                    mass = mass + x
+                sums[r] += total(mass)
             if v:
-                for i in range(count):
-                    column = columns[kv, start + i] if chosen else start + i
-                    stand[i] = v + kv * v_head + column * v_row
-                at, row, panel = stand[0], v_row, 4 * PANEL
-                if rows > FEW_ROWS or chosen or v_kind != F32 or dim != wide_dim:
-                    pack_values(lines, v_kind, count, dim, values)
-                    at, row, panel = values, 4 * PANEL, 4 * KEYS * PANEL
-                add_values(scores, rows, at, row, panel, count, dim, out, state)
-        for g in range(group):
-            head = kv * group + g
-            for t in range(here):
-                r, token = g * here + t, first_token + t
-                summary[part, head, token, 0] = peaks[r]
-                summary[part, head, token, 1] = sums[r]
-                if v:
-                    target = partial + 4 * ((part * heads + head) * tokens + token) * dim
-                    copy_row(out + 4 * r * wide_dim, target, dim)
+                at, step = v + kv * v_head + start * v_row, v_row
+                if chosen or v_kind != F32 or dim != wide_dim:
+                    list_rows(lines, v + kv * v_head, v_row, start, count, listed[kv], chosen)
+                    for i in range(count):
+                        widen(stand[i], v_kind, dim, wide + 4 * i * wide_dim, 1.0)
+                    at, step = wide, 4 * wide_dim
+                for d in range(0, wide_dim, VECTORS * LANES):
+                    vectors, to = min(VECTORS, (wide_dim - d) // LANES), out + 4 * d
+                    tile_rows(vectors, columns, 0, scores, score_row, 4, at + 4 * d, step, to, 4 * wide_dim, count)
+        for r in range(columns):
+            head, token = kv * group + r // tokens, r % tokens
+            summary[part, head, token, 0] = peaks[r]
+            summary[part, head, token, 1] = sums[r]
+            if v:
+                factor = np.float32(1.0)
+                if final:
+                    factor = np.float32(1.0) / sums[r] if sums[r] != 0.0 else np.float32(0.0)
+                to = target + part * target_part + head * target_head + token * target_row
+                copy_row(out + 4 * r * wide_dim, to, dim, factor)
 
 
 @kernel
 def _merge(task, worker):
-    partial, stats, out, parts, rows, dim = unpack(task + 8, 6)
-    ranges = carray(floats_at(partial), (parts, rows, dim))
-    summary = carray(floats_at(stats), (parts, rows, 2))
-    merged = carray(floats_at(out), (rows, dim))
+    partial, stats, out, out_head, out_row, parts, heads, tokens, dim = unpack(task + 8, 9)
+    summary = carray(floats_at(stats), (parts, heads * tokens, 2))
     while True:
         first = fetch_add(task, 1) * 64
-        if first >= rows:
+        if first >= heads * tokens:
             return
-        for r in range(first, min(first + 64, rows)):
-            peak = summary[0, r, 0]
-            for p in range(1, parts):
-                peak = max(peak, summary[p, r, 0])
-            merged[r] = 0.0
-            mass = np.float32(0.0)
+        for r in range(first, min(first + 64, heads * tokens)):
+            to = out + r // tokens * out_head + r % tokens * out_row
+            peak, mass = np.float32(NOTHING), np.float32(0.0)
             for p in range(parts):
-                if summary[p, r, 1] != 0.0:
-                    factor = power(summary[p, r, 0] - peak)
-                    mass += summary[p, r, 1] * factor
-                    for d in range(dim):
-                        merged[r, d] += ranges[p, r, d] * factor
-            if mass != 0.0:
-                for d in range(dim):
-                    merged[r, d] /= mass
+                peak = max(peak, summary[p, r, 0])
+            for p in range(parts):
+                mass += summary[p, r, 1] * power(summary[p, r, 0] - peak)
+            rate = np.float32(1.0) / mass if mass != 0.0 else np.float32(0.0)
+            for p in range(parts):
+                factor, source = power(summary[p, r, 0] - peak) * rate, partial + 4 * (p * heads * tokens + r) * dim
+                if p == 0:
+                    copy_row(source, to, dim, factor)
+                else:
+                    add_row(source, F32, dim, factor, to)
+
+
+@njit(forceinline=True)
+def add_row(source, kind, count, weight, out):
+    """out += weight · a stored row of `count` numbers."""
+    by, size = splat(weight), 4 if kind == F32 else 2
+    for i in range(0, count // LANES * LANES, LANES):
+        store(out + 4 * i, fma(load_kind(source + size * i, kind, LANES), by, load(out + 4 * i)))
+    rest = count % LANES
+    if rest:
+        at, to = source + size * (count - rest), out + 4 * (count - rest)
+        store_some(to, rest, fma(load_kind(at, kind, rest), by, load_some(to, rest)))

@@ -15,11 +15,11 @@ from numba import carray, njit
 import reference
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.simd import LANES, bytes_at, fetch_add, load, store, unpack, words_at
-from accel.cpu.views import address
+from accel.cpu.views import Chosen, address
 from reference.checks import require
 from reference.config import ModelConfig
 
-SPARE = 64  # columns that a buffer grows by at least
+SPARE = 256  # columns that a buffer grows by at least: an answer
 
 
 @dataclass
@@ -35,6 +35,11 @@ class LayerCache(reference.LayerCache):
         """Columns that fit before the buffers must grow."""
         return self._buffers[2].shape[1]
 
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many tokens per KV head, and for an answer."""
+        if tokens > self.capacity:
+            self._move(tokens + SPARE)
+
     def append(self, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> None:
         """Add a chunk: k and v (KV, T, D), positions (T,) that follow everything held."""
         tokens, size = self.check(k, v, positions)["T"], self.size
@@ -49,14 +54,14 @@ class LayerCache(reference.LayerCache):
         if self.received is not None:
             self.received = np.pad(self.received, ((0, 0), (0, tokens)))
 
-    def gather(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Keys, values and positions of some columns per KV head: columns (KV, R) -> (KV, R, D) twice and (KV, R)."""
+    def gather(self, columns: np.ndarray) -> tuple[Chosen, Chosen, np.ndarray]:  # type: ignore[override]
+        """Keys, values and positions of some columns per KV head: columns (KV, R) -> (KV, R, D) twice and (KV, R).
+
+        Keys and values are read where they are: they too are valid until the cache next changes.
+        """
         columns = self._checked(columns)
-        shape = *columns.shape, self.k.shape[2]
-        k, v = np.empty(shape, self.k.dtype), np.empty(shape, self.v.dtype)
-        _copy_columns(self.k, columns, k)
-        _copy_columns(self.v, columns, v)
-        return k, v, np.take_along_axis(self.positions, columns, axis=1)
+        positions = np.take_along_axis(self.positions, columns, axis=1)
+        return Chosen(self.k, columns), Chosen(self.v, columns), positions
 
     def keep(self, columns: np.ndarray) -> None:
         """Forget every column but these: columns (KV, B) ascending. Their room is used again."""

@@ -12,13 +12,29 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import KEYS, add_values, ahead, pack_values, padded, widen
+from accel.cpu.blocks import ahead, padded, widen
 from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.memory import scratch
 from accel.cpu.quoka import AHEAD, LARGE, SMALL
-from accel.cpu.simd import F32, LANES, PANEL, fetch_add, floats_at, fma, load, splat, total, unpack, words_at
-from accel.cpu.views import address, readable, rows, scratch
+from accel.cpu.simd import (
+    F32,
+    LANES,
+    VECTORS,
+    fetch_add,
+    floats_at,
+    fma,
+    load,
+    splat,
+    tile_rows,
+    total,
+    unpack,
+    words_at,
+)
+from accel.cpu.views import address, readable, rows
 from reference.caote import GUARD, JOINS
 from reference.checks import match, one_of, require
+
+KEYS = 128  # values per block
 
 
 def caote_scores(h: np.ndarray, v: np.ndarray, *, fast: bool = False, group: str = "mean") -> np.ndarray:
@@ -38,7 +54,7 @@ def caote_scores(h: np.ndarray, v: np.ndarray, *, fast: bool = False, group: str
     span = -(-keys // parts)
     weighted, summed, weight = _sums(h, v, tops, parts, span)
     centres, rates, top_scores = _centres(h, v, tops, weighted, summed, weight, fast)
-    memory = scratch.take(THREADS * padded.py_func(dim, LANES))
+    memory = scratch.take(THREADS * padded(dim, LANES))
     _distances(
         address(h), *rows(v), address(centres), address(rates), address(tops), address(top_scores), address(scores),
         address(memory), heads, kv_heads, keys, dim, parts, span, int(fast), list(JOINS).index(group),
@@ -53,11 +69,11 @@ def _sums(
     """Per head, all float64: Σ h_i v_i without its top token (H, D), Σ v_i (H, D), Σ h_i without its top token (H,)."""
     heads, (kv_heads, keys, dim) = len(h), v.shape
     group = heads // kv_heads
-    high, wide_dim = group + 1, padded.py_func(dim, LANES)
+    high, wide_dim = group + 1, padded(dim, LANES)
     sums = np.zeros((parts, kv_heads, high, wide_dim), np.float32)
     weights = np.zeros((parts, heads), np.float32)
     negative = np.zeros(1, np.int64)
-    memory = scratch.take(THREADS * (KEYS * (padded.py_func(dim, PANEL) + high + 2) + high + 2))
+    memory = scratch.take(THREADS * KEYS * (wide_dim + high))
     _weigh(
         address(h), *rows(v), address(tops), address(sums), address(weights), address(negative), address(memory), heads,
         kv_heads, keys, dim, parts, span,
@@ -107,13 +123,9 @@ def _weigh(task, worker):
     high = group + 1
     base, tops = carray(floats_at(h), (heads, keys)), carray(words_at(top), heads)
     mass = carray(floats_at(weights), (parts, heads))
-    values = memory + 4 * worker * (KEYS * (padded(dim, PANEL) + high + 2) + high + 2)
-    shares = values + 4 * KEYS * padded(dim, PANEL)
-    lines = shares + 4 * (high * KEYS + high)
-    lines += -lines % 8
-    stand = carray(words_at(lines), KEYS)
-    block, ones = carray(floats_at(shares), (high, KEYS)), carray(floats_at(shares + 4 * high * KEYS), high)
-    ones[:] = 1.0
+    values = memory + 4 * worker * KEYS * (wide_dim + high)
+    shares = values + 4 * KEYS * wide_dim
+    block = carray(floats_at(shares), (high, KEYS))
     while True:
         item = fetch_add(task, 1)
         if item >= kv_heads * parts:
@@ -138,12 +150,15 @@ def _weigh(task, worker):
                 for i in range(0, KEYS, LANES):
                     row = row + load(shares + 4 * (g * KEYS + i))
                 mass[part, head] += total(row)
-            for i in range(count):
-                stand[i] = v + kv * v_head + (start + i) * v_row
-                ahead(stand[i] + AHEAD * v_row, v_kind, dim)
-            pack_values(lines, v_kind, count, dim, values)
+            at, step = v + kv * v_head + start * v_row, v_row
+            if v_kind != F32 or dim != wide_dim:
+                for i in range(count):
+                    widen(at + i * v_row, v_kind, dim, values + 4 * i * wide_dim, 1.0)
+                at, step = values, 4 * wide_dim
             out = sums + 4 * (part * kv_heads + kv) * high * wide_dim
-            add_values(shares, high, values, 4 * PANEL, 4 * KEYS * PANEL, count, dim, out, shares + 4 * high * KEYS)
+            for d in range(0, wide_dim, VECTORS * LANES):
+                vectors, to = min(VECTORS, (wide_dim - d) // LANES), out + 4 * d
+                tile_rows(vectors, high, 0, shares, 4 * KEYS, 4, at + 4 * d, step, to, 4 * wide_dim, count)
 
 
 @njit(forceinline=True)

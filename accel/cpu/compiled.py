@@ -4,10 +4,11 @@ A kernel is a Python function of (task, worker): `task` is the address of a bloc
 which the first counts the work items taken. Every worker takes items until none is left, so that a slow core delays a
 call by one item at most.
 
-The caller is worker 0 and starts at once. Helper threads join when they can: each waits in compiled code without
-the interpreter's lock, looking for work for a third of a millisecond after its last task (a chunk calls hundreds of
-kernels, with some Python between them) before it goes to sleep. A call whose helper is asleep, busy with another thread's call, or lost in a fork simply
-does everything itself: nothing depends on a helper, so any number of Python threads may call at once.
+The caller is worker 0 and starts at once. Helper threads join when they can: each waits in compiled code without the
+interpreter's lock, looking for work for a third of a millisecond after its last task (a chunk calls hundreds of
+kernels, with some Python between them) before it goes to sleep. A call whose helper is asleep, busy with another
+thread's call, or lost in a fork simply does everything itself: nothing depends on a helper, so any number of Python
+threads may call at once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from numba import carray, njit, types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
-from accel.cpu.simd import LANES, REGISTERS, call, peek, swap_if, words_at
+from accel.cpu.simd import LANES, MATRIX, REGISTERS, call, peek, swap_if, words_at
 from reference.checks import require
 
 PATIENCE = 3e-4  # seconds that a helper looks at an empty board before it goes to sleep
@@ -50,8 +51,8 @@ THREADS = thread_count()
 
 def _stamp() -> str:
     """Changes with any source file of this package: a kernel's code lies in several of them, and so do tile sizes."""
-    digest = hashlib.sha256(f"{LANES} {REGISTERS}".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    digest = hashlib.sha256(f"{LANES} {REGISTERS} {MATRIX}".encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from accel.cpu.attention import ahead, padded, widen
+from accel.cpu.attention import product
+from accel.cpu.blocks import ahead, padded, widen
 from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.quoka import AHEAD, BLOCK, product, unit_rate
+from accel.cpu.memory import scratch
+from accel.cpu.quoka import AHEAD, BLOCK, unit_rate
 from accel.cpu.simd import LANES, fetch_add, floats_at, fma, load, splat, store, unpack
-from accel.cpu.views import address, readable, rows, scratch
+from accel.cpu.views import address, readable, rows
 from reference.checks import match, one_of
 from reference.keydiff import ANCHORS
 from reference.similarity import unit
@@ -29,7 +31,7 @@ def keydiff_scores(k: np.ndarray, *, anchor: str = "normalised") -> np.ndarray:
     if scores.size == 0:
         return scores
     k = readable(k)
-    wide_dim = padded.py_func(dim, LANES)
+    wide_dim = padded(dim, LANES)
     parts = min(-(-8 * THREADS // kv_heads), -(-keys // 64))
     span = -(-keys // parts)
     sums = np.zeros((parts, kv_heads, wide_dim), np.float32)

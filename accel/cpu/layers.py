@@ -6,17 +6,16 @@ are a view or a line of NumPy are the reference's own.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from accel.cpu.attention import load_kind
+from accel.cpu.blocks import load_kind
 from accel.cpu.compiled import kernel
+from accel.cpu.memory import Room, fresh
 from accel.cpu.simd import F32, LANES, fetch_add, fma, load, real, splat, store, store_some, total, unpack
 from accel.cpu.views import address, readable, rows
 from reference import layers as meaning
 from reference.checks import match, require
-from reference.weights import Weights
+from reference.weights import LayerWeights, Weights
 
 ROWS_READ = 16  # rows per item
 
@@ -32,7 +31,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
     dim = weight.shape[0]
     require(x.shape[-1] == dim, f"x: got last axis {x.shape[-1]}, wanted {dim}, the weight's length")
     stacked = readable(x if x.ndim in (2, 3) else x.reshape(-1, dim))
-    out = np.empty(x.shape, np.float32)
+    out = fresh(*x.shape)
     weight = np.ascontiguousarray(weight, np.float32)
     heads, tokens = stacked.shape[0] if stacked.ndim == 3 else 1, stacked.shape[-2]
     if out.size:
@@ -45,7 +44,7 @@ def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
     sizes = match(x=(x, "H T D"), cosine=(cosine, "T D/2"), sine=(sine, "T D/2"))
     half = sizes["D"] // 2
     require(sizes["D/2"] == half, f"cosine: got {sizes['D/2']} angles, wanted {half}, half of head_dim")
-    x, out = readable(x), np.empty(x.shape, np.float32)
+    x, out = readable(x), fresh(*x.shape)
     cosine, sine = np.ascontiguousarray(cosine, np.float32), np.ascontiguousarray(sine, np.float32)
     if out.size:
         _rotate(*rows(x), address(cosine), address(sine), address(out), sizes["H"], sizes["T"], half)
@@ -58,25 +57,20 @@ def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def prepare_weights(weights: Weights) -> Weights:
-    """The same weights with every W_down laid out neuron by neuron, (F, E) in memory under the shape (E, F), so that
-    chosen neurons are rows; float64 becomes float32, and 16-bit weights stay as they are."""
-    stored = {id(weights.embedding): readable(weights.embedding)}  # a tied output stays the same array
-    return Weights(
-        stored[id(weights.embedding)],
-        tuple(
-            replace(
-                layer,
-                **{
-                    name: readable(array.T).T if name == "w_down" else readable(array)
-                    for name, array in vars(layer).items()
-                    if array is not None
-                },
-            )
-            for layer in weights.layers
-        ),
-        readable(weights.final_norm),
-        stored.get(id(weights.output)) if weights.output is weights.embedding else readable(weights.output),
-    )
+    """The same weights in large pages, and every W_down neuron by neuron, (F, E) in memory under the shape (E, F), so
+    that chosen neurons are rows; float64 becomes float32, and 16-bit weights stay as they are."""
+    outer = {name: getattr(weights, name) for name in ("embedding", "final_norm", "output")}
+    if weights.output is weights.embedding:
+        del outer["output"]
+    layers = [{name: x for name, x in vars(layer).items() if x is not None} for layer in weights.layers]
+    for layer in layers:
+        layer["w_down"] = layer["w_down"].T
+    room = Room([x for group in (*layers, outer) for x in group.values()])
+    placed = [{name: room.put(x) for name, x in layer.items()} for layer in layers]
+    for layer in placed:
+        layer["w_down"] = layer["w_down"].T
+    kept = {name: room.put(x) for name, x in outer.items()}
+    return Weights(layers=tuple(LayerWeights(**layer) for layer in placed), **{"output": kept["embedding"], **kept})
 
 
 @kernel

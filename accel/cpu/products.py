@@ -1,28 +1,48 @@
 """Products with weight matrices, from float32 or 16-bit weights, any stride from row to row.
 
-How it tiles. For chunks, an item is PANEL rows of W: 192 of their columns at a time are widened and transposed into a
-panel that fits the first-level cache, and the register tile multiplies it with all rows of x, adding to a block of
-tokens × PANEL until the depth is through. Only the panel is ever widened. For a few tokens (decoding) an item is 32
-rows of W, read once from memory and multiplied with every token where they are widened, in registers: memory is the
-limit, so 16-bit weights take half the time.
+How it tiles. For chunks, an item is HEIGHT rows of W, or several times as many where the tokens, packed, outgrow the
+second-level cache. DEPTH of their columns at a time are packed, HEIGHT rows after another, and multiplied with all
+tokens, which every worker packs for itself once, adding to rows × tokens sums until the depth is through; then the sums
+are turned and written. Only what is packed is ever widened. For a few tokens (decoding) an item is 32 rows of W, read
+once from memory and multiplied with every token where they are widened, in registers: memory is the limit, so 16-bit
+weights take half the time. Several matrices may share one call, and so the packing of x.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numba import carray, njit
+from numba.extending import register_jitable
 
-from accel.cpu.attention import ahead, pack_keys, padded
+from accel.cpu.blocks import (
+    DEPTH,
+    HIGH,
+    TEMPORARY,
+    WIDTH,
+    left_size,
+    multiply_packing,
+    nothing_planned,
+    number_size,
+    pack_right,
+    padded,
+    plan_left,
+    plan_size,
+    ready_left,
+    right_at,
+    right_size,
+    vectors_of,
+)
 from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.memory import fresh, scratch
 from accel.cpu.simd import (
     BF16,
     F16,
-    F32,
     LANES,
-    PANEL,
+    MATRIX,
     ROWS,
-    VECTORS,
-    add_rows,
+    close_tiles,
     compiled_as,
     fetch_add,
     floats_at,
@@ -33,43 +53,73 @@ from accel.cpu.simd import (
     load_some,
     load_some_bf16,
     load_some_f16,
+    open_tiles,
     splat,
+    store,
     total,
+    transpose,
     unpack,
     words_at,
 )
-from accel.cpu.views import address, matrix, readable, scratch
+from accel.cpu.views import address, matrix, readable
 from reference.checks import match
 
-DEPTH = 192  # columns of a panel: PANEL · DEPTH numbers stay in the first-level cache
+HEIGHT = 32 if MATRIX else 8 * ROWS  # rows of W that are packed at a time
 FEW = 4  # tokens up to which weights are read row by row
 ROWS_READ = 32  # rows of W per item there
+MOST_TOKENS = 256  # tokens per call of a kernel: what is packed of them should stay in the second-level cache
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """x Wᵀ + b: x (T, in), weight (out, in), bias (out,) -> (T, out) float32."""
-    sizes = match(x=(x, "T in"), weight=(weight, "out in"), **({} if bias is None else {"bias": (bias, "out")}))
-    tokens, dim, outs = sizes["T"], sizes["in"], sizes["out"]
-    if 0 in (tokens, dim, outs):
-        return np.zeros((tokens, outs), np.float32) + (0 if bias is None else bias.astype(np.float32))
-    y = np.empty((tokens, outs), np.float32)
-    x, weight = whole_vectors(x), readable(weight)
-    bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
-    shape = 0 if bias is None else address(bias), address(y), tokens, dim, outs
+    return linear_each(x, [(weight, bias)])[0]
+
+
+def linear_each(x: np.ndarray, maps: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> list[np.ndarray]:
+    """Several maps (W, b) of one input, as `linear`, in one pass: x is packed once for all of them."""
+    outputs, tasks, held = [], [], []
+    for weight, bias in maps:
+        sizes = match(x=(x, "T in"), weight=(weight, "out in"), **({} if bias is None else {"bias": (bias, "out")}))
+        tokens, outs = sizes["T"], sizes["out"]
+        y = fresh(tokens, outs)
+        weight = readable(weight)
+        bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        outputs.append(y)
+        held.append((weight, bias))  # until the kernel is done
+        tasks.append((*matrix(weight), 0 if bias is None else address(bias), address(y), outs))
+    if x.shape[1] == 0:
+        return [y + b if b is not None else y for y, (_, b) in zip(map(np.zeros_like, outputs), held, strict=True)]
+    run_maps(x, tasks)
+    return outputs
+
+
+def run_maps(x: np.ndarray, tasks: Sequence[tuple[int, ...]]) -> None:
+    """Compute maps that are given as (W, bytes from row to row, kind, bias or 0, y, outs)."""
+    tokens, dim = x.shape
+    words = np.array(tasks, np.int64)
     if tokens <= FEW:
-        _read(address(x), x.shape[1], *matrix(weight), *shape)
-        return y
-    size = panel_size(len(x))
-    memory = scratch.take(size * THREADS)
-    _project(address(x), x.shape[1], *matrix(weight), *shape, address(memory), size)
-    scratch.give(memory)
-    return y
+        x = whole_vectors(x)
+        _read(address(x), x.shape[1], address(words), len(tasks), tokens, dim)
+        return
+    x, each = readable(x), rows_per_item(dim, int(words[:, 5].sum()))
+    for start in range(0, tokens, MOST_TOKENS):
+        here = min(MOST_TOKENS, tokens - start)
+        size = places(here, dim, each)[-1]
+        memory = scratch.take(size * THREADS)
+        _project(*matrix(x[start:]), address(words), len(tasks), here, dim, start, each, address(memory), size)
+        scratch.give(memory)
+
+
+def rows_per_item(dim: int, rows: int) -> int:
+    """Rows of W that an item passes over the tokens: more than HEIGHT where the tokens come from beyond the
+    second-level cache, as far as there are items enough."""
+    return HEIGHT * (1 if dim <= 2 * DEPTH else max(1, min(8, rows // (HEIGHT * 4 * THREADS))))
 
 
 def whole_vectors(x: np.ndarray) -> np.ndarray:
     """x (T, E) as float32 with zeros to the right up to whole vectors; as it is where that fits."""
     tokens, dim = x.shape
-    shape = tokens, padded.py_func(dim, LANES)
+    shape = tokens, padded(dim, LANES)
     if x.shape == shape and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
         return x
     wide = np.zeros(shape, np.float32)
@@ -77,9 +127,155 @@ def whole_vectors(x: np.ndarray) -> np.ndarray:
     return wide
 
 
-def panel_size(high: int) -> int:
-    """Floats that a worker needs to multiply `high` rows by panels: `multiply_panel` lays them out."""
-    return 2 * PANEL * DEPTH + 4 * PANEL + 2 + high * (PANEL + 1)
+@register_jitable
+def blocks_of(tokens):
+    """Blocks of columns for so many tokens."""
+    return (tokens + WIDTH - 1) // WIDTH
+
+
+@register_jitable
+def places(tokens, dim, rows):
+    """Where each part of a worker's memory begins, in floats, for items of so many rows; the last is how many there
+    are."""
+    right = 0  # x, packed (blocks,)
+    left = right + blocks_of(tokens) * right_size(dim)  # two, in turns
+    sums = left + 2 * left_size(HEIGHT, DEPTH)  # (blocks, rows, WIDTH)
+    turned = sums + blocks_of(tokens) * rows * WIDTH  # (LANES, LANES)
+    temporary = turned + LANES * LANES
+    plan = temporary + TEMPORARY
+    lines = plan + plan_size(HEIGHT, DEPTH)  # addresses of rows, and of some of those from some depth on
+    coming = lines + 2 * padded(max(WIDTH, rows + HEIGHT), LANES)  # addresses of the rows after them
+    return right, left, sums, turned, temporary, plan, lines, coming, padded(coming + 2 * rows, 16)
+
+
+@njit
+def pack_tokens(x, x_row, x_kind, tokens, dim, left_kind, out, lines, temporary):
+    """All tokens as packed blocks of columns."""
+    stand = carray(words_at(lines), WIDTH)
+    for c in range(0, tokens, WIDTH):
+        columns = min(WIDTH, tokens - c)
+        for i in range(columns):
+            stand[i] = x + (c + i) * x_row
+        pack_right(lines, x_kind, columns, dim, out + 4 * c // WIDTH * right_size(dim), 1.0, left_kind, temporary)
+
+
+@njit
+def multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, sums, plan, coming, coming_rows):
+    """sums (blocks, rows padded to HIGH, WIDTH) = the rows of a matrix, whose addresses stand at `lines`, times packed
+    tokens. After those addresses there is room for HEIGHT more.
+
+    The first part must be planned, for the `turn`-th of the two places at `left`; at the end the first part of the rows
+    whose addresses stand at `coming` is, if there are any, for the place whose turn is returned.
+    """
+    stand, here = carray(words_at(lines), rows), carray(words_at(lines + 8 * rows), HEIGHT)
+    high, size, blocks, place = padded(rows, HIGH), number_size(kind), blocks_of(tokens), 4 * left_size(HEIGHT, DEPTH)
+    for depth in range(0, dim, DEPTH):
+        deep = min(DEPTH, dim - depth)
+        for first in range(0, rows, HEIGHT):
+            some, after = min(HEIGHT, rows - first), first + HEIGHT
+            for i in range(some):
+                here[i] = stand[first + i] + depth * size
+            packed = left + turn * place
+            ready_left(plan, lines + 8 * rows, kind, some, deep, packed)
+            turn = 1 - turn
+            following = left + turn * place
+            if after < rows:
+                plan_left(plan, lines + 8 * after, kind, min(HEIGHT, rows - after), depth * size, deep, following)
+            elif depth + DEPTH < dim:
+                offset, further = (depth + DEPTH) * size, min(DEPTH, dim - depth - DEPTH)
+                plan_left(plan, lines, kind, min(HEIGHT, rows), offset, further, following)
+            elif coming_rows:
+                plan_left(plan, coming, kind, min(HEIGHT, coming_rows), 0, min(DEPTH, dim), following)
+            else:
+                nothing_planned(plan)
+            for n in range(blocks):
+                at = right_at(right + 4 * n * right_size(dim), depth, kind)
+                to, vectors = sums + 4 * (n * high + first) * WIDTH, vectors_of(tokens - n * WIDTH)
+                multiply_packing(kind, depth == 0, vectors, some, deep, packed, 0, at, to, 4 * WIDTH, plan)
+    return turn
+
+
+@njit
+def write_turned(sums, high, rows, tokens, out, out_row, shift, lines, turned):
+    """out (tokens, rows), rows `out_row` bytes apart, = the sums (blocks, high, WIDTH) turned, plus a number per row
+    that stands at `shift`, where that is not 0."""
+    stand = carray(words_at(lines), LANES)
+    added, flat = carray(floats_at(shift or sums), rows), carray(floats_at(turned), (LANES, LANES))
+    for n in range(blocks_of(tokens)):
+        block = sums + 4 * n * high * WIDTH
+        for r in range(0, rows, LANES):
+            wide = min(LANES, rows - r)
+            for i in range(LANES):
+                stand[i] = block + 4 * (r + min(i, wide - 1)) * WIDTH
+                if shift and i < wide:
+                    for c in range(0, WIDTH, LANES):
+                        at = stand[i] + 4 * c
+                        store(at, load(at) + splat(added[r + i]))
+            for c in range(0, min(WIDTH, tokens - n * WIDTH), LANES):
+                token = n * WIDTH + c
+                to = out + token * out_row + 4 * r
+                if wide == LANES and token + LANES <= tokens:
+                    transpose(lines, 4 * c, to, out_row)
+                    continue
+                transpose(lines, 4 * c, turned, 4 * LANES)
+                for t in range(min(LANES, tokens - token)):
+                    line = carray(floats_at(to + t * out_row), wide)
+                    for i in range(wide):
+                        line[i] = flat[t, i]
+
+
+@njit(forceinline=True)
+def list_rows(lines, base, row, first, count):
+    """Write the addresses of rows first, first + 1, … of a matrix."""
+    stand = carray(words_at(lines), count)
+    for i in range(count):
+        stand[i] = base + (first + i) * row
+
+
+@njit
+def list_item(item, each, maps, count, lines):
+    """Write the addresses of the rows of item `item` to `lines`; returns which map it belongs to, its first row there,
+    and how many rows, none where there is no such item."""
+    described = carray(words_at(maps), (count, 6))
+    for n in range(count):
+        items = (described[n, 5] + each - 1) // each
+        if item < items:
+            first = item * each
+            rows = min(each, described[n, 5] - first)
+            list_rows(lines, described[n, 0], described[n, 1], first, rows)
+            return n, first, rows
+        item -= items
+    return 0, 0, 0
+
+
+@kernel
+def _project(task, worker):
+    (x, x_row, x_kind, maps, count, tokens, dim, first_token, each, memory, size) = unpack(task + 8, 11)
+    described = carray(words_at(maps), (count, 6))
+    mine = memory + 4 * worker * size
+    p = places(tokens, dim, each)
+    right, left, sums, turned = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3]
+    temporary, plan, lines, coming = mine + 4 * p[4], mine + 4 * p[5], mine + 4 * p[6], mine + 4 * p[7]
+    packed, turn = -1, 0
+    open_tiles()
+    n, first, rows = list_item(fetch_add(task, 1), each, maps, count, lines)
+    while rows:
+        kind, bias, y, outs = described[n, 2], described[n, 3], described[n, 4], described[n, 5]
+        if packed != kind:
+            pack_tokens(x, x_row, x_kind, tokens, dim, kind, right, lines, temporary)
+            list_rows(lines, described[n, 0], described[n, 1], first, rows)
+            plan_left(
+                plan, lines, kind, min(HEIGHT, rows), 0, min(DEPTH, dim), left + 4 * turn * left_size(HEIGHT, DEPTH)
+            )
+            packed = kind
+        next_n, next_first, next_rows = list_item(fetch_add(task, 1), each, maps, count, coming)
+        same = next_rows if described[next_n, 2] == kind else 0
+        turn = multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, sums, plan, coming, same)
+        to, shift = y + 4 * (first_token * outs + first), bias + 4 * first if bias else 0
+        write_turned(sums, padded(rows, HIGH), rows, tokens, to, 4 * outs, shift, lines, turned)
+        n, first, rows = next_n, next_first, next_rows
+        list_rows(lines, described[n, 0], described[n, 1], first, rows)
+    close_tiles()
 
 
 @njit
@@ -120,63 +316,22 @@ _dot_f32, _dot_f16, _dot_bf16 = (
 )
 
 
-@njit
-def multiply_panel(x, x_row, high, lines, kind, count, dim, memory, block):
-    """block (high, PANEL) = x (high, dim) · Wᵀ for `count` rows of W, whose addresses stand at `lines`.
-
-    `lines` has room for twice PANEL addresses, `memory` for 2 · PANEL · DEPTH + high floats.
-    """
-    size = 4 if kind == F32 else 2
-    wide, panel, ones = memory, memory + 4 * PANEL * DEPTH, memory + 8 * PANEL * DEPTH
-    carray(floats_at(ones), high)[:] = 1.0
-    stand, here = carray(words_at(lines), PANEL), carray(words_at(lines + 8 * PANEL), PANEL)
-    carray(floats_at(block), high * PANEL)[:] = 0.0
-    for depth in range(0, dim, DEPTH):
-        deep = min(DEPTH, dim - depth)
-        for i in range(count):
-            here[i] = stand[i] + depth * size
-        pack_keys(lines + 8 * PANEL, kind, count, deep, wide, panel)
-        for r in range(0, high, ROWS):
-            at, to = x + 4 * (r * x_row + depth), block + 4 * r * PANEL
-            add_rows(VECTORS, min(ROWS, high - r), at, 4 * x_row, panel, 4 * PANEL, to, 4 * PANEL, deep, ones)
-            for i in range(
-                r * count // high, min(r + ROWS, high) * count // high
-            ):  # the next panel's rows, a few per tile
-                ahead(stand[i] + (depth + DEPTH) * size, kind, min(DEPTH, dim - depth - DEPTH))
-
-
-@kernel
-def _project(task, worker):
-    (x, x_row, w, w_row, w_kind, bias, y, tokens, dim, outs, memory, size) = unpack(task + 8, 12)
-    mine = memory + 4 * worker * size
-    lines = mine + 4 * (2 * PANEL * DEPTH + tokens)
-    lines += -lines % 8
-    block = lines + 16 * PANEL
-    stand = carray(words_at(lines), PANEL)
-    products, out = carray(floats_at(block), (tokens, PANEL)), carray(floats_at(y), (tokens, outs))
-    shift = carray(floats_at(bias or y), outs)
-    while True:
-        first = fetch_add(task, 1) * PANEL
-        if first >= outs:
-            return
-        count = min(PANEL, outs - first)
-        for i in range(count):
-            stand[i] = w + (first + i) * w_row
-        multiply_panel(x, x_row, tokens, lines, w_kind, count, dim, mine, block)
-        for t in range(tokens):
-            for i in range(count):
-                out[t, first + i] = products[t, i] + (shift[first + i] if bias else np.float32(0.0))
-
-
 @kernel
 def _read(task, worker):
-    (x, x_row, w, w_row, w_kind, bias, y, tokens, dim, outs) = unpack(task + 8, 10)
-    out, shift = carray(floats_at(y), (tokens, outs)), carray(floats_at(bias or y), outs)
+    (x, x_row, maps, count, tokens, dim) = unpack(task + 8, 6)
+    described = carray(words_at(maps), (count, 6))
     while True:
-        first = fetch_add(task, 1) * ROWS_READ
-        if first >= outs:
+        item = fetch_add(task, 1)
+        n = 0
+        while n < count and item >= (described[n, 5] + ROWS_READ - 1) // ROWS_READ:
+            item -= (described[n, 5] + ROWS_READ - 1) // ROWS_READ
+            n += 1
+        if n == count:
             return
+        w, w_row, kind, bias, y, outs = described[n]
+        out, shift = carray(floats_at(y), (tokens, outs)), carray(floats_at(bias or y), outs)
+        first = item * ROWS_READ
         for o in range(first, min(first + ROWS_READ, outs)):
             for t in range(tokens):
-                value = dot(w + o * w_row, w_kind, x + 4 * t * x_row, dim)
+                value = dot(w + o * w_row, kind, x + 4 * t * x_row, dim)
                 out[t, o] = value + shift[o] if bias else value

@@ -12,12 +12,13 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import Plan, merge, padded, product, widen
+from accel.cpu.attention import Plan, product
+from accel.cpu.blocks import padded, widen
 from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.memory import scratch
 from accel.cpu.simd import (
     F32,
     LANES,
-    PANEL,
     TALL,
     VECTORS,
     fetch_add,
@@ -26,16 +27,16 @@ from accel.cpu.simd import (
     highest,
     larger,
     load,
-    set_rows,
-    set_tall,
     splat,
     store,
+    tall_tile,
+    tile_rows,
     total,
     unpack,
     words_at,
 )
 from accel.cpu.topk import keep_top
-from accel.cpu.views import address, readable, rows, scratch
+from accel.cpu.views import Chosen, address, readable, rows
 from reference.checks import match, require, whole
 from reference.eviction import protected_columns
 from reference.quoka import with_chunk
@@ -65,7 +66,7 @@ def key_scores(q: np.ndarray, k: np.ndarray, n_queries: int) -> np.ndarray:
     k = readable(k)
     scores = np.empty((kv_heads, keys), np.float32)
     span = -(-keys // (-(-8 * THREADS // kv_heads) * BLOCK)) * BLOCK  # keys per item
-    size = BLOCK * (padded.py_func(dim, LANES) + slots.shape[2] + 1)
+    size = BLOCK * (padded(dim, LANES) + slots.shape[2] + 1)
     memory = scratch.take(size * THREADS)
     _score(
         address(slots),
@@ -107,12 +108,13 @@ def quoka_attention(
     """Attention over the `budget` best of the first `past` columns and all later ones, shapes as in `attention`."""
     sizes = match(q=(q, "H T D"), k=(k, "KV S D"), v=(v, "KV S D"), k_positions=(k_positions, "KV S"))
     require(whole("past", past, 0) <= sizes["S"], f"past: got {past}, wanted at most the {sizes['S']} keys")
-    columns = None
     if past > whole("budget", budget):
         protect = protected_columns(k_positions[:, :past], sinks, recent)
         columns = with_chunk(select_keys(q, k[:, :past], budget, n_queries, protect=protect), past, sizes["S"])
-    plan = Plan(q, k, q_positions, k_positions, scale, None, columns)
-    return merge(*plan.attend(readable(v)))
+        k_positions = np.take_along_axis(k_positions, columns, axis=1)
+        plan = Plan(q, Chosen(k, columns), q_positions, k_positions, scale, None)
+        return plan.output(Chosen(v, columns))
+    return Plan(q, k, q_positions, k_positions, scale, None).output(v)
 
 
 def _slots(q: np.ndarray, kv_heads: int, n_queries: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,8 +125,8 @@ def _slots(q: np.ndarray, kv_heads: int, n_queries: int) -> tuple[np.ndarray, np
     q = readable(q)
     n = min(n_queries, tokens)
     chosen = np.empty((heads, n), np.int64)
-    wide = padded.py_func(n, LANES)
-    wide_dim = padded.py_func(dim, LANES)
+    wide = padded(n, LANES)
+    wide_dim = padded(dim, LANES)
     slots = np.empty((kv_heads, dim, wide), np.float32)
     size = tokens * (wide_dim + 2) + (n + 2) * wide_dim
     memory = scratch.take(size * THREADS)
@@ -241,15 +243,15 @@ def _score(task, worker):
             averages = slots + 4 * kv * dim * wide
             if wide == LANES:
                 for i in range(0, count, TALL):
-                    set_tall(
+                    tall_tile(
                         block + 4 * i * wide_dim, 4 * wide_dim, averages, 4 * wide, products + 4 * i * wide, 4 * wide,
                         dim, k + kv * k_head + (start + BLOCK + i) * k_row,
                     )  # fmt: skip
             else:
-                for first in range(0, wide, PANEL):
-                    vectors = min(VECTORS, (wide - first) // LANES)
+                for first in range(0, wide, VECTORS * LANES):
+                    vectors, to = min(VECTORS, (wide - first) // LANES), products + 4 * first
                     at = averages + 4 * first
-                    set_rows(vectors, count, block, 4 * wide_dim, at, 4 * wide, products + 4 * first, 4 * wide, dim, 0)
+                    tile_rows(vectors, count, 1, block, 4 * wide_dim, 4, at, 4 * wide, to, 4 * wide, dim)
             for i in range(count):
                 best = load(products + 4 * i * wide)
                 for j in range(LANES, wide, LANES):

@@ -12,8 +12,9 @@ from numba import carray, njit
 
 import reference
 from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.memory import scratch
 from accel.cpu.simd import bits_at, bytes_at, fetch_add, unpack, words_at
-from accel.cpu.views import address, scratch
+from accel.cpu.views import address
 from reference.checks import match, require, whole
 
 BUCKETS = 2048

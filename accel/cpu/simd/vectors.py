@@ -1,5 +1,5 @@
-"""Arithmetic on `Vector`, a value of LANES float32 in one register, so that a kernel written in Python says exactly which
-registers it uses. No fast-math flag: the rounding trick in `exp2` and the infinities of masks depend on it.
+"""Arithmetic on `Vector`, a value of LANES float32 in one register, so that a kernel written in Python says exactly
+which registers it uses. No fast-math flag: the rounding trick in `exp2` and the infinities of masks depend on it.
 
 A kind says how numbers are stored in memory; they are widened where they are loaded.
 """
@@ -54,22 +54,30 @@ def _widened_half(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
     return b.bitcast(b.or_(scaled, b.shl(b.and_(bits, each(INTS, 0x8000)), each(INTS, 16))), VECTOR)
 
 
+def _widened(b: ir.IRBuilder, kind: int, raw: ir.Value) -> ir.Value:
+    """LANES stored numbers as float32."""
+    if kind == BF16:  # the upper half of a float32
+        return b.bitcast(b.shl(b.zext(raw, INTS), each(INTS, 16)), VECTOR)
+    return _widened_half(b, raw) if kind == F16 else raw
+
+
+def emit_load(b: ir.IRBuilder, kind: int, address: ir.Value) -> ir.Value:
+    """LANES stored numbers from an address on, as float32."""
+    stored = ir.VectorType(I16 if kind else FLOAT, LANES)
+    return _widened(b, kind, b.load(at(b, address, stored), align=2 if kind else 4))
+
+
 def _loader(kind: int, masked: bool) -> Any:
     """load(address): LANES numbers widened to float32; masked, load(address, count): `count` of them, then zeros."""
-    stored = ir.VectorType(I16 if kind else FLOAT, LANES)
-
-    def widened(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
-        if kind == BF16:  # the upper half of a float32
-            return b.bitcast(b.shl(b.zext(raw, INTS), each(INTS, 16)), VECTOR)
-        return _widened_half(b, raw) if kind == F16 else raw
 
     def whole(b, address):
-        return widened(b, b.load(at(b, address, stored), align=2 if kind else 4))
+        return emit_load(b, kind, address)
 
     def some(b, address, count):
+        stored = ir.VectorType(I16 if kind else FLOAT, LANES)
         name, align = f"llvm.masked.load.v{LANES}{'i16' if kind else 'f32'}.p0", ir.Constant(I32, 2 if kind else 4)
         arguments = at(b, address, stored), align, _mask(b, count), ir.Constant(stored, None)
-        return widened(b, call_llvm(b, name, stored, *arguments))
+        return _widened(b, kind, call_llvm(b, name, stored, *arguments))
 
     return machine_function(Vector, WORD, WORD)(some) if masked else machine_function(Vector, WORD)(whole)
 
@@ -129,8 +137,7 @@ def only(b, x, start, stop):
     return b.select(b.and_(after, _mask(b, stop)), x, each(VECTOR, float("-inf")))
 
 
-@machine_function(Vector, Vector)
-def exp2(b, x):
+def emit_exp2(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """2^x for x < 128.5: n = round(x) by adding 1.5·2²³, a polynomial of degree 5 in x - n, times 2^n.
 
     127 more is added, so that the sum's lowest bits are the exponent of 2^n, ready to be shifted to their place; for
@@ -151,6 +158,9 @@ def exp2(b, x):
     ):
         y = fused(b, y, rest, each(VECTOR, coefficient))
     return b.fmul(y, b.bitcast(b.shl(b.bitcast(shifted, INTS), each(INTS, 23)), VECTOR))
+
+
+exp2 = machine_function(Vector, Vector)(emit_exp2)
 
 
 def _folded(combine: Callable) -> Any:
@@ -206,14 +216,15 @@ def within(b, x, lows, highs, i):
     return b.select(inside, x, each(VECTOR, float("-inf")))
 
 
-@machine_function(Vector, Vector, Vector)
-def pair(b, x, y):
+def emit_pair(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     """The upper halves of two floats, which are bfloat16, in each lane: of x in the lower half, of y in the upper."""
     low = b.lshr(b.bitcast(x, INTS), each(INTS, 16))
     return b.bitcast(b.or_(low, b.and_(b.bitcast(y, INTS), each(INTS, 0xFFFF0000))), VECTOR)
 
 
-@machine_function(Vector, Vector)
-def rest(b, x):
+def emit_rest(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """A float less its upper half: exact, so that three bfloat16 hold every bit of a float32."""
     return b.fsub(x, b.bitcast(b.and_(b.bitcast(x, INTS), each(INTS, 0xFFFF0000)), VECTOR))
+
+
+pair, rest = machine_function(Vector, Vector, Vector)(emit_pair), machine_function(Vector, Vector)(emit_rest)

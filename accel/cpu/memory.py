@@ -1,0 +1,89 @@
+"""Memory for results, for work within a call, and for weights."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterable
+from math import prod
+
+import numpy as np
+
+from accel.cpu.views import address
+
+LINE = 32  # float32 in two cache lines, which processors fetch together
+PAGE = 1 << 21  # bytes of a large page
+PERIOD = 1 << 12  # bytes from row to row, or a multiple, that make a column of a matrix fight over few lines of a cache
+
+
+def fresh(*shape: int) -> np.ndarray:
+    """A float32 array to be filled, from the start of a cache line on, so that cores that fill neighbouring parts of it
+    do not fight over a line."""
+    block = np.empty(prod(shape) + LINE, np.float32)
+    skipped = -address(block) % (4 * LINE) // 4
+    return block[skipped : skipped + block.size - LINE].reshape(shape)
+
+
+class Scratch:
+    """Memory that workers write to during a call, kept for the next: fresh pages cost more than small kernels do."""
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def take(self, floats: int) -> np.ndarray:
+        """At least so many float32 from the start of a cache line on, to be given back."""
+        with self._lock:
+            for n, block in enumerate(self._free):
+                if block.size >= floats:
+                    return self._free.pop(n)
+            if self._free:
+                self._free.pop()  # too small for today's calls: make room for a larger one
+        return fresh(floats)
+
+    def give(self, block: np.ndarray) -> None:
+        """Back to the pool."""
+        with self._lock:
+            self._free.append(block)
+
+
+scratch = Scratch()
+
+
+class Room:
+    """Room for a model's weights in large pages, where the system has them: from a file's small pages they would be
+    read at half the memory's speed. Rows of a matrix start on cache lines, and not a power of two apart."""
+
+    def __init__(self, arrays: Iterable[np.ndarray]) -> None:
+        size = sum(array.size // max(array.shape[-1], 1) * _row(array) for array in arrays)
+        self._bytes = np.frombuffer(_pages(size + PAGE), np.uint8)
+        self._used = -address(self._bytes) % PAGE
+
+    def put(self, array: np.ndarray) -> np.ndarray:
+        """A copy of a matrix or vector, float64 as float32."""
+        row, rows = _row(array), array.size // max(array.shape[-1], 1)
+        part = self._bytes[self._used : self._used + rows * row].reshape(rows, row)
+        self._used += rows * row
+        dtype = _stored(array)
+        held = part[:, : array.shape[-1] * dtype.itemsize].view(dtype).reshape(array.shape)
+        held[...] = array
+        return held
+
+
+def _stored(array: np.ndarray) -> np.dtype:
+    return np.dtype(np.float32) if array.dtype == np.float64 else array.dtype
+
+
+def _row(array: np.ndarray) -> int:
+    """Bytes from row to row."""
+    row = -(-array.shape[-1] * _stored(array).itemsize // (4 * LINE)) * 4 * LINE
+    return row + 4 * LINE if array.ndim > 1 and row % PERIOD == 0 else row
+
+
+def _pages(size: int) -> mmap.mmap | bytearray:
+    """So many zero bytes, in large pages where the system has them."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return bytearray(size)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages

@@ -1,0 +1,131 @@
+"""How LLVM code gets into kernels: functions that emit it, and the few pieces that all of them use.
+
+Memory is named by address, so that one compiled kernel serves views of any stride.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, Signature
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+
+from accel.cpu.simd.machine import LANES
+
+FLOAT, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+VECTOR, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
+WORD, REAL = types.int64, types.float32  # what kernels hand over: addresses and counts, numbers
+
+
+class VectorType(types.Type):
+    """Numba's type of one register of LANES float32."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{LANES}")
+
+
+Vector = VectorType()
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: VectorType) -> None:
+        super().__init__(manager, kind, VECTOR)
+
+
+def machine_function(result: Any, *arguments: Any) -> Callable:
+    """Turn build(builder, *values), which emits LLVM code, into a function that kernels call with these types."""
+
+    names = ["context", *(f"argument_{n}" for n in range(len(arguments)))]  # Numba wants them named
+
+    def wrap(build: Callable) -> Any:
+        @wraps(build)
+        def typing(context: Any, *given: Any) -> Any:
+            def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+                value = build(builder, *values)
+                return context.get_dummy_value() if value is None else value
+
+            return result(*arguments), codegen
+
+        parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        typing.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        return intrinsic(typing)
+
+    return wrap
+
+
+def compiled_as(name: str, function: Callable) -> Any:
+    """A function that was made by another, compiled under a name of its own.
+
+    Kernels on disk refer to what they call by name: two made from the same lines would be taken for each other.
+    """
+    function.__name__ = function.__qualname__ = name
+    return njit(function)
+
+
+def number(value: int) -> ir.Constant:
+    """A constant word."""
+    return ir.Constant(I64, value)
+
+
+def plus(b: ir.IRBuilder, address: ir.Value, count: int, size: ir.Value | None = None) -> ir.Value:
+    """address + count · size, or address + count."""
+    return b.add(address, number(count) if size is None else b.mul(size, number(count)))
+
+
+def each(kind: ir.VectorType, value: Any) -> ir.Constant:
+    """One constant in every lane."""
+    return ir.Constant(kind, [value] * LANES)
+
+
+def at(b: ir.IRBuilder, address: ir.Value, kind: ir.Type, offset: int = 0) -> ir.Value:
+    """Pointer to the value `offset` bytes after an address."""
+    return b.inttoptr(plus(b, address, offset), kind.as_pointer())
+
+
+def spread(b: ir.IRBuilder, x: ir.Value, kind: ir.VectorType) -> ir.Value:
+    """One number in every lane."""
+    one = b.insert_element(ir.Constant(kind, ir.Undefined), x, ir.Constant(I32, 0))
+    return b.shuffle_vector(one, one, each(INTS, 0))
+
+
+def call_llvm(b: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+    """An LLVM intrinsic by its full name."""
+    declared = b.module.globals.get(name)
+    return b.call(
+        declared or ir.Function(b.module, ir.FunctionType(result, [a.type for a in arguments]), name), arguments
+    )
+
+
+def fused(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    """x·y + z, rounded once where the machine can."""
+    return call_llvm(b, f"llvm.fmuladd.v{LANES}f32", VECTOR, x, y, z)
+
+
+def fetch(b: ir.IRBuilder, address: ir.Value, *, write: bool) -> None:
+    """Ask for a line of memory that will soon be read or written."""
+    pointer = at(b, address, I8)
+    how = ir.Constant(I32, int(write)), ir.Constant(I32, 2), ir.Constant(I32, 1)
+    call_llvm(b, "llvm.prefetch.p0", ir.VoidType(), pointer, *how)
+
+
+def repeat(b: ir.IRBuilder, times: ir.Value, carried: list, body: Callable) -> list:
+    """A loop of at least one pass: values = body(values), from (first value, …); returns those after the last pass."""
+    before, loop, done = b.block, b.append_basic_block("loop"), b.append_basic_block("done")
+    b.branch(loop)
+    b.position_at_end(loop)
+    step = b.phi(I64)
+    values = [b.phi(first.type) for first in carried]
+    grown = body(values)
+    following = b.add(step, number(1))
+    for phi, first, again in zip([step, *values], [number(0), *carried], [following, *grown], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(again, b.block)
+    b.cbranch(b.icmp_signed("<", following, times), loop, done)
+    b.position_at_end(done)
+    return grown

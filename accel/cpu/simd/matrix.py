@@ -1,0 +1,274 @@
+"""The matrix unit: sums of 16 × 16 float32 from tiles of 16 rows of 32 bfloat16, eight tiles in all.
+
+A float32 is the exact sum of three bfloat16, its pieces, so a product of two is the sum of nine products of pieces,
+of which the six largest leave an error of 2⁻²⁴: what a float32 multiplication leaves. That is six times the work at
+sixteen times the speed. A number that is stored in 16 bits has one piece (bfloat16) or two (float16); its other
+factor is then taken in two. Sums are kept in float32. Numbers below 2⁻¹²⁶, as pieces or sums, count as zero.
+
+A block of A (32 rows) and of B (32 columns) share four sums. Both lie in memory tile by tile: A by steps of 32 in the
+depth, in each its pieces, in each two tiles of 16 rows; B alike, its tiles holding 16 pairs of depths by 16 columns.
+
+The unit works by itself, so a product leaves the core's vector units free for a chore, a little at every step: turning
+the scores of another block into weights (`soften`), or cutting what will be multiplied next into pieces (`pack`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from accel.cpu.simd.emit import (
+    I8,
+    I64,
+    VECTOR,
+    WORD,
+    at,
+    call_llvm,
+    compiled_as,
+    fetch,
+    machine_function,
+    number,
+    plus,
+    repeat,
+)
+from accel.cpu.simd.machine import MATRIX
+from accel.cpu.simd.vectors import BF16, F16, F32, emit_exp2, emit_load, emit_pair, emit_rest
+
+TILE = 1024  # bytes
+EACH = 8  # addresses that a step takes from a queue
+LEAD = 64  # units of packing from the fetching of what they read to their work
+FORMS = F32, F16, BF16, 3  # how A is stored, B then being numbers that were just computed; 3: B stored as bfloat16
+_OTHERS = {"fetch": 0, "soften": 3, "pack": 1}  # arguments that a chore needs besides its units
+_NOTHING = ir.VoidType()
+
+# Which piece of A meets which of B: each pair shares a side with the one before it, so that only the other is loaded.
+_MEETINGS = {
+    F32: [(0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)],
+    F16: [(0, 1), (0, 0), (1, 0)],
+    BF16: [(0, 1), (0, 0)],
+    3: [(1, 0), (0, 0)],
+}
+_PACKED_PIECES = {F32: 3, F16: 2, BF16: 1, 3: 1}  # of what is stored
+# Units of a chore after each product of two tiles: enough to be done in time, and evenly, since a core looks ahead some
+# hundred instructions only.
+_PORTIONS = {("soften", F32): (1, 1, 0, 0), ("pack", F32): (1, 0, 1, 0), "soften": (2, 2, 1, 1), "pack": (2, 2, 2, 2)}
+
+
+def _tile_number(n: int) -> ir.Constant:
+    return ir.Constant(I8, n)
+
+
+def _load_tile(b: ir.IRBuilder, n: int, address: ir.Value, row: ir.Value) -> None:
+    call_llvm(b, "llvm.x86.tileloadd64", _NOTHING, _tile_number(n), at(b, address, I8), row)
+
+
+def _product(form: int, vectors: int, chore: str) -> Any:
+    """A block of 32 rows and 16 · vectors columns: C = A·B if `fresh`, else C += A·B, over `steps` of 32 in the depth.
+
+    Meanwhile units of the chore are done, from `unit` on, as far as `units`; what else they need are the other
+    arguments. Returns the first unit that is left.
+    """
+    meetings = _MEETINGS[form]
+    left_pieces, right_pieces = (1 + max(meeting[side] for meeting in meetings) for side in (0, 1))
+    squares = [(i, j) for i in range(2) for j in range(vectors)]
+    portions = _PORTIONS.get((chore, form)) or _PORTIONS.get(chore) or (0, 0, 0, 0)
+
+    def build(b, fresh, left, right, c, c_row, steps, unit, units, *others):
+        if not MATRIX:  # never called then, but compiled
+            return number(0)
+        places = {(i, j): plus(b, plus(b, c, 16 * i, c_row), 64 * j) for i, j in squares}
+        with b.if_else(b.icmp_signed("!=", fresh, number(0))) as (new, old):
+            with new:
+                for i, j in squares:
+                    call_llvm(b, "llvm.x86.tilezero", _NOTHING, _tile_number(2 * i + j))
+            with old:
+                for i, j in squares:
+                    _load_tile(b, 2 * i + j, places[i, j], c_row)
+
+        def step(values):
+            a, other, unit = values
+            if chore == "fetch":
+                unit = _if_left(b, unit, units, 8 * EACH, lambda: _fetch_entries(b, unit))
+            held_a = held_b = None
+            for piece_a, piece_b in meetings:
+                if piece_a != held_a:
+                    for i in range(2):
+                        _load_tile(b, 4 + i, plus(b, a, TILE * (2 * piece_a + i)), number(64))
+                if piece_b != held_b:
+                    for j in range(vectors):
+                        _load_tile(b, 6 + j, plus(b, other, TILE * (2 * piece_b + j)), number(64))
+                held_a, held_b = piece_a, piece_b
+                for (i, j), portion in zip(squares, portions, strict=False):
+                    tiles = (_tile_number(n) for n in (2 * i + j, 4 + i, 6 + j))
+                    call_llvm(b, "llvm.x86.tdpbf16ps", _NOTHING, *tiles)
+                    for _ in range(portion):
+                        unit = _if_left(b, unit, units, 1, partial(_CHORES[chore], b, form, unit, *others))
+            return [plus(b, a, 2 * TILE * left_pieces), plus(b, other, 2 * TILE * right_pieces), unit]
+
+        _, _, unit = repeat(b, steps, [left, right, unit], step)
+        for i, j in squares:
+            call_llvm(b, "llvm.x86.tilestored64", _NOTHING, _tile_number(2 * i + j), at(b, places[i, j], I8), c_row)
+        return unit
+
+    return machine_function(WORD, *[WORD] * (8 + _OTHERS[chore]))(build)
+
+
+def _if_left(b: ir.IRBuilder, unit: ir.Value, units: ir.Value, size: int, work: Callable[[], None]) -> ir.Value:
+    """Work if there is a unit left; returns the next one."""
+    before = b.block
+    with b.if_then(b.icmp_signed("<", unit, units)):
+        work()
+        following, inside = plus(b, unit, size), b.block
+    value = b.phi(I64)
+    value.add_incoming(unit, before)
+    value.add_incoming(following, inside)
+    return value
+
+
+def _fetch_entries(b: ir.IRBuilder, entry: ir.Value) -> None:
+    """Fetch two lines of memory from each of the next EACH addresses of a queue on."""
+    for i in range(EACH):
+        address = b.load(at(b, entry, I64, 8 * i), align=8)
+        for line in range(2):
+            fetch(b, plus(b, address, 64 * line), write=False)
+
+
+def emit_soften(
+    b: ir.IRBuilder, form: int, unit: ir.Value, scores: ir.Value, weights: ir.Value, state: ir.Value
+) -> None:
+    """A unit of the softmax: rows r and r + 16 of a step of 32 rows of scores, in one of two vectors of columns, become
+    weights 2^(x - peak), packed as the right side of a product of this form, and are added to the columns' sums.
+
+    Units count the vectors first, then the rows. Rows of `scores` hold two vectors, `state` two of peaks and two of
+    sums.
+    """
+    pieces = 1 + max(meeting[1] for meeting in _MEETINGS[form])
+    place = b.shl(b.and_(unit, number(1)), number(6))  # of the vector, in bytes
+    r, step = b.and_(b.ashr(unit, number(1)), number(15)), b.ashr(unit, number(5))
+    row = b.add(b.add(scores, place), b.add(b.mul(step, number(32 * 128)), b.mul(r, number(128))))
+    out = b.add(weights, b.add(b.mul(step, number(2 * TILE * pieces)), b.mul(r, number(64))))
+    out = b.add(out, b.mul(b.and_(unit, number(1)), number(TILE)))
+    peak, sums = (b.load(at(b, b.add(state, place), VECTOR, 128 * n), align=4) for n in range(2))
+    x, y = (emit_exp2(b, b.fsub(b.load(at(b, row, VECTOR, down), align=4), peak)) for down in (0, 16 * 128))
+    b.store(b.fadd(sums, b.fadd(x, y)), at(b, b.add(state, place), VECTOR, 128), align=4)
+    _store_pieces(b, x, y, out, pieces)
+
+
+def emit_pack(b: ir.IRBuilder, form: int, unit: ir.Value, entries: ir.Value) -> None:
+    """A unit of packing: of the three addresses of an entry, a vector of stored numbers at the first and one at the
+    second go in pieces to the third. What the entry LEAD further needs is fetched; the first LEAD units do only
+    that."""
+    kind = BF16 if form == 3 else form
+    entry = b.add(entries, b.mul(unit, number(24)))
+    for i in range(2):
+        fetch(b, b.load(at(b, entry, I64, 8 * i), align=8), write=False)
+    with b.if_then(b.icmp_signed(">=", unit, number(LEAD))):
+        one, other, out = (b.load(at(b, entry, I64, 8 * i - 24 * LEAD), align=8) for i in range(3))
+        _store_pieces(b, emit_load(b, kind, one), emit_load(b, kind, other), out, _PACKED_PIECES[form])
+
+
+def _store_pieces(b: ir.IRBuilder, x: ir.Value, y: ir.Value, out: ir.Value, pieces: int) -> None:
+    """The pieces of two vectors, pair by pair, in the tiles of one piece after another."""
+    for piece in range(pieces):
+        b.store(emit_pair(b, x, y), at(b, out, VECTOR, 2 * TILE * piece), align=4)
+        x, y = emit_rest(b, x), emit_rest(b, y)
+
+
+_CHORES = {"soften": emit_soften, "pack": emit_pack}
+
+
+def _alone(emit: Callable, form: int, others: int) -> Any:
+    """A unit of a chore by itself."""
+
+    def build(b, *arguments):
+        if MATRIX:
+            emit(b, form, *arguments)
+
+    return machine_function(types.void, *[WORD] * (1 + others))(build)
+
+
+def _softening() -> Callable:
+    of_f32, of_others = _alone(emit_soften, F32, 3), _alone(emit_soften, F16, 3)
+
+    def soften_units(form, unit, units, vectors, scores, weights, state):
+        for u in range(unit, units):
+            if u % 2 < vectors:
+                if form == F32:
+                    of_f32(u, scores, weights, state)
+                else:
+                    of_others(u, scores, weights, state)
+
+    return compiled_as("soften_units", soften_units)
+
+
+def _packing() -> Callable:
+    of_f32, of_f16, of_bf16 = (_alone(emit_pack, kind, 1) for kind in (F32, F16, BF16))
+
+    def pack_units(form, unit, units, entries):
+        for u in range(unit, units):
+            if form == F32:
+                of_f32(u, entries)
+            elif form == F16:
+                of_f16(u, entries)
+            else:
+                of_bf16(u, entries)
+
+    return compiled_as("pack_units", pack_units)
+
+
+def _by_form(chore: str, vectors: int) -> Callable:
+    f32, f16, bf16, right = (_product(form, vectors, chore) for form in FORMS)
+
+    def product(form, *arguments):
+        if form == F32:
+            return f32(*arguments)
+        if form == F16:
+            return f16(*arguments)
+        return bf16(*arguments) if form == BF16 else right(*arguments)
+
+    return compiled_as(f"product_and_{chore}_{vectors}", product)
+
+
+def _products(chore: str) -> Callable:
+    """One function for all forms and both widths."""
+    wide, narrow = _by_form(chore, 2), _by_form(chore, 1)
+
+    def product(vectors, form, *arguments):
+        return wide(form, *arguments) if vectors == 2 else narrow(form, *arguments)
+
+    return compiled_as(f"product_and_{chore}", product)
+
+
+# (vectors, form, fresh, left, right, c, bytes from row to row of c, steps, unit, units, …) -> first unit that is left;
+# `fetch`: units are the addresses from one place to another in a queue; `soften`: … is scores, weights, state; `pack`:
+# … is entries
+product_and_fetch, product_and_soften, product_and_pack = (_products(chore) for chore in ("fetch", "soften", "pack"))
+soften_units = _softening()  # (form, unit, units, vectors, scores, weights, state)
+pack_units = _packing()  # (form, unit, units, entries)
+
+
+@machine_function(types.void)
+def open_tiles(b):
+    """Give this thread's tiles 16 rows of 64 bytes each; does nothing where there is no matrix unit."""
+    if not MATRIX:
+        return
+    palette, rows, widths = [1, *[0] * 15], [16] * 8 + [0] * 8, [64, 0] * 8 + [0] * 16
+    kind = ir.ArrayType(I8, 64)
+    name = "thresher.tiles"
+    shape = b.module.globals.get(name)
+    if shape is None:
+        shape = ir.GlobalVariable(b.module, kind, name)
+        shape.global_constant, shape.linkage = True, "internal"
+        shape.initializer = ir.Constant(kind, bytearray([*palette, *widths, *rows]))
+    call_llvm(b, "llvm.x86.ldtilecfg", _NOTHING, b.bitcast(shape, I8.as_pointer()))
+
+
+@machine_function(types.void)
+def close_tiles(b):
+    """Let the system forget this thread's tiles."""
+    if MATRIX:
+        call_llvm(b, "llvm.x86.tilerelease", _NOTHING)

@@ -1,0 +1,151 @@
+"""The register tile, the heart of every product on vectors, and the transposition of a square of lanes.
+
+ROWS rows and up to VECTORS registers of columns of C (+)= A·B stay in registers while the depth runs, each step
+broadcasting one number of A per row against a row of B. LLVM translates any vector width to any machine; only the
+tile's shape is fitted to its registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from accel.cpu.simd.emit import (
+    FLOAT,
+    I64,
+    INTS,
+    VECTOR,
+    WORD,
+    at,
+    compiled_as,
+    each,
+    fetch,
+    fused,
+    machine_function,
+    number,
+    plus,
+    repeat,
+    spread,
+)
+from accel.cpu.simd.machine import LANES, ROWS, VECTORS
+
+TALL = 4 * VECTORS  # rows of the tile that is one vector wide: enough sums in flight to hide the latency
+
+
+def _tile(columns: int, height: int) -> Any:
+    """A tile of `height` rows and columns·LANES columns: C = A·B if `fresh`, else C += A·B.
+
+    Arguments are addresses, the bytes from row to row (and for A from step to step), and the depth (at least 1).
+    """
+
+    def build(b, fresh, a, a_row, a_step, other, other_row, c, c_row, depth):
+        places = [plus(b, plus(b, c, r, c_row), 4 * LANES * j) for r in range(height) for j in range(columns)]
+        for place in places:  # C is needed at the end: fetch it meanwhile
+            fetch(b, place, write=True)
+
+        def step(values):
+            line, first, *sums = values
+            across = [b.load(at(b, line, VECTOR, 4 * LANES * j), align=4) for j in range(columns)]
+            down = [b.load(at(b, plus(b, first, r, a_row), FLOAT), align=4) for r in range(height)]
+            grown = [
+                fused(b, spread(b, x, VECTOR), y, sums[r * columns + j])
+                for r, x in enumerate(down)
+                for j, y in enumerate(across)
+            ]
+            return [b.add(line, other_row), b.add(first, a_step), *grown]
+
+        _, _, *sums = repeat(b, depth, [other, a, *[each(VECTOR, 0.0)] * len(places)], step)
+        with b.if_else(b.icmp_signed("!=", fresh, number(0))) as (new, old):
+            with new:
+                for place, total in zip(places, sums, strict=True):
+                    b.store(total, at(b, place, VECTOR), align=4)
+            with old:
+                for place, total in zip(places, sums, strict=True):
+                    pointer = at(b, place, VECTOR)
+                    b.store(b.fadd(b.load(pointer, align=4), total), pointer, align=4)
+
+    return machine_function(types.void, *[WORD] * 9)(build)
+
+
+def _tiles(height: int) -> Any:
+    """One function of a height for all widths: its first argument is how many vectors wide, 1 to VECTORS."""
+    widths = [_tile(columns, height) for columns in range(1, VECTORS + 1)]
+    one, two, three, widest = widths[0], widths[1], widths[-2], widths[-1]
+
+    def tile(vectors, fresh, a, a_row, a_step, b, b_row, c, c_row, depth):
+        if vectors == VECTORS:
+            widest(fresh, a, a_row, a_step, b, b_row, c, c_row, depth)
+        elif vectors == 1:
+            one(fresh, a, a_row, a_step, b, b_row, c, c_row, depth)
+        elif vectors == 2:
+            two(fresh, a, a_row, a_step, b, b_row, c, c_row, depth)
+        else:
+            three(fresh, a, a_row, a_step, b, b_row, c, c_row, depth)
+
+    return compiled_as(f"tile_of_{height}_rows", tile)
+
+
+def _strips() -> Callable:
+    """The product for any number of rows: whole tiles, then tiles of two rows and of one."""
+    high, two_rows, one_row = (_tiles(height) for height in (ROWS, 2, 1))
+
+    def multiply(vectors, rows, fresh, a, a_row, a_step, b, b_row, c, c_row, depth):
+        r = 0
+        while r < rows:
+            at, to = a + r * a_row, c + r * c_row
+            if rows - r >= ROWS:
+                high(vectors, fresh, at, a_row, a_step, b, b_row, to, c_row, depth)
+                r += ROWS
+            elif rows - r >= 2:
+                two_rows(vectors, fresh, at, a_row, a_step, b, b_row, to, c_row, depth)
+                r += 2
+            else:
+                one_row(vectors, fresh, at, a_row, a_step, b, b_row, to, c_row, depth)
+                r += 1
+
+    return compiled_as("tile_rows", multiply)
+
+
+# (vectors, rows, fresh, a, bytes from row to row and from step to step of a, b, bytes from row to row of b, c, …,
+# depth): C (rows × vectors·LANES) = A·B if `fresh`, else C += A·B
+tile_rows = _strips()
+
+
+@machine_function(types.void, *[WORD] * 8)
+def tall_tile(b, a, a_row, other, other_row, c, c_row, depth, ahead):
+    """TALL rows and one vector of columns, C = A·B; meanwhile a line per step is fetched from `ahead` on."""
+
+    def step(values):
+        first, line, coming, *sums = values
+        across = b.load(at(b, line, VECTOR), align=4)
+        fetch(b, coming, write=False)
+        down = [b.load(at(b, plus(b, first, r, a_row), FLOAT), align=4) for r in range(TALL)]
+        grown = [fused(b, spread(b, x, VECTOR), across, y) for x, y in zip(down, sums, strict=True)]
+        return [plus(b, first, 4), b.add(line, other_row), plus(b, coming, 64), *grown]
+
+    _, _, _, *sums = repeat(b, depth, [a, other, ahead, *[each(VECTOR, 0.0)] * TALL], step)
+    for r, total in enumerate(sums):
+        b.store(total, at(b, plus(b, c, r, c_row), VECTOR), align=4)
+
+
+@machine_function(types.void, WORD, WORD, WORD, WORD)
+def transpose(b, rows, offset, out, out_row):
+    """LANES × LANES numbers turned around: those `offset` bytes into each of the rows whose addresses stand at `rows`
+    become columns at `out`, whose rows are `out_row` bytes apart. Halves swap, then quarters, down to single lanes."""
+    lines = []
+    for r in range(LANES):
+        address = b.load(at(b, rows, I64, 8 * r), align=8)
+        lines.append(b.load(at(b, b.add(address, offset), VECTOR), align=4))
+    width = LANES // 2
+    while width:
+        low = ir.Constant(INTS, [i + LANES - width if i & width else i for i in range(LANES)])
+        high = ir.Constant(INTS, [i + LANES if i & width else i + width for i in range(LANES)])
+        for r in (r for r in range(LANES) if not r & width):
+            x, y = lines[r], lines[r + width]
+            lines[r], lines[r + width] = b.shuffle_vector(x, y, low), b.shuffle_vector(x, y, high)
+        width //= 2
+    for r, line in enumerate(lines):
+        b.store(line, at(b, plus(b, out, r, out_row), VECTOR), align=4)
