@@ -81,6 +81,7 @@ from reference.checks import ascending, match, require, whole
 
 KEYS = 128 if MATRIX else 128 // ROWS * ROWS  # keys per block
 MOST_COLUMNS = 512  # query columns per item
+TOKENS = 32  # that items share a multiple of: whole blocks of columns, whatever the group
 FEW = 8  # query columns up to which keys are read where they are: decoding
 LOG2E = math.log2(math.e)
 NOTHING = -1e30  # the peak of a column that has seen no key; finite, so that differences are numbers
@@ -131,10 +132,16 @@ class Plan:
         self.scale = float(scale) * LOG2E
         self.bounds = bounds(q_positions, k_positions, window)  # (KV, T, 2)
         self.few = self.tokens * self.group <= FEW
-        self.block = max(1, min(self.tokens, MOST_COLUMNS // self.group))  # tokens per item
-        self.blocks = -(-self.tokens // self.block)
-        items = max(1, self.kv * self.blocks)
-        self.parts = max(1, min(-(-4 * THREADS // items), -(-self.keys // (4 * KEYS))))
+        # Items enough to keep all cores busy to the end: long ranges of keys are shared out, which are merged afterwards,
+        # and else the tokens, for each of whose blocks keys and values are packed anew.
+        block = self.tokens if self.few else max(1, min(self.tokens, MOST_COLUMNS // self.group))
+        items = max(1, self.kv * -(-self.tokens // max(block, 1)))
+        shortest = KEYS if self.few else 16 * KEYS
+        self.parts = max(1, min(-(-3 * THREADS // items), self.keys // shortest))
+        shares = -(-3 * THREADS // (items * self.parts))
+        if not self.few and shares > 1:
+            block = min(block, -(-block // shares // TOKENS) * TOKENS)
+        self.block, self.blocks = block, -(-self.tokens // max(block, 1))
         self.span = -(-self.keys // (self.parts * KEYS)) * KEYS  # keys per range
 
     def output(self, v: np.ndarray | Chosen) -> np.ndarray:
