@@ -45,6 +45,13 @@ class LayerCache:
         """The arrays held, by name, on the host; `KVCache.restore` takes them back."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
+    def keys(self, count: int | None = None) -> np.ndarray:
+        """The first `count` keys, or all, as the functions that score keys take them: (KV, S, D).
+
+        A backend's own cache may hand out what it knows of them besides.
+        """
+        return self.k[:, :count]
+
     def reserve(self, tokens: int) -> None:
         """Be ready to hold so many tokens per KV head. This cache needs no room ahead; one that has buffers makes
         it."""

@@ -55,4 +55,4 @@ class KeyDiff(Evictor):
 
     def scores(self, seen: Seen) -> np.ndarray:
         """(KV, S) over the whole cache."""
-        return seen.backend.keydiff_scores(seen.cache.k, anchor=self.anchor)
+        return seen.backend.keydiff_scores(seen.cache.keys(), anchor=self.anchor)

@@ -182,12 +182,12 @@ class Quoka:
 
     def columns(self, backend: ModuleType, q: Any, cache: LayerCache, past: int) -> Any:
         """Columns of the cache that a chunk reads, its own last: q (H, T, D) -> (KV, B + T) int64, ascending."""
-        k, budget = cache.k[:, :past], self.budget_of(past)
+        budget = self.budget_of(past)
         protect = backend.protected_columns(cache.positions[:, :past], self.sinks, self.recent)
         if (self.similarity, self.over, self.queries, self.share) == ("cosine", "max", "least_similar", False):
-            kept = backend.select_keys(q, k, budget, self.n_queries, protect=protect)
+            kept = backend.select_keys(q, cache.keys(past), budget, self.n_queries, protect=protect)
         else:
-            scores = self._variant_scores(backend.to_numpy(q), backend.to_numpy(k))
+            scores = self._variant_scores(backend.to_numpy(q), backend.to_numpy(cache.k)[:, :past])
             kept = backend.keep_top(backend.to_backend(scores), budget, protect=protect)
         return backend.with_chunk(kept, past, cache.size)
 

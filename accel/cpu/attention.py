@@ -28,6 +28,7 @@ from accel.cpu.blocks import (
     TEMPORARY,
     WIDTH,
     across_row,
+    ahead,
     copy_row,
     empty_queue,
     enqueue,
@@ -132,8 +133,8 @@ class Plan:
         self.scale = float(scale) * LOG2E
         self.bounds = bounds(q_positions, k_positions, window)  # (KV, T, 2)
         self.few = self.tokens * self.group <= FEW
-        # Items enough to keep all cores busy to the end: long ranges of keys are shared out, which are merged afterwards,
-        # and else the tokens, for each of whose blocks keys and values are packed anew.
+        # Items enough to keep all cores busy to the end: long ranges of keys are shared out, which are merged
+        # afterwards, and else the tokens, for each of whose blocks keys and values are packed anew.
         block = self.tokens if self.few else max(1, min(self.tokens, MOST_COLUMNS // self.group))
         items = max(1, self.kv * -(-self.tokens // max(block, 1)))
         shortest = KEYS if self.few else 16 * KEYS
@@ -485,8 +486,9 @@ def few_places(dim):
     out = scores + FEW * padded(KEYS, LANES)  # (FEW, wide_dim)
     wide = out + FEW * wide_dim  # (KEYS, wide_dim)
     lines = wide + KEYS * wide_dim  # addresses
-    state = lines + 2 * KEYS  # peaks and sums (2, FEW)
-    return queries, scores, out, wide, lines, state, padded(state + 2 * FEW, 16)
+    coming = lines + 2 * KEYS  # addresses of what is read after them
+    state = coming + 2 * KEYS  # peaks and sums (2, FEW)
+    return queries, scores, out, wide, lines, coming, state, padded(state + 2 * FEW, 16)
 
 
 @njit(forceinline=True)
@@ -499,11 +501,16 @@ def product(x, y, dim):
 
 
 @njit
-def score_few(queries, rows, lines, kind, count, dim, wide, scores):
-    """Scores of a few rows (rows, KEYS) by a product per row and key: packing the keys would cost more."""
+def score_few(queries, rows, lines, kind, count, dim, wide, scores, coming, coming_count):
+    """Scores of a few rows (rows, KEYS) by a product per row and key: packing the keys would cost more. Meanwhile the
+    rows whose addresses stand at `coming` are fetched."""
     wide_dim, stand = padded(dim, LANES), carray(words_at(lines), KEYS)
     out = carray(floats_at(scores), (FEW, padded(KEYS, LANES)))
+    following, done = carray(words_at(coming), KEYS), 0
     for i in range(count):
+        while done < coming_count * (i + 1) // count:
+            ahead(following[done], kind, dim)
+            done += 1
         key = stand[i]
         if kind != F32 or dim != wide_dim:
             widen(key, kind, dim, wide, 1.0)
@@ -532,11 +539,11 @@ def _attend_few(task, worker):
     listed = carray(words_at(chosen or seen), (kv_heads, keys))
     mine = memory + 4 * size * worker
     p = few_places(dim)
-    queries, scores, out, wide, lines = (
-        mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3], mine + 4 * p[4],
+    queries, scores, out, wide, lines, coming = (
+        mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3], mine + 4 * p[4], mine + 4 * p[5],
     )  # fmt: skip
     stand = carray(words_at(lines), KEYS)
-    peaks, sums = carray(floats_at(mine + 4 * p[5]), FEW), carray(floats_at(mine + 4 * p[5] + 4 * FEW), FEW)
+    peaks, sums = carray(floats_at(mine + 4 * p[6]), FEW), carray(floats_at(mine + 4 * p[6] + 4 * FEW), FEW)
     while True:
         item = fetch_add(task, 1)
         if item >= kv_heads * parts:
@@ -552,7 +559,11 @@ def _attend_few(task, worker):
         for start in range(begin, end, KEYS):
             count = min(KEYS, end - start)
             list_rows(lines, k + kv * k_head, k_row, start, count, listed[kv], chosen)
-            score_few(queries, columns, lines, k_kind, count, dim, wide, scores)
+            fetched = 0
+            if v:
+                list_rows(coming, v + kv * v_head, v_row, start, count, listed[kv], chosen)
+                fetched = count
+            score_few(queries, columns, lines, k_kind, count, dim, wide, scores, coming, fetched)
             for r in range(columns):
                 row, token = scores + r * score_row, r % tokens
                 low, last = limits[kv, token, 0] - start, min(limits[kv, token, 1] - start, count)

@@ -3,6 +3,10 @@
 Appending writes only the new columns, and evicting moves only the columns that stay, so a layer with a budget settles
 in one buffer of budget + chunk columns. `k` and `v` are views of the columns held, valid until the cache next changes;
 `positions` of before an eviction stay as they were, since traces read them afterwards.
+
+Beside every key stands the inverse of its length, and beside every head's keys the sum of their directions: cosines
+then cost one pass over the keys (quoka.py, keydiff.py). Both are computed when a key is written; the sum is kept in
+float64, so that a million additions and subtractions leave it where adding up afresh would.
 """
 
 from __future__ import annotations
@@ -13,13 +17,34 @@ import numpy as np
 from numba import carray, njit
 
 import reference
+from accel.cpu.blocks import number_size, padded
 from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.simd import LANES, bytes_at, fetch_add, load, store, unpack, words_at
-from accel.cpu.views import Chosen, address
+from accel.cpu.lengths import known_rate, unit_rate
+from accel.cpu.memory import scratch
+from accel.cpu.simd import (
+    BF16,
+    HALF,
+    LANES,
+    bytes_at,
+    doubles_at,
+    fetch_add,
+    floats_at,
+    load,
+    load_some,
+    store,
+    store_bf16,
+    store_f16,
+    store_some_bf16,
+    store_some_f16,
+    unpack,
+    words_at,
+)
+from accel.cpu.views import Chosen, Keys, address, readable, rows
 from reference.checks import require
 from reference.config import ModelConfig
 
 SPARE = 256  # columns that a buffer grows by at least: an answer
+FEW = 8192  # numbers up to which one core writes a chunk by itself
 
 
 @dataclass
@@ -27,13 +52,23 @@ class LayerCache(reference.LayerCache):
     """One layer's cache, with room: everything means what it means in `reference.LayerCache`."""
 
     def __post_init__(self) -> None:
-        self._buffers = [self.k, self.v, self.positions]  # (KV, room, …) each
-        self._start = 0  # first column held
+        k, v, positions = self.k, self.v, np.ascontiguousarray(self.positions, np.int64)
+        self._positions, self._rates = positions, np.empty((0, 0), np.float32)
+        self._start, self._summed = 0, True  # the first column held; whether the sum is that of all keys held
+        self._sums = np.zeros((k.shape[0], k.shape[2]))  # of the keys' directions
+        self._allocate(k.shape[1])
+        self._show(0)
+        self._write(k, v, positions)
 
     @property
     def capacity(self) -> int:
         """Columns that fit before the buffers must grow."""
-        return self._buffers[2].shape[1]
+        return self._positions.shape[1]
+
+    def keys(self, count: int | None = None) -> Keys:  # type: ignore[override]
+        """The first `count` keys, or all, with what is known of them, for the functions that score keys."""
+        rates, every = self._rates[:, self._start : self._start + self.size], count in (None, self.size)
+        return Keys(self.k[:, :count], rates[:, :count], self._sums if every and self._summed else None)
 
     def reserve(self, tokens: int) -> None:
         """Make room for so many tokens per KV head, and for an answer."""
@@ -44,13 +79,9 @@ class LayerCache(reference.LayerCache):
         """Add a chunk: k and v (KV, T, D), positions (T,) that follow everything held."""
         tokens, size = self.check(k, v, positions)["T"], self.size
         if self._start + size + tokens > self.capacity:
-            self._move(
-                max(self.capacity, size + tokens + max(size // 2, SPARE)) if size + tokens > self.capacity else 0
-            )
-        end = self._start + size
-        for buffer, new in zip(self._buffers, (k, v, positions), strict=True):
-            buffer[:, end : end + tokens] = new
-        self._show(size + tokens)
+            grown = max(self.capacity, size + tokens + max(size // 2, SPARE))
+            self._move(grown if size + tokens > self.capacity else self.capacity)
+        self._write(k, v, np.ascontiguousarray(positions, np.int64)[None])
         if self.received is not None:
             self.received = np.pad(self.received, ((0, 0), (0, tokens)))
 
@@ -60,18 +91,20 @@ class LayerCache(reference.LayerCache):
         Keys and values are read where they are: they too are valid until the cache next changes.
         """
         columns = self._checked(columns)
-        positions = np.take_along_axis(self.positions, columns, axis=1)
-        return Chosen(self.k, columns), Chosen(self.v, columns), positions
+        return Chosen(self.k, columns), Chosen(self.v, columns), np.take_along_axis(self.positions, columns, axis=1)
 
     def keep(self, columns: np.ndarray) -> None:
         """Forget every column but these: columns (KV, B) ascending. Their room is used again."""
         columns = self._checked(columns)
-        _copy_columns(self.k, columns, self.k)
-        _copy_columns(self.v, columns, self.v)
-        positions = np.empty_like(self._buffers[2])
-        end = self._start + columns.shape[1]
-        positions[:, self._start : end] = np.take_along_axis(self.positions, columns, axis=1)
-        self._buffers[2] = positions
+        positions: np.ndarray = np.empty((len(columns), self.capacity), np.int64)
+        memory = scratch.take(THREADS * padded(self.k.shape[2], LANES))
+        _keep(
+            *rows(self.k), *rows(self.v), address(self._rates) + 4 * self._start, address(self.positions),
+            address(positions) + 8 * self._start, self.capacity, address(self._sums), address(columns),
+            address(memory), *columns.shape[:1], self.size, columns.shape[1], self.k.shape[2],
+        )  # fmt: skip
+        scratch.give(memory)
+        self._positions = positions
         self._show(columns.shape[1])
         if self.received is not None:
             per_head = np.repeat(columns, len(self.received) // len(columns), axis=0)  # (H, B)
@@ -82,23 +115,49 @@ class LayerCache(reference.LayerCache):
         forgotten = self.size - count
         if forgotten > 0:
             self._start += forgotten
+            self._summed = False  # nothing asks for the sum of a layer with a window
             self._show(count)
             if self.received is not None:
                 self.received = self.received[:, forgotten:]
 
+    def _allocate(self, room: int) -> None:
+        """Buffers of `room` columns, (KV, room, …) each."""
+        kv_heads, _, dim = self.k.shape
+        dtypes = (np.dtype(np.float32) if x.dtype == np.float64 else x.dtype for x in (self.k, self.v))
+        self._k, self._v = (np.empty((kv_heads, room, dim), dtype) for dtype in dtypes)
+        self._positions = np.empty((kv_heads, room), np.int64)
+        self._rates = np.empty((kv_heads, room), np.float32)  # 1/‖k‖, or NaN: see lengths.py
+
     def _show(self, size: int) -> None:
         """Let k, v and positions be the `size` columns from the first one held."""
-        self.k, self.v, self.positions = (buffer[:, self._start : self._start + size] for buffer in self._buffers)
+        end = self._start + size
+        self.k, self.v = self._k[:, self._start : end], self._v[:, self._start : end]
+        self.positions = self._positions[:, self._start : end]
 
     def _move(self, room: int) -> None:
-        """What is held, moved to the front of buffers of `room` columns, or of these where that is 0."""
-        held = self.k, self.v, self.positions
-        room = room or self.capacity
-        self._buffers = [np.empty((len(x), room, *x.shape[2:]), x.dtype) for x in held]
+        """What is held, moved to the front of buffers of `room` columns."""
+        held, size = (self.k, self.v, self.positions, self.keys().rates), self.size
+        self._allocate(room)
         self._start = 0
-        for buffer, x in zip(self._buffers, held, strict=True):
-            buffer[:, : x.shape[1]] = x
-        self._show(held[2].shape[1])
+        for buffer, x in zip((self._k, self._v, self._positions, self._rates), held, strict=True):
+            buffer[:, :size] = x
+        self._show(size)
+
+    def _write(self, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> None:
+        """Write new columns after those held: k and v (KV, T, D), positions (KV or 1, T)."""
+        kv_heads, tokens, dim = k.shape
+        end = self._start + self.size
+        if k.size:
+            k, v = (_storable(x, buffer.dtype) for x, buffer in ((k, self._k), (v, self._v)))
+            memory = scratch.take(THREADS * padded(dim, LANES))
+            _write_columns(
+                *rows(k), *rows(v), address(positions), positions.strides[0] if len(positions) > 1 else 0,
+                *rows(self._k[:, end:]), *rows(self._v[:, end:]), address(self._positions) + 8 * end,
+                address(self._rates) + 4 * end, self.capacity, address(self._sums), address(memory), kv_heads, tokens,
+                dim, workers=1 if k.size <= FEW else None,
+            )  # fmt: skip
+            scratch.give(memory)
+        self._show(self.size + tokens)
 
     def _checked(self, columns: np.ndarray) -> np.ndarray:
         """The columns as kernels read them; ValueError where there is none of that number."""
@@ -106,8 +165,9 @@ class LayerCache(reference.LayerCache):
             columns.ndim == 2 and len(columns) == len(self.k) and columns.dtype.kind in "iu",
             f"columns: got shape {columns.shape} of {columns.dtype}, wanted ({len(self.k)}, R) of an integer type",
         )
-        low, high = int(columns.min(initial=0)), int(columns.max(initial=-1))
-        require(low >= 0 and high < self.size, f"columns: got {low} to {high}, wanted 0 to {self.size - 1}")
+        if columns.size:
+            low, high = int(columns[:, 0].min()), int(columns[:, -1].max())  # they ascend
+            require(low >= 0 and high < self.size, f"columns: got {low} to {high}, wanted 0 to {self.size - 1}")
         return np.ascontiguousarray(columns, np.int64)
 
 
@@ -122,7 +182,6 @@ class KVCache(reference.KVCache):
 
 def new_cache(config: ModelConfig, dtype: np.dtype) -> KVCache:
     """An empty cache whose keys and values are stored as `dtype`, float64 as float32."""
-    dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
     layers = reference.new_cache(config, dtype).layers
     return KVCache([LayerCache(layer.k, layer.v, layer.positions) for layer in layers])
 
@@ -132,39 +191,120 @@ def restore_cache(layers: list[dict[str, np.ndarray]]) -> KVCache:
     return KVCache([LayerCache(**arrays) for arrays in layers])
 
 
-def _copy_columns(source: np.ndarray, columns: np.ndarray, target: np.ndarray) -> None:
-    """target (KV, R, D) = the columns (KV, R) of source (KV, S, D). The two may be one buffer if columns ascend."""
-    kv_heads, count = columns.shape
-    blocks = 1 if source is target else -(-4 * THREADS // kv_heads)
-    _copy(
-        address(source), *source.strides[:2], address(columns), address(target), *target.strides[:2], kv_heads, count,
-        -(-count // blocks), blocks, source.shape[2] * source.itemsize,
-    )  # fmt: skip
+def _storable(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """What the kernel can store as `dtype`: the numbers as they are, or float32, which it narrows where the processor
+    does that too."""
+    x = readable(x)
+    as_it_is = x.dtype == dtype or (x.dtype == np.float32 and (HALF or dtype != np.float16))
+    return x if as_it_is else readable(x.astype(dtype))
 
 
-@njit
+@njit(forceinline=True)
 def copy_bytes(source, target, count):
-    """A row of `count` bytes."""
+    """`count` bytes; the target may begin before the source, and overlap it."""
     whole = count // (4 * LANES) * (4 * LANES)
     for i in range(0, whole, 4 * LANES):
         store(target + i, load(source + i))
-    rest, out = carray(bytes_at(source), count), carray(bytes_at(target), count)
-    for i in range(whole, count):
-        out[i] = rest[i]
+    if whole < count:
+        rest, out = carray(bytes_at(source), count), carray(bytes_at(target), count)
+        for i in range(whole, count):
+            out[i] = rest[i]
+
+
+@njit(forceinline=True)
+def _store_row(source, kind, target, target_kind, dim):
+    """A row of numbers, narrowed if it must be."""
+    if kind == target_kind:
+        copy_bytes(source, target, dim * number_size(kind))
+        return
+    for i in range(0, dim, LANES):
+        left = dim - i
+        if left >= LANES:
+            if target_kind == BF16:
+                store_bf16(target + 2 * i, load(source + 4 * i))
+            else:
+                store_f16(target + 2 * i, load(source + 4 * i))
+        elif target_kind == BF16:
+            store_some_bf16(target + 2 * i, left, load_some(source + 4 * i, left))
+        else:
+            store_some_f16(target + 2 * i, left, load_some(source + 4 * i, left))
+
+
+@njit(forceinline=True)
+def _add_direction(sums, row, kind, dim, line, sign):
+    """sums += sign · the direction of a stored row, in float64."""
+    rate = np.float64(sign) * np.float64(unit_rate(row, kind, dim, line))
+    into, x = carray(doubles_at(sums), dim), carray(floats_at(line), dim)
+    for d in range(dim):
+        into[d] += rate * np.float64(x[d])
 
 
 @kernel
-def _copy(task, worker):
-    (source, source_head, source_row, columns, target, target_head, target_row, kv_heads, count, span, blocks, size) = (
-        unpack(task + 8, 12)
-    )
-    chosen = carray(words_at(columns), (kv_heads, count))
+def _write_columns(task, worker):
+    (
+        k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, positions, positions_row, to_k, to_k_head, to_k_row,
+        to_k_kind, to_v, to_v_head, to_v_row, to_v_kind, to_positions, to_rates, room, sums, memory, kv_heads, tokens,
+        dim,
+    ) = unpack(task + 8, 26)  # fmt: skip
+    line = memory + 4 * worker * padded(dim, LANES)
     while True:
         item = fetch_add(task, 1)
-        if item >= kv_heads * blocks:
+        if item >= 2 * kv_heads:
             return
-        kv, first = item // blocks, item % blocks * span
-        for i in range(first, min(first + span, count)):
-            at, to = source + kv * source_head + chosen[kv, i] * source_row, target + kv * target_head + i * target_row
-            if at != to:
-                copy_bytes(at, to, size)
+        kv = item // 2
+        if item % 2:
+            for t in range(tokens):
+                _store_row(v + kv * v_head + t * v_row, v_kind, to_v + kv * to_v_head + t * to_v_row, to_v_kind, dim)
+            continue
+        rates = carray(floats_at(to_rates + 4 * kv * room), tokens)
+        for t in range(tokens):
+            row = to_k + kv * to_k_head + t * to_k_row
+            _store_row(k + kv * k_head + t * k_row, k_kind, row, to_k_kind, dim)
+            rates[t] = known_rate(row, to_k_kind, dim, line)
+            _add_direction(sums + 8 * kv * dim, row, to_k_kind, dim, line, 1.0)
+        copy_bytes(positions + kv * positions_row, to_positions + 8 * kv * room, 8 * tokens)
+
+
+@kernel
+def _keep(task, worker):
+    (
+        k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, rates, positions, to_positions, room, sums, columns, memory,
+        kv_heads, size, count, dim,
+    ) = unpack(task + 8, 19)  # fmt: skip
+    line, chosen = memory + 4 * worker * padded(dim, LANES), carray(words_at(columns), (kv_heads, count))
+    while True:
+        item = fetch_add(task, 1)
+        if item >= 2 * kv_heads:
+            return
+        kv = item // 2
+        if item % 2:
+            _compact(v + kv * v_head, v_row, chosen[kv], count)
+            continue
+        following = 0
+        for i in range(count + 1):  # what is forgotten leaves the sum before anything moves
+            end = chosen[kv, i] if i < count else size
+            for gone in range(following, end):
+                _add_direction(sums + 8 * kv * dim, k + kv * k_head + gone * k_row, k_kind, dim, line, -1.0)
+            following = end + 1
+        _compact(k + kv * k_head, k_row, chosen[kv], count)
+        held = carray(floats_at(rates + 4 * kv * room), size)
+        old, new = (
+            carray(words_at(positions + 8 * kv * room), size),
+            carray(words_at(to_positions + 8 * kv * room), count),
+        )
+        for i in range(count):
+            held[i] = held[chosen[kv, i]]
+            new[i] = old[chosen[kv, i]]
+
+
+@njit
+def _compact(base, row, chosen, count):
+    """Move rows to the front, a run of neighbours at a time."""
+    first = 0
+    while first < count:
+        last = first
+        while last + 1 < count and chosen[last + 1] == chosen[last] + 1:
+            last += 1
+        if chosen[first] != first:
+            copy_bytes(base + chosen[first] * row, base + first * row, (last + 1 - first) * row)
+        first = last + 1

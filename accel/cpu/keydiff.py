@@ -1,8 +1,8 @@
-"""KeyDiff: the cosine of every key to the mean direction, in two passes over the keys.
+"""KeyDiff: the cosine of every key to the mean direction.
 
-The first pass adds up unit keys, every item its own range, and the ranges' sums are joined; the second takes each key's
-product with that direction and its own length in one go. Both read the keys once and do little else: the
-memory's speed is the limit, and the second pass finds small caches still in the processor's own.
+A cache knows the sum of its keys' directions and their lengths, and then one pass over the keys is all: a product of
+each with that direction. Of keys alone, a pass before adds up the directions, every item its own range. Both read the
+keys once and do little else: the memory's speed is the limit.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from numba import carray
 from accel.cpu.attention import product
 from accel.cpu.blocks import ahead, padded, widen
 from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.lengths import unit_rate
 from accel.cpu.memory import scratch
-from accel.cpu.quoka import AHEAD, BLOCK, unit_rate
-from accel.cpu.simd import LANES, fetch_add, floats_at, fma, load, splat, store, unpack
-from accel.cpu.views import address, readable, rows
+from accel.cpu.simd import F32, LANES, doubles_at, fetch_add, floats_at, fma, load, splat, store, unpack
+from accel.cpu.views import Keys, address, readable, rows
 from reference.checks import match, one_of
 from reference.keydiff import ANCHORS
-from reference.similarity import unit
+
+BLOCK = 32  # keys per block
+AHEAD = 16  # rows that are fetched ahead
 
 
-def keydiff_scores(k: np.ndarray, *, anchor: str = "normalised") -> np.ndarray:
+def keydiff_scores(k: np.ndarray | Keys, *, anchor: str = "normalised") -> np.ndarray:
     """-cos(k_i, a) with a the mean of the unit keys, or of the "raw" ones: k (KV, S, D) -> (KV, S) float32."""
     sizes = match(k=(k, "KV S D"))
     one_of("anchor", anchor, ANCHORS)
@@ -30,16 +32,18 @@ def keydiff_scores(k: np.ndarray, *, anchor: str = "normalised") -> np.ndarray:
     scores = np.empty((kv_heads, keys), np.float32)
     if scores.size == 0:
         return scores
-    k = readable(k)
+    held, rates, sums = (k.held, k.rates, k.sums) if isinstance(k, Keys) else (readable(k), None, None)
     wide_dim = padded(dim, LANES)
-    parts = min(-(-8 * THREADS // kv_heads), -(-keys // 64))
+    parts = min(-(-4 * THREADS // kv_heads), -(-keys // 256))
     span = -(-keys // parts)
-    sums = np.zeros((parts, kv_heads, wide_dim), np.float32)
-    memory = scratch.take(BLOCK * (wide_dim + 1) * THREADS)
+    memory = scratch.take((BLOCK + 1) * (wide_dim + 1) * THREADS)
     shape = address(memory), kv_heads, keys, dim, parts, span
-    _add_up(*rows(k), address(sums), *shape, int(anchor == "normalised"))
-    towards = np.ascontiguousarray(unit(sums.sum(axis=0, dtype=np.float64)), np.float32)  # (KV, wide_dim)
-    _against(*rows(k), address(towards), address(scores), *shape)
+    if sums is None or anchor != "normalised":
+        added = np.zeros((parts, kv_heads, wide_dim), np.float32)
+        _add_up(*rows(held), address(added), *shape, int(anchor == "normalised"))
+        sums = added.sum(axis=0, dtype=np.float64)[:, :dim].copy()
+    known = (0, 0) if rates is None else (address(rates), rates.strides[0])
+    _against(*rows(held), *known, address(sums), address(scores), *shape)
     scratch.give(memory)
     return scores
 
@@ -48,7 +52,7 @@ def keydiff_scores(k: np.ndarray, *, anchor: str = "normalised") -> np.ndarray:
 def _add_up(task, worker):
     (k, k_head, k_row, k_kind, sums, memory, kv_heads, keys, dim, parts, span, normalised) = unpack(task + 8, 12)
     wide_dim = padded(dim, LANES)
-    lines = memory + 4 * worker * BLOCK * (wide_dim + 1)
+    lines = memory + 4 * worker * (BLOCK + 1) * (wide_dim + 1)
     rates = carray(floats_at(lines + 4 * BLOCK * wide_dim), BLOCK)
     while True:
         item = fetch_add(task, 1)
@@ -74,17 +78,37 @@ def _add_up(task, worker):
 
 @kernel
 def _against(task, worker):
-    (k, k_head, k_row, k_kind, towards, scores, memory, kv_heads, keys, dim, parts, span) = unpack(task + 8, 12)
+    (k, k_head, k_row, k_kind, known, known_head, sums, scores, memory, kv_heads, keys, dim, parts, span) = unpack(
+        task + 8, 14
+    )
     wide_dim = padded(dim, LANES)
-    line = memory + 4 * worker * BLOCK * (wide_dim + 1)
-    found = carray(floats_at(scores), (kv_heads, keys))
+    line = memory + 4 * worker * (BLOCK + 1) * (wide_dim + 1)
+    towards = line + 4 * wide_dim
+    direction = carray(floats_at(towards), wide_dim)
+    found, whole = carray(floats_at(scores), (kv_heads, keys)), k_kind == F32 and dim == wide_dim
     while True:
         item = fetch_add(task, 1)
         if item >= kv_heads * parts:
             return
         part, kv = item % parts, item // parts
+        total, peak, squares = carray(doubles_at(sums + 8 * kv * dim), dim), 0.0, 0.0
+        for d in range(dim):
+            peak = max(peak, abs(total[d]))
+        for d in range(dim):
+            squares += (total[d] / peak) ** 2 if peak else 0.0
+        direction[:] = 0.0
+        for d in range(dim):  # the sum points where the mean does
+            direction[d] = total[d] / peak / np.sqrt(squares) if peak else 0.0
+        rates = carray(floats_at((known or scores) + kv * known_head), keys)
         for s in range(part * span, min(part * span + span, keys)):
             row = k + kv * k_head + s * k_row
-            rate = unit_rate(row, k_kind, dim, line)
             ahead(row + AHEAD * k_row, k_kind, dim)
-            found[kv, s] = -product(line, towards + 4 * kv * wide_dim, wide_dim) * rate
+            at, rate = row, np.float32(np.nan)
+            if known:
+                rate = rates[s]
+            if rate != rate:
+                rate, at = unit_rate(row, k_kind, dim, line), line
+            elif not whole:
+                widen(row, k_kind, dim, line, 1.0)
+                at = line
+            found[kv, s] = -product(at, towards, wide_dim) * rate

@@ -184,7 +184,8 @@ def _mass_few(task, worker):
     listed = carray(words_at(chosen or seen), (kv_heads, keys))
     mine = memory + 4 * size * worker
     p = few_places(dim)
-    queries, scores, wide, lines = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[3], mine + 4 * p[4]
+    queries, scores, wide = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[3]
+    lines, coming = mine + 4 * p[4], mine + 4 * p[5]
     found = carray(floats_at(scores), (FEW, padded(KEYS, LANES)))
     while True:
         item = fetch_add(task, 1)
@@ -199,7 +200,9 @@ def _mass_few(task, worker):
         for start in range(begin, end, KEYS):
             count = min(KEYS, end - start)
             list_rows(lines, k + kv * k_head, k_row, start, count, listed[kv], chosen)
-            score_few(queries, columns, lines, k_kind, count, dim, wide, scores)
+            after = max(0, min(KEYS, end - start - KEYS))
+            list_rows(coming, k + kv * k_head, k_row, start + KEYS, after, listed[kv], chosen)
+            score_few(queries, columns, lines, k_kind, count, dim, wide, scores, coming, after)
             for r in range(columns):
                 row, token, head = scores + 4 * r * padded(KEYS, LANES), r % tokens, kv * group + r // tokens
                 low, last = limits[kv, token, 0] - start, min(limits[kv, token, 1] - start, count)

@@ -1,10 +1,9 @@
 """QUOKA: scoring, choosing and attending, each fused with the reading that it needs.
 
 How it tiles. The slots q̄ are few, so a key's scores are one row of vectors: keys are the tile's rows and slots its
-columns. Blocks of 48 keys are copied to the first-level cache, where their squares are summed on the way, multiplied
-with the slots, and reduced to the best slot over the key's length: one pass over the keys, whose reading is the limit.
-Attention then gathers the chosen columns tile by tile while it transposes them. A key whose squares would overflow or
-vanish is first divided by its largest entry, as in `reference.unit`.
+columns. A cache knows its keys' lengths, and then they are multiplied where they stand and reduced to the best slot
+over the length: one pass over the keys, whose reading is the limit. Keys alone are first copied to the first-level
+cache, where their squares are summed on the way. Attention then gathers the chosen columns while it packs them.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from numba import carray, njit
 from accel.cpu.attention import Plan, product
 from accel.cpu.blocks import padded, widen
 from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.lengths import unit_rate
 from accel.cpu.memory import scratch
 from accel.cpu.simd import (
     F32,
@@ -23,27 +23,21 @@ from accel.cpu.simd import (
     VECTORS,
     fetch_add,
     floats_at,
-    fma,
     highest,
     larger,
     load,
-    splat,
-    store,
     tall_tile,
     tile_rows,
-    total,
     unpack,
     words_at,
 )
 from accel.cpu.topk import keep_top
-from accel.cpu.views import Chosen, address, readable, rows
+from accel.cpu.views import Chosen, Keys, address, readable, rows
 from reference.checks import match, require, whole
 from reference.eviction import protected_columns
 from reference.quoka import with_chunk
 
-BLOCK = 32  # keys per block: two tall tiles, whose keys, copies and slots share the first-level cache
-AHEAD = 16  # rows that are fetched ahead where little is done with each
-LARGE, SMALL = 1e30, 1e-30  # squared lengths between these are exact enough in float32
+BLOCK = 2 * TALL  # keys per block: two tall tiles
 
 
 def select_queries(q: np.ndarray, n_queries: int) -> np.ndarray:
@@ -55,7 +49,7 @@ def select_queries(q: np.ndarray, n_queries: int) -> np.ndarray:
     return _slots(q, sizes["H"], whole("n_queries", n_queries))[0]
 
 
-def key_scores(q: np.ndarray, k: np.ndarray, n_queries: int) -> np.ndarray:
+def key_scores(q: np.ndarray, k: np.ndarray | Keys, n_queries: int) -> np.ndarray:
     """Steps 1 to 4, s = max over slots of (mean over the group of q̂) · k̂: q (H, T, D), k (KV, S, D) -> (KV, S).
 
     Higher = keep; float32.
@@ -63,29 +57,22 @@ def key_scores(q: np.ndarray, k: np.ndarray, n_queries: int) -> np.ndarray:
     sizes = match(q=(q, "H T D"), k=(k, "KV S D"))
     kv_heads, keys, dim = sizes["KV"], sizes["S"], sizes["D"]
     slots = _slots(q, kv_heads, whole("n_queries", n_queries))[1]  # (KV, D, N padded)
-    k = readable(k)
+    held, rates = (k.held, k.rates) if isinstance(k, Keys) else (readable(k), None)
+    known = (0, 0) if rates is None else (address(rates), rates.strides[0])
     scores = np.empty((kv_heads, keys), np.float32)
     span = -(-keys // (-(-8 * THREADS // kv_heads) * BLOCK)) * BLOCK  # keys per item
     size = BLOCK * (padded(dim, LANES) + slots.shape[2] + 1)
     memory = scratch.take(size * THREADS)
     _score(
-        address(slots),
-        slots.shape[2],
-        *rows(k),
-        address(scores),
-        address(memory),
-        size,
-        kv_heads,
-        keys,
-        dim,
-        max(span, 1),
-    )
+        address(slots), slots.shape[2], *rows(held), *known, address(scores), address(memory), size, kv_heads, keys,
+        dim, max(span, 1),
+    )  # fmt: skip
     scratch.give(memory)
     return scores
 
 
 def select_keys(
-    q: np.ndarray, k: np.ndarray, budget: int, n_queries: int, *, protect: np.ndarray | None = None
+    q: np.ndarray, k: np.ndarray | Keys, budget: int, n_queries: int, *, protect: np.ndarray | None = None
 ) -> np.ndarray:
     """Steps 1 to 5: q (H, T, D), past keys k (KV, S, D) -> (KV, min(B, S)) int64 columns of k, ascending."""
     return keep_top(key_scores(q, k, n_queries), budget, protect=protect)
@@ -133,37 +120,6 @@ def _slots(q: np.ndarray, kv_heads: int, n_queries: int) -> tuple[np.ndarray, np
     _choose(*rows(q), address(chosen), address(slots), address(memory), size, heads, kv_heads, tokens, dim, n)
     scratch.give(memory)
     return chosen, slots
-
-
-@njit(forceinline=True)
-def unit_rate(source, kind, dim, out):
-    """Widen a row to `out`, divided by its largest entry if its squares would leave float32; returns 1/‖out‖, or 0."""
-    squares = splat(np.float32(0.0))
-    if kind == F32 and dim % LANES == 0:
-        for i in range(0, dim, LANES):
-            x = load(source + 4 * i)
-            store(out + 4 * i, x)
-            squares = fma(x, x, squares)
-    else:
-        widen(source, kind, dim, out, 1.0)
-        for i in range(0, dim, LANES):
-            x = load(out + 4 * i)
-            squares = fma(x, x, squares)
-    square = total(squares)
-    if SMALL < square < LARGE:
-        return np.float32(1.0) / np.sqrt(square)
-    row = carray(floats_at(out), dim)
-    peak = np.float32(0.0)
-    for i in range(dim):
-        if not abs(row[i]) <= peak:  # also NaN, which must reach the score
-            peak = abs(row[i])
-    if peak == 0.0:
-        return np.float32(0.0)
-    exact = 0.0
-    for i in range(dim):
-        row[i] = np.float64(row[i]) / np.float64(peak)
-        exact += np.float64(row[i]) * np.float64(row[i])
-    return np.float32(1.0 / np.sqrt(exact))
 
 
 @kernel
@@ -224,8 +180,11 @@ def _mean_direction(q, q_row, q_kind, tokens, dim, out):
 
 @kernel
 def _score(task, worker):
-    (slots, wide, k, k_head, k_row, k_kind, scores, memory, size, kv_heads, keys, dim, span) = unpack(task + 8, 13)
+    (slots, wide, k, k_head, k_row, k_kind, known, known_head, scores, memory, size, kv_heads, keys, dim, span) = (
+        unpack(task + 8, 15)
+    )
     wide_dim, spans = padded(dim, LANES), (keys + span - 1) // span
+    whole = k_kind == F32 and dim == wide_dim
     found = carray(floats_at(scores), (kv_heads, keys))
     block = memory + 4 * size * worker
     products = block + 4 * BLOCK * wide_dim
@@ -237,21 +196,30 @@ def _score(task, worker):
         kv, begin = item // spans, item % spans * span
         for start in range(begin, min(begin + span, keys), BLOCK):
             count = min(BLOCK, min(begin + span, keys) - start)
-            for i in range(count):
-                key = k + kv * k_head + (start + i) * k_row
-                rates[i] = unit_rate(key, k_kind, dim, block + 4 * i * wide_dim)
+            row, step = k + kv * k_head + start * k_row, k_row
+            plain = known != 0
+            if known:
+                lengths = carray(floats_at(known + kv * known_head), keys)
+                for i in range(count):
+                    rates[i] = lengths[start + i]
+                    plain &= rates[i] == rates[i]
+            if not (plain and whole and count == BLOCK):  # else they are multiplied where they stand
+                for i in range(count):
+                    line = block + 4 * i * wide_dim
+                    if plain:
+                        widen(row + i * k_row, k_kind, dim, line, 1.0)
+                    else:
+                        rates[i] = unit_rate(row + i * k_row, k_kind, dim, line)
+                row, step = block, 4 * wide_dim
             averages = slots + 4 * kv * dim * wide
             if wide == LANES:
                 for i in range(0, count, TALL):
-                    tall_tile(
-                        block + 4 * i * wide_dim, 4 * wide_dim, averages, 4 * wide, products + 4 * i * wide, 4 * wide,
-                        dim, k + kv * k_head + (start + BLOCK + i) * k_row,
-                    )  # fmt: skip
+                    coming = k + kv * k_head + (start + BLOCK + i) * k_row
+                    tall_tile(row + i * step, step, averages, 4 * wide, products + 4 * i * wide, 4 * wide, dim, coming)
             else:
                 for first in range(0, wide, VECTORS * LANES):
                     vectors, to = min(VECTORS, (wide - first) // LANES), products + 4 * first
-                    at = averages + 4 * first
-                    tile_rows(vectors, count, 1, block, 4 * wide_dim, 4, at, 4 * wide, to, 4 * wide, dim)
+                    tile_rows(vectors, count, 1, row, step, 4, averages + 4 * first, 4 * wide, to, 4 * wide, dim)
             for i in range(count):
                 best = load(products + 4 * i * wide)
                 for j in range(LANES, wide, LANES):

@@ -72,3 +72,26 @@ class Chosen:
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return np.take_along_axis(self.held, self.columns[:, :, None], axis=1).astype(dtype or self.dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys (KV, S, D) and what a cache knows of them: their inverse lengths (KV, S), and for all of a cache's keys the
+    sum of their directions (KV, D) in float64. Anything but the functions that score keys sees an array."""
+
+    held: np.ndarray
+    rates: np.ndarray
+    sums: np.ndarray | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(KV, S, D)."""
+        return self.held.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """How the keys are stored."""
+        return self.held.dtype
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.held, dtype)

@@ -203,6 +203,9 @@ class Cache:
     def __init__(self, case: Case) -> None:
         self.k, self.positions, self.size = case.k, case.k_positions, case.k.shape[1]
 
+    def keys(self, count: int) -> np.ndarray:
+        return self.k[:, :count]
+
 
 @pytest.mark.parametrize(
     "variant",

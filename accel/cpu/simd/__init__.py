@@ -5,7 +5,7 @@
 """
 
 from accel.cpu.simd.emit import Vector, compiled_as
-from accel.cpu.simd.machine import LANES, MATRIX, REGISTERS, ROWS, VECTORS
+from accel.cpu.simd.machine import HALF, LANES, MATRIX, REGISTERS, ROWS, VECTORS
 from accel.cpu.simd.matrix import (
     EACH,
     LEAD,
@@ -40,7 +40,11 @@ from accel.cpu.simd.vectors import (
     smaller,
     splat,
     store,
+    store_bf16,
+    store_f16,
     store_some,
+    store_some_bf16,
+    store_some_f16,
     total,
     within,
 )
@@ -48,6 +52,7 @@ from accel.cpu.simd.words import (
     bits_at,
     bytes_at,
     call,
+    doubles_at,
     fetch_add,
     floats_at,
     peek,
@@ -62,6 +67,7 @@ __all__ = [
     "EACH",
     "F16",
     "F32",
+    "HALF",
     "LANES",
     "LEAD",
     "MATRIX",
@@ -76,6 +82,7 @@ __all__ = [
     "call",
     "close_tiles",
     "compiled_as",
+    "doubles_at",
     "exp2",
     "fetch_add",
     "floats_at",
@@ -103,7 +110,11 @@ __all__ = [
     "soften_units",
     "splat",
     "store",
+    "store_bf16",
+    "store_f16",
     "store_some",
+    "store_some_bf16",
+    "store_some_f16",
     "swap_if",
     "tall_tile",
     "tile_rows",

@@ -99,6 +99,36 @@ def store_some(b, address, count, x):
     call_llvm(b, f"llvm.masked.store.v{LANES}f32.p0", void, x, pointer, ir.Constant(I32, 4), _mask(b, count))
 
 
+def _narrowed(b: ir.IRBuilder, kind: int, x: ir.Value) -> ir.Value:
+    """LANES float32 as stored numbers of 16 bits, rounded to the nearest, ties to even."""
+    if kind == F16:
+        return b.bitcast(b.fptrunc(x, ir.VectorType(ir.HalfType(), LANES)), ir.VectorType(I16, LANES))
+    bits = b.bitcast(x, INTS)
+    odd = b.and_(b.lshr(bits, each(INTS, 16)), each(INTS, 1))
+    rounded = b.lshr(b.add(bits, b.add(odd, each(INTS, 0x7FFF))), each(INTS, 16))
+    rounded = b.select(b.fcmp_unordered("!=", x, x), each(INTS, 0x7FC0), rounded)  # NaN
+    return b.trunc(rounded, ir.VectorType(I16, LANES))
+
+
+def _storer(kind: int, masked: bool) -> Any:
+    """store(address, x): LANES numbers narrowed to 16 bits; masked, store(address, count, x): the first `count`."""
+
+    def whole(b, address, x):
+        b.store(_narrowed(b, kind, x), at(b, address, ir.VectorType(I16, LANES)), align=2)
+
+    def some(b, address, count, x):
+        stored, pointer = _narrowed(b, kind, x), at(b, address, ir.VectorType(I16, LANES))
+        name, align = f"llvm.masked.store.v{LANES}i16.p0", ir.Constant(I32, 2)
+        call_llvm(b, name, ir.VoidType(), stored, pointer, align, _mask(b, count))
+
+    words = (WORD, WORD) if masked else (WORD,)
+    return machine_function(types.void, *words, Vector)(some if masked else whole)
+
+
+store_f16, store_bf16 = (_storer(kind, masked=False) for kind in (F16, BF16))
+store_some_f16, store_some_bf16 = (_storer(kind, masked=True) for kind in (F16, BF16))
+
+
 @machine_function(types.void, WORD)
 def prefetch(b, address):
     """Ask for the line of memory at an address, which need not be valid."""

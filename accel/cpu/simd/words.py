@@ -58,12 +58,14 @@ def unpack(context, address, count):
     return kind(WORD, count), codegen
 
 
-def _pointer(element: Any) -> Any:
+def _pointer(element: Any, stored: ir.Type) -> Any:
     @machine_function(types.CPointer(element), WORD)
     def build(b, address):
-        return b.inttoptr(address, ir.IntType(element.bitwidth).as_pointer() if element != REAL else FLOAT.as_pointer())
+        return b.inttoptr(address, stored.as_pointer())
 
     return build
 
 
-floats_at, words_at, bits_at, bytes_at = (_pointer(kind) for kind in (REAL, WORD, types.uint32, types.uint8))
+floats_at, doubles_at = _pointer(REAL, FLOAT), _pointer(types.float64, ir.DoubleType())
+words_at = _pointer(WORD, I64)
+bits_at, bytes_at = _pointer(types.uint32, ir.IntType(32)), _pointer(types.uint8, ir.IntType(8))
