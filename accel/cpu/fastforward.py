@@ -24,7 +24,6 @@ from accel.cpu.blocks import (
     STEP,
     TEMPORARY,
     WIDTH,
-    ahead,
     copy_row,
     left_size,
     multiply_packing,
@@ -43,6 +42,7 @@ from accel.cpu.blocks import (
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.memory import fresh, scratch
 from accel.cpu.products import (
+    BYTES_READ,
     FEW,
     HEIGHT,
     MOST_TOKENS,
@@ -153,13 +153,18 @@ def _run(
     gate, up, down = readable(w_gate), readable(w_up), readable(w_down.T)  # (F, E): a copy unless it lies so in memory
     chosen = 0 if neurons is None else address(neurons)
     weights = *matrix(gate), *matrix(up), *matrix(down), chosen
+    y, silu = fresh(tokens, dim), int(act == "silu")
+    began = np.zeros(THREADS, np.int64)  # which workers had something to do
     if tokens <= FEW:
         wide = whole_vectors(x)
-        sums, memory = np.zeros((THREADS, *wide.shape), np.float32), scratch.take(2 * LANES * THREADS)
-        _few(address(wide), *weights, address(sums), tokens, dim, count, int(act == "silu"), address(memory))
+        row, each = 4 * wide.shape[1], max(LANES, BYTES_READ // gate.strides[0] // LANES * LANES)  # neurons per item
+        memory = scratch.take(THREADS * tokens * (2 * each + wide.shape[1]))
+        sums = address(memory) + 8 * THREADS * tokens * each
+        _few(address(wide), *weights, sums, tokens, dim, count, silu, address(memory), address(began), each)
+        _join(sums, row * tokens, row, address(began), tokens, dim, THREADS, address(y), workers=1)
         scratch.give(memory)
-        return sums.sum(axis=0)[:, :dim]
-    x, y = readable(x), fresh(tokens, dim)
+        return y
+    x = readable(x)
     each = rows_per_item(dim, count)  # neurons that are passed over the tokens together
     unit = max(each, DOWN // each * each)
     group = unit * max(1, min(MOST_NEURONS // unit, count // (unit * 4 * THREADS)))  # neurons per item
@@ -167,10 +172,11 @@ def _run(
         here = min(MOST_TOKENS, tokens - start)
         size = places(here, dim, group, each)[-1]
         memory = scratch.take(size * THREADS)
-        began = np.zeros(THREADS, np.int64)
-        task = here, dim, count, int(act == "silu"), address(memory), size, group, each, address(began)
+        began[:] = 0
+        task = here, dim, count, silu, address(memory), size, group, each, address(began)
         _chunk(*matrix(x[start:]), *weights, *task)
-        _join(address(memory), size, address(began), here, dim, THREADS, address(y[start:]))
+        row = row_of_sums(dim)
+        _join(address(memory), 4 * size, row, address(began), here, dim, THREADS, address(y[start:]))
         scratch.give(memory)
     return y
 
@@ -362,8 +368,8 @@ def _chunk(task, worker):
 @kernel
 def _join(task, worker):
     """y = the sums of all workers that had any."""
-    memory, size, began, tokens, dim, workers, y = unpack(task + 8, 7)
-    begun, row = carray(words_at(began), workers), row_of_sums(dim)
+    sums, apart, row, began, tokens, dim, workers, y = unpack(task + 8, 8)
+    begun = carray(words_at(began), workers)
     while True:
         first = fetch_add(task, 1) * 8
         if first >= tokens:
@@ -372,7 +378,7 @@ def _join(task, worker):
             fresh = True
             for other in range(workers):
                 if begun[other]:
-                    source = memory + 4 * other * size + t * row
+                    source = sums + other * apart + t * row
                     if fresh:
                         copy_row(source, y + 4 * t * dim, dim, 1.0)
                     else:
@@ -384,28 +390,34 @@ def _join(task, worker):
 def _few(task, worker):
     (
         x, gate, gate_row, gate_kind, up, up_row, up_kind, down, down_row, down_kind, chosen, sums, tokens, dim, count,
-        silu, memory,
-    ) = unpack(task + 8, 17)  # fmt: skip
+        silu, memory, began, each,
+    ) = unpack(task + 8, 19)  # fmt: skip
     wide_dim, list_of = padded(dim, LANES), carray(words_at(chosen or task), count)
-    gates = memory + 8 * worker * LANES
-    ups = gates + 4 * LANES
-    through, along = carray(floats_at(gates), LANES), carray(floats_at(ups), LANES)
+    gates = memory + 8 * worker * tokens * each
+    ups = gates + 4 * tokens * each
+    through, along = carray(floats_at(gates), (tokens, each)), carray(floats_at(ups), (tokens, each))
+    begun, mine = carray(words_at(began), worker + 1), sums + 4 * worker * tokens * wide_dim
     through[:] = 0.0
     along[:] = 0.0
     while True:
-        first = fetch_add(task, 1) * LANES
+        first = fetch_add(task, 1) * each
         if first >= count:
             return
-        here = min(LANES, count - first)
-        for t in range(tokens):
-            row, y = x + 4 * t * wide_dim, sums + 4 * (worker * tokens + t) * wide_dim
-            for i in range(here):
-                neuron = list_of[first + i] if chosen else first + i
-                through[i] = dot(gate + neuron * gate_row, gate_kind, row, dim)
-                along[i] = dot(up + neuron * up_row, up_kind, row, dim)
-                if t == 0:
-                    ahead(down + neuron * down_row, down_kind, dim)
-            store(ups, gated(load(gates), silu) * load(ups))
-            for i in range(here):
-                neuron = list_of[first + i] if chosen else first + i
-                add_row(down + neuron * down_row, down_kind, dim, along[i], y)
+        if not begun[worker]:
+            begun[worker] = 1
+            carray(floats_at(mine), tokens * wide_dim)[:] = 0.0
+        here = min(each, count - first)
+        for i in range(here):
+            row = gate + (list_of[first + i] if chosen else first + i) * gate_row
+            for t in range(tokens):
+                through[t, i] = dot(row, gate_kind, x + 4 * t * wide_dim, dim)
+        for i in range(here):
+            row = up + (list_of[first + i] if chosen else first + i) * up_row
+            for t in range(tokens):
+                along[t, i] = dot(row, up_kind, x + 4 * t * wide_dim, dim)
+        for i in range(0, tokens * each, LANES):
+            store(ups + 4 * i, gated(load(gates + 4 * i), silu) * load(ups + 4 * i))
+        for i in range(here):
+            row = down + (list_of[first + i] if chosen else first + i) * down_row
+            for t in range(tokens):
+                add_row(row, down_kind, dim, along[t, i], mine + 4 * t * wide_dim)

@@ -3,7 +3,7 @@
 How it tiles. For chunks, an item is HEIGHT rows of W, or several times as many where the tokens, packed, outgrow the
 second-level cache. DEPTH of their columns at a time are packed, HEIGHT rows after another, and multiplied with all
 tokens, which every worker packs for itself once, adding to rows × tokens sums until the depth is through; then the sums
-are turned and written. Only what is packed is ever widened. For a few tokens (decoding) an item is 32 rows of W, read
+are turned and written. Only what is packed is ever widened. For a few tokens (decoding) an item is a stretch of W, read
 once from memory and multiplied with every token where they are widened, in registers: memory is the limit, so 16-bit
 weights take half the time. Several matrices may share one call, and so the packing of x.
 """
@@ -66,7 +66,7 @@ from reference.checks import match
 
 HEIGHT = 32 if MATRIX else 8 * ROWS  # rows of W that are packed at a time
 FEW = 4  # tokens up to which weights are read row by row
-ROWS_READ = 32  # rows of W per item there
+BYTES_READ = 147456  # of W per item there: long stretches, which the processor fetches ahead by itself
 MOST_TOKENS = 256  # tokens per call of a kernel: what is packed of them should stay in the second-level cache
 
 
@@ -98,8 +98,8 @@ def run_maps(x: np.ndarray, tasks: Sequence[tuple[int, ...]]) -> None:
     tokens, dim = x.shape
     words = np.array(tasks, np.int64)
     if tokens <= FEW:
-        x = whole_vectors(x)
-        _read(address(x), x.shape[1], address(words), len(tasks), tokens, dim)
+        x, rows = whole_vectors(x), max(1, BYTES_READ // int(words[0, 1]))
+        _read(address(x), x.shape[1], address(words), len(tasks), tokens, dim, rows)
         return
     x, each = readable(x), rows_per_item(dim, int(words[:, 5].sum()))
     for start in range(0, tokens, MOST_TOKENS):
@@ -318,20 +318,20 @@ _dot_f32, _dot_f16, _dot_bf16 = (
 
 @kernel
 def _read(task, worker):
-    (x, x_row, maps, count, tokens, dim) = unpack(task + 8, 6)
+    (x, x_row, maps, count, tokens, dim, rows) = unpack(task + 8, 7)
     described = carray(words_at(maps), (count, 6))
     while True:
         item = fetch_add(task, 1)
         n = 0
-        while n < count and item >= (described[n, 5] + ROWS_READ - 1) // ROWS_READ:
-            item -= (described[n, 5] + ROWS_READ - 1) // ROWS_READ
+        while n < count and item >= (described[n, 5] + rows - 1) // rows:
+            item -= (described[n, 5] + rows - 1) // rows
             n += 1
         if n == count:
             return
         w, w_row, kind, bias, y, outs = described[n]
         out, shift = carray(floats_at(y), (tokens, outs)), carray(floats_at(bias or y), outs)
-        first = item * ROWS_READ
-        for o in range(first, min(first + ROWS_READ, outs)):
+        first = item * rows
+        for o in range(first, min(first + rows, outs)):
             for t in range(tokens):
                 value = dot(w + o * w_row, kind, x + 4 * t * x_row, dim)
                 out[t, o] = value + shift[o] if bias else value
