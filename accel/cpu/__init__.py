@@ -8,10 +8,11 @@ from accel.cpu.attention import attention
 from accel.cpu.cache import KVCache, LayerCache, new_cache, restore_cache
 from accel.cpu.caote import caote_scores
 from accel.cpu.compiled import THREADS, thread_count, warmup
-from accel.cpu.fastforward import gated_ffn, predictor_scores, select_neurons, sparse_ffn
+from accel.cpu.fastforward import gated_ffn, select_neurons, sparse_ffn
 from accel.cpu.keydiff import keydiff_scores
 from accel.cpu.layers import add, embed, prepare_weights, rms_norm, rotate
 from accel.cpu.mass import attention_mass
+from accel.cpu.predictor import predictor_scores
 from accel.cpu.products import linear, linear_each
 from accel.cpu.quoka import key_scores, quoka_attention, select_keys, select_queries
 from accel.cpu.scores import snapkv_scores, tova_scores

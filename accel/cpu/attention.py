@@ -28,12 +28,12 @@ from accel.cpu.blocks import (
     TEMPORARY,
     WIDTH,
     across_row,
+    add_row,
     ahead,
     copy_row,
     empty_queue,
     enqueue,
     left_size,
-    load_kind,
     multiply,
     multiply_softening,
     number_size,
@@ -62,14 +62,12 @@ from accel.cpu.simd import (
     highest,
     larger,
     load,
-    load_some,
     only,
     open_tiles,
     real,
     soften_units,
     splat,
     store,
-    store_some,
     tile_rows,
     total,
     transpose,
@@ -628,15 +626,3 @@ def _merge(task, worker):
                     copy_row(source, to, dim, factor)
                 else:
                     add_row(source, F32, dim, factor, to)
-
-
-@njit(forceinline=True)
-def add_row(source, kind, count, weight, out):
-    """out += weight · a stored row of `count` numbers."""
-    by, size = splat(weight), 4 if kind == F32 else 2
-    for i in range(0, count // LANES * LANES, LANES):
-        store(out + 4 * i, fma(load_kind(source + size * i, kind, LANES), by, load(out + 4 * i)))
-    rest = count % LANES
-    if rest:
-        at, to = source + size * (count - rest), out + 4 * (count - rest)
-        store_some(to, rest, fma(load_kind(at, kind, rest), by, load_some(to, rest)))

@@ -26,6 +26,7 @@ from accel.cpu.simd import (
     ROWS,
     TILE,
     VECTORS,
+    fma,
     load,
     load_bf16,
     load_f16,
@@ -155,6 +156,18 @@ def copy_row(source, target, count, factor):
             store(target + 4 * i, load(source + 4 * i) * by)
         else:
             store_some(target + 4 * i, count - i, load_some(source + 4 * i, count - i) * by)
+
+
+@njit(forceinline=True)
+def add_row(source, kind, count, weight, out):
+    """out += weight · a stored row of `count` numbers."""
+    by, size = splat(weight), 4 if kind == F32 else 2
+    for i in range(0, count // LANES * LANES, LANES):
+        store(out + 4 * i, fma(load_kind(source + size * i, kind, LANES), by, load(out + 4 * i)))
+    rest = count % LANES
+    if rest:
+        at, to = source + size * (count - rest), out + 4 * (count - rest)
+        store_some(to, rest, fma(load_kind(at, kind, rest), by, load_some(to, rest)))
 
 
 @njit(forceinline=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.attention import LOG2E, add_row
+from accel.cpu.attention import LOG2E
 from accel.cpu.blocks import (
     DEPTH,
     HIGH,
@@ -24,6 +24,7 @@ from accel.cpu.blocks import (
     STEP,
     TEMPORARY,
     WIDTH,
+    add_row,
     copy_row,
     left_size,
     multiply_packing,
@@ -78,10 +79,9 @@ from accel.cpu.simd import (
 )
 from accel.cpu.topk import keep_top
 from accel.cpu.views import address, matrix, readable
-from reference import fastforward as meaning
 from reference.checks import ascending, match, one_of, require, whole
 from reference.layers import ACTIVATIONS
-from reference.predictor import Compensator, Predictor
+from reference.predictor import Compensator
 
 MOST_NEURONS = 512  # per item
 DOWN, DOWN_BLOCKS = 128, 4  # neurons, and blocks of columns, of W_down that are packed at a time
@@ -128,11 +128,6 @@ def activate(x: np.ndarray, act: str) -> np.ndarray:
     one_of("act", act, ACTIVATIONS)
     _activate(address(x), x.size, int(act == "silu"))
     return x
-
-
-def predictor_scores(x: np.ndarray, predictor: Predictor) -> np.ndarray:
-    """s = ReLU(a W1) W2 with a the block pooled by attention to q_pred: x (T, E) of some tokens -> (F,) float32."""
-    return meaning.predictor_scores(np.asarray(x, np.float32), predictor)
 
 
 def select_neurons(scores: np.ndarray, keep: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from accel.cpu.views import address
 from reference.checks import match, require, whole
 
 BUCKETS = 2048
+FEW = 4  # columns to drop up to which they are looked for one by one: decoding under a budget
 
 
 def keep_top(scores: np.ndarray, budget: int, *, protect: np.ndarray | None = None) -> np.ndarray:
@@ -67,6 +68,23 @@ def _narrow(ranks, histogram, shift, width, prefix, left):
     return np.uint32((np.int64(prefix) << width) | bucket), left
 
 
+@njit
+def _drop(ranks, count):
+    """The rank of the last that is dropped of the `count` lowest, of equals those of higher index first, and how many
+    of its equals stay."""
+    cut, dropped = np.uint32(0), 0
+    while True:
+        lowest, equals = np.uint32(0xFFFFFFFF), 0
+        for rank in ranks:
+            if rank and (rank > cut or not dropped):
+                if rank < lowest:
+                    lowest, equals = rank, 0
+                equals += rank == lowest
+        cut, dropped = lowest, dropped + equals
+        if dropped >= count:
+            return cut, dropped - count
+
+
 @kernel
 def _keep_top(task, worker):
     scores, marks, kept, not_numbers, memory, kv_heads, keys, budget = unpack(task + 8, 8)
@@ -94,7 +112,9 @@ def _keep_top(task, worker):
         if carray(words_at(not_numbers), 1)[0]:
             return
         cut, equals = np.uint32(0xFFFFFFFF), 0
-        if left:
+        if keys - budget <= FEW and left:
+            cut, equals = _drop(ranks, keys - budget)
+        elif left:
             prefix, equals = _narrow(ranks, histogram, 21, 11, np.uint32(0), left)
             prefix, equals = _narrow(ranks, histogram, 10, 11, prefix, equals)
             cut, equals = _narrow(ranks, histogram, 0, 10, prefix, equals)

@@ -1,0 +1,91 @@
+"""FastForward's predictor: which neurons will matter to a block.
+
+    a = softmax(q_pred · Xᵀ / √E) · X,   h = ReLU(a W1),   s = h W2
+
+Pooling and the narrow layer are little work, which one core does in one go; W2, whose reading is the limit, is shared
+out by columns.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import carray
+
+from accel.cpu.attention import LOG2E, product
+from accel.cpu.blocks import add_row, number_size, padded, widen
+from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.memory import scratch
+from accel.cpu.simd import LANES, exp2, fetch_add, floats_at, highest, larger, load, real, splat, store, total, unpack
+from accel.cpu.views import address, matrix, readable
+from reference.checks import match, require
+from reference.predictor import Predictor
+
+
+def predictor_scores(x: np.ndarray, predictor: Predictor) -> np.ndarray:
+    """s = ReLU(a W1) W2 with a the block pooled by attention to q_pred: x (T, E) of some tokens -> (F,) float32."""
+    sizes = match(x=(x, "T E"), q_pred=(predictor.q_pred, "E"), w1=(predictor.w1, "E r"), w2=(predictor.w2, "r F"))
+    tokens, width, rank, neurons = (sizes[axis] for axis in ("T", "E", "r", "F"))
+    require(tokens > 0, f"x: got shape {x.shape}, wanted at least one token")
+    scores = np.zeros(neurons, np.float32)
+    if rank == 0 or width == 0:
+        return scores
+    x, w1, w2 = readable(x), readable(predictor.w1), readable(predictor.w2)
+    query = np.ascontiguousarray(predictor.q_pred, np.float32)
+    hidden = np.zeros(padded(rank, LANES), np.float32)
+    memory = scratch.take(padded(tokens, LANES) + 3 * padded(width, LANES))
+    scale = LOG2E / math.sqrt(width)
+    _pool(
+        *matrix(x), address(query), *matrix(w1), address(hidden), address(memory), tokens, width, rank, scale, workers=1
+    )
+    scratch.give(memory)
+    span = max(256, -(-neurons // (4 * THREADS) // LANES) * LANES)  # neurons per item
+    _predict(address(hidden), *matrix(w2), address(scores), rank, neurons, span)
+    return scores
+
+
+@kernel
+def _pool(task, worker):
+    (x, x_row, x_kind, query, w1, w1_row, w1_kind, hidden, memory, tokens, width, rank, scale) = unpack(task + 8, 13)
+    wide, high = padded(width, LANES), padded(tokens, LANES)
+    asked, line, pooled = memory, memory + 4 * wide, memory + 8 * wide
+    shares = memory + 12 * wide
+    weights, averages = carray(floats_at(shares), high), carray(floats_at(pooled), wide)
+    widen(query, 0, width, asked, real(scale))
+    weights[tokens:] = -np.inf
+    for t in range(tokens):
+        widen(x + t * x_row, x_kind, width, line, 1.0)
+        weights[t] = product(asked, line, wide)
+    top = load(shares)
+    for i in range(LANES, high, LANES):
+        top = larger(top, load(shares + 4 * i))
+    peak, sums = splat(highest(top)), splat(np.float32(0.0))
+    for i in range(0, high, LANES):
+        share = exp2(load(shares + 4 * i) - peak)
+        store(shares + 4 * i, share)
+        sums = sums + share
+    rate = np.float32(1.0) / total(sums)
+    averages[:] = 0.0
+    for t in range(tokens):
+        add_row(x + t * x_row, x_kind, width, weights[t] * rate, pooled)
+    for e in range(width):
+        add_row(w1 + e * w1_row, w1_kind, rank, averages[e], hidden)
+    found = carray(floats_at(hidden), rank)
+    for r in range(rank):
+        found[r] = max(found[r], np.float32(0.0))
+
+
+@kernel
+def _predict(task, worker):
+    (hidden, w2, w2_row, w2_kind, scores, rank, neurons, span) = unpack(task + 8, 8)
+    weights = carray(floats_at(hidden), rank)
+    while True:
+        first = fetch_add(task, 1) * span
+        if first >= neurons:
+            return
+        here = min(span, neurons - first)
+        for r in range(rank):
+            if weights[r] != 0.0:
+                at = w2 + r * w2_row + first * number_size(w2_kind)
+                add_row(at, w2_kind, here, weights[r], scores + 4 * first)
