@@ -136,11 +136,11 @@ class LayerCache(reference.LayerCache):
 
     def _move(self, room: int) -> None:
         """What is held, moved to the front of buffers of `room` columns."""
-        held, size = (self.k, self.v, self.positions, self.keys().rates), self.size
+        k, v, positions, rates, size = self.k, self.v, self.positions, self.keys().rates, self.size
         self._allocate(room)
         self._start = 0
-        for buffer, x in zip((self._k, self._v, self._positions, self._rates), held, strict=True):
-            buffer[:, :size] = x
+        self._k[:, :size], self._v[:, :size] = k, v
+        self._positions[:, :size], self._rates[:, :size] = positions, rates
         self._show(size)
 
     def _write(self, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> None:

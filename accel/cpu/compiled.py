@@ -5,7 +5,7 @@ which the first counts the work items taken. Every worker takes items until none
 call by one item at most.
 
 The caller is worker 0 and starts at once. Helper threads join when they can: each waits in compiled code without the
-interpreter's lock, looking for work for a third of a millisecond after its last task (a chunk calls hundreds of
+interpreter's lock, looking for work for a millisecond after its last task (a chunk calls hundreds of
 kernels, with some Python between them) before it goes to sleep. A call whose helper is asleep, busy with another
 thread's call, or lost in a fork simply does everything itself: nothing depends on a helper, so any number of Python
 threads may call at once.
@@ -31,7 +31,8 @@ from numba.core.ccallback import CFunc
 from accel.cpu.simd import LANES, MATRIX, REGISTERS, call, peek, swap_if, words_at
 from reference.checks import require
 
-PATIENCE = 3e-4  # seconds that a helper looks at an empty board before it goes to sleep
+PATIENCE = 1e-3  # seconds that a helper looks at an empty board before it goes to sleep
+LOOKS = 1000  # that are timed to find how many that is
 
 
 def thread_count() -> int:
@@ -173,9 +174,12 @@ class _Team:
         self.boards = np.zeros((helpers, _BOARD), np.int64)
         self.address = self.boards.__array_interface__["data"][0]
         self.bells = [threading.Semaphore(0) for _ in range(helpers)]
+        # How long a look takes differs tenfold between machines. Nothing is offered yet, so that looking is all it
+        # does.
+        _serve(self.address, 1, LOOKS)
         started = perf_counter()
-        _serve(self.address, 1, 1000)  # nothing is offered yet: how long a look takes differs tenfold between machines
-        patience = int(1000 * PATIENCE / (perf_counter() - started))
+        _serve(self.address, 1, LOOKS)
+        patience = int(LOOKS * PATIENCE / (perf_counter() - started))
         for n in range(helpers):
             threading.Thread(target=self.help, args=(self.boards, self.bells[n], n, patience), daemon=True).start()
 
