@@ -56,7 +56,7 @@ def forward(model: Model, chunks: Sequence[Chunk]) -> Any:
     )
     ends = np.cumsum([len(chunk.token_ids) for chunk in chunks])
     rows = [slice(end - len(chunk.token_ids), end) for chunk, end in zip(chunks, ends, strict=True)]
-    tables = [_rope_tables(model, chunk) for chunk in chunks]
+    rotations = {rope: _rotation(model, rope, chunks, x.dtype) for rope in set(config.ropes) if rope}
     for n, w in enumerate(weights.layers):
         normed = backend.rms_norm(x, w.attention_norm, eps=config.rms_eps)
         q, k, v = backend.linear_each(normed, [(w.w_q, w.b_q), (w.w_k, w.b_k), (w.w_v, w.b_v)])  # (ΣT, H·D), (ΣT, KV·D)
@@ -65,10 +65,9 @@ def forward(model: Model, chunks: Sequence[Chunk]) -> Any:
         if w.q_norm is not None:
             q = backend.rms_norm(q, w.q_norm, eps=config.rms_eps)
             k = backend.rms_norm(k, w.k_norm, eps=config.rms_eps)
-        attended = [
-            _attend(model, n, chunk, table[config.ropes[n]], q[:, r], k[:, r], v[:, r])
-            for chunk, table, r in zip(chunks, tables, rows, strict=True)
-        ]
+        if (rope := config.ropes[n]) is not None:
+            q, k = (backend.rotate(heads, *rotations[rope]) for heads in (q, k))
+        attended = [_attend(model, n, chunk, q[:, r], k[:, r], v[:, r]) for chunk, r in zip(chunks, rows, strict=True)]
         out = backend.linear(backend.concatenate(attended), w.w_o, w.b_o)
         if w.post_attention_norm is not None:
             out = backend.rms_norm(out, w.post_attention_norm, eps=config.rms_eps)
@@ -84,27 +83,21 @@ def forward(model: Model, chunks: Sequence[Chunk]) -> Any:
     return backend.rms_norm(x, weights.final_norm, eps=config.rms_eps)
 
 
-def _rope_tables(model: Model, chunk: Chunk) -> dict[Rope | None, Any]:
-    """Cosines and sines of the chunk's positions for every rotation that the model's layers use."""
-    head_dim, positions = model.config.head_dim, chunk.positions
-    tables: dict[Rope | None, Any] = {None: None}
-    for rope in {rope for rope in model.config.ropes if rope}:
-        table = rope.table(head_dim, positions, chunk.length)
-        tables[rope] = tuple(model.backend.to_backend(part) for part in table)
-    return tables
+def _rotation(model: Model, rope: Rope, chunks: Sequence[Chunk], dtype: np.dtype) -> tuple[Any, Any]:
+    """Cosines and sines of all rows' positions, (ΣT, D/2) each."""
+    tables = [rope.table(model.config.head_dim, chunk.positions, chunk.length) for chunk in chunks]
+    cosine, sine = (np.concatenate(parts).astype(dtype) for parts in zip(*tables, strict=True))
+    return model.backend.to_backend(cosine), model.backend.to_backend(sine)
 
 
-def _attend(model: Model, n: int, chunk: Chunk, rotation: Any, q: Any, k: Any, v: Any) -> Any:
-    """Steps 1 to 3, and 6, for one chunk from its q (H, T, D), k and v (KV, T, D): rotate, append, select, attend,
-    evict.
+def _attend(model: Model, n: int, chunk: Chunk, q: Any, k: Any, v: Any) -> Any:
+    """Steps 2, 3 and 6 for one chunk from its q (H, T, D), k and v (KV, T, D): append, select, attend, evict.
 
     Returns the heads' outputs side by side (T, H·D). Nothing reads the cache between steps 3 and 6, and the next
     chunk of the same sequence must find it evicted.
     """
     config, backend = model.config, model.backend
     cache, positions = chunk.state.cache.layers[n], chunk.positions
-    if rotation is not None:
-        q, k = backend.rotate(q, *rotation), backend.rotate(k, *rotation)
     past = cache.size
     cache.append(k, v, positions)
     keys, values, k_positions, columns = cache.k, cache.v, cache.positions, None

@@ -10,17 +10,16 @@ from accel.cpu.caote import caote_scores
 from accel.cpu.compiled import THREADS, thread_count, warmup
 from accel.cpu.fastforward import gated_ffn, select_neurons, sparse_ffn
 from accel.cpu.keydiff import keydiff_scores
-from accel.cpu.layers import add, embed, prepare_weights, rms_norm, rotate
+from accel.cpu.layers import add, embed, prepare_weights, rms_norm, rotate, to_numpy
 from accel.cpu.mass import attention_mass
 from accel.cpu.predictor import predictor_scores
 from accel.cpu.products import linear, linear_each
-from accel.cpu.quoka import key_scores, quoka_attention, select_keys, select_queries
+from accel.cpu.quoka import key_scores, quoka_attention, select_keys, select_queries, with_chunk
 from accel.cpu.scores import snapkv_scores, tova_scores
 from accel.cpu.topk import keep_top
 from reference.eviction import group_mean, protected_columns, scatter
 from reference.fastforward import layer_densities
-from reference.layers import concatenate, merge_heads, split_heads, to_backend, to_numpy
-from reference.quoka import with_chunk
+from reference.layers import concatenate, merge_heads, split_heads, to_backend
 from reference.scores import last_queries
 
 __all__ = [

@@ -193,50 +193,74 @@ def where_it_stands(x: np.ndarray | Chosen) -> tuple[np.ndarray, np.ndarray | No
     return readable(x), None
 
 
-def bounds(q_positions: np.ndarray, k_positions: np.ndarray, window: int | None) -> np.ndarray:
-    """First and one past the last key that each query sees: (KV, T, 2) int64. ValueError for positions out of order."""
-    asked, held = np.ascontiguousarray(q_positions, np.int64), k_positions.astype(np.int64, copy=False)
-    if held.strides[1] != 8:
-        held = np.ascontiguousarray(held)
-    (kv_heads, keys), tokens = held.shape, len(asked)
+def bounds(q_positions: np.ndarray, k_positions: np.ndarray | Chosen, window: int | None) -> np.ndarray:
+    """First and one past the last key that each query sees: (KV, T, 2) int64. ValueError for positions out of
+    order."""
+    asked, columns = np.ascontiguousarray(q_positions, np.int64), 0
+    (kv_heads, keys), tokens = k_positions.shape, len(asked)
+    held = k_positions.held if isinstance(k_positions, Chosen) else k_positions
+    if held.dtype != np.int64 or held.strides[1] != 8:
+        held = np.ascontiguousarray(held, np.int64)
+    if isinstance(k_positions, Chosen):
+        columns = address(k_positions.columns)
     found, disorder = np.empty((kv_heads, tokens, 2), np.int64), np.zeros(1, np.int64)
     _bounds(
-        address(asked), address(held), held.strides[0], address(found), address(disorder), kv_heads, tokens, keys,
-        -1 if window is None else window, workers=1,
+        address(asked), address(held), held.strides[0], columns, address(found), address(disorder), kv_heads, tokens,
+        keys, -1 if window is None else window, workers=1,
     )  # fmt: skip
     if disorder[0]:
         ascending("q_positions", q_positions)
-        ascending("k_positions", k_positions)
+        ascending("k_positions", np.asarray(k_positions))
     return found
 
 
+@njit(forceinline=True)
+def _position(held, columns, i):
+    """The i-th position, or that at the i-th of the columns listed."""
+    return held[columns[i]] if columns.size else held[i]
+
+
 @njit
-def _in_order(positions, count):
+def _in_order(held, columns, count):
     """Whether the first `count` rise."""
     wrong = 0
     for i in range(1, count):
-        wrong += positions[i] <= positions[i - 1]
+        wrong += _position(held, columns, i) <= _position(held, columns, i - 1)
     return wrong == 0
+
+
+@njit
+def _first_after(held, columns, count, position):
+    """How many of the first `count` are at most `position`."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        if _position(held, columns, middle) <= position:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @kernel
 def _bounds(task, worker):
-    asked, held, held_row, found, disorder, kv_heads, tokens, keys, window = unpack(task + 8, 9)
+    asked, held, held_row, chosen, found, disorder, kv_heads, tokens, keys, window = unpack(task + 8, 10)
     wanted, wrong = carray(words_at(asked), tokens), carray(words_at(disorder), 1)
-    seen = carray(words_at(found), (kv_heads, tokens, 2))
-    wrong[0] = 0 if _in_order(wanted, tokens) else 1
+    seen, listed = carray(words_at(found), (kv_heads, tokens, 2)), carray(words_at(chosen or asked), (kv_heads, keys))
+    wrong[0] = 0 if _in_order(wanted, listed[0, :0], tokens) else 1
     for kv in range(kv_heads):
-        positions = carray(words_at(held + kv * held_row), keys)
-        if not _in_order(positions, keys):
+        columns = listed[kv, : keys if chosen else 0]
+        positions = carray(words_at(held + kv * held_row), keys)  # longer where columns are listed
+        if not _in_order(positions, columns, keys):
             wrong[0] = 1
         for side in range(2):
             reach = window if side == 0 else 0
             if reach < 0 or tokens == 0:  # no window: from the first key on
                 seen[kv, :, side] = 0
                 continue
-            first = np.searchsorted(positions, wanted[0] - reach, side="right")
+            first = _first_after(positions, columns, keys, wanted[0] - reach)
             for t in range(tokens):
-                while first < keys and positions[first] <= wanted[t] - reach:
+                while first < keys and _position(positions, columns, first) <= wanted[t] - reach:
                     first += 1
                 seen[kv, t, side] = first
 

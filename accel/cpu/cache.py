@@ -85,13 +85,13 @@ class LayerCache(reference.LayerCache):
         if self.received is not None:
             self.received = np.pad(self.received, ((0, 0), (0, tokens)))
 
-    def gather(self, columns: np.ndarray) -> tuple[Chosen, Chosen, np.ndarray]:  # type: ignore[override]
+    def gather(self, columns: np.ndarray) -> tuple[Chosen, Chosen, Chosen]:  # type: ignore[override]
         """Keys, values and positions of some columns per KV head: columns (KV, R) -> (KV, R, D) twice and (KV, R).
 
-        Keys and values are read where they are: they too are valid until the cache next changes.
+        They are read where they are: they too are valid until the cache next changes.
         """
         columns = self._checked(columns)
-        return Chosen(self.k, columns), Chosen(self.v, columns), np.take_along_axis(self.positions, columns, axis=1)
+        return Chosen(self.k, columns), Chosen(self.v, columns), Chosen(self.positions, columns)
 
     def keep(self, columns: np.ndarray) -> None:
         """Forget every column but these: columns (KV, B) ascending. Their room is used again."""

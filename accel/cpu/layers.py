@@ -56,6 +56,11 @@ def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return x + y
 
 
+def to_numpy(x: np.ndarray) -> np.ndarray:
+    """An array of this backend on the host: itself, or what it stands for."""
+    return np.asarray(x)
+
+
 def prepare_weights(weights: Weights) -> Weights:
     """The same weights in large pages, and every W_down neuron by neuron, (F, E) in memory under the shape (E, F), so
     that chosen neurons are rows; float64 becomes float32, and 16-bit weights stay as they are."""

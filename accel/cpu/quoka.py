@@ -35,7 +35,6 @@ from accel.cpu.topk import keep_top
 from accel.cpu.views import Chosen, Keys, address, readable, rows
 from reference.checks import match, require, whole
 from reference.eviction import protected_columns
-from reference.quoka import with_chunk
 
 BLOCK = 2 * TALL  # keys per block: two tall tiles
 
@@ -78,6 +77,14 @@ def select_keys(
     return keep_top(key_scores(q, k, n_queries), budget, protect=protect)
 
 
+def with_chunk(kept: np.ndarray, past: int, size: int) -> np.ndarray:
+    """The kept past columns and then every column of the chunk, past … size-1: (KV, B) -> (KV, B + size - past)."""
+    columns = np.empty((len(kept), kept.shape[1] + size - past), np.int64)
+    columns[:, : kept.shape[1]] = kept
+    columns[:, kept.shape[1] :] = np.arange(past, size)
+    return columns
+
+
 def quoka_attention(
     q: np.ndarray,
     k: np.ndarray,
@@ -98,9 +105,8 @@ def quoka_attention(
     if past > whole("budget", budget):
         protect = protected_columns(k_positions[:, :past], sinks, recent)
         columns = with_chunk(select_keys(q, k[:, :past], budget, n_queries, protect=protect), past, sizes["S"])
-        k_positions = np.take_along_axis(k_positions, columns, axis=1)
-        plan = Plan(q, Chosen(k, columns), q_positions, k_positions, scale, None)
-        return plan.output(Chosen(v, columns))
+        chosen = (Chosen(x, columns) for x in (k, v, k_positions))
+        k, v, k_positions = chosen  # type: ignore[assignment]
     return Plan(q, k, q_positions, k_positions, scale, None).output(v)
 
 

@@ -51,7 +51,7 @@ def matrix(array: np.ndarray) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Some columns of a cached array, read where they stand: `held` (KV, S, D) at `columns` (KV, R) is (KV, R, D).
+    """Some columns of a cached array, read where they stand: `held` (KV, S, …) at `columns` (KV, R) is (KV, R, …).
 
     Attention copies rows into its blocks anyway, so that gathering them before would be a second copy. Anything else
     sees an array.
@@ -62,8 +62,8 @@ class Chosen:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(KV, R, D)."""
-        return (*self.columns.shape, self.held.shape[2])
+        """(KV, R, …)."""
+        return (*self.columns.shape, *self.held.shape[2:])
 
     @property
     def dtype(self) -> np.dtype:
@@ -71,7 +71,8 @@ class Chosen:
         return self.held.dtype
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return np.take_along_axis(self.held, self.columns[:, :, None], axis=1).astype(dtype or self.dtype, copy=False)
+        columns = self.columns if self.held.ndim == 2 else self.columns[:, :, None]
+        return np.take_along_axis(self.held, columns, axis=1).astype(dtype or self.dtype, copy=False)
 
 
 @dataclass(frozen=True)
