@@ -89,6 +89,17 @@ def ascending(name: str, positions: np.ndarray) -> None:
         )
 
 
+def listed(name: str, chosen: Any, count: int) -> None:
+    """Raise ValueError unless `chosen` (K,) are integers that rise strictly and lie in 0 … count-1."""
+    require(
+        chosen.ndim == 1 and chosen.dtype.kind in "iu",
+        f"{name}: got shape {chosen.shape} of {chosen.dtype}, wanted (K,) of an integer type",
+    )
+    ascending(name, chosen)
+    if chosen.size and not (chosen[0] >= 0 and chosen[-1] < count):
+        raise ValueError(f"{name}: got {chosen[0]} to {chosen[-1]}, wanted 0 to {count - 1}")
+
+
 def whole(name: str, value: Any, least: int = 1) -> int:
     """`value` as an int of at least `least`, or a ValueError that names it."""
     good = isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_)) and value >= least

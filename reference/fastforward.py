@@ -22,13 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from reference.cache import LayerCache
-from reference.checks import ascending, match, one_of, require, whole, widen
+from reference.checks import listed, match, one_of, require, whole, widen
 from reference.config import ModelConfig
 from reference.layers import activate, gated_ffn, linear
 from reference.neurons import check_density, griffin_statistic, kept_neurons, neuron_magnitudes
@@ -73,15 +74,7 @@ def sparse_ffn(
     Weights as in `gated_ffn`; the second term only with a compensator. ValueError for shapes or neurons out of range.
     """
     sizes = match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
-    require(
-        neurons.ndim == 1 and neurons.dtype.kind in "iu",
-        f"neurons: got shape {neurons.shape} of {neurons.dtype}, wanted (K,) of an integer type",
-    )
-    ascending("neurons", neurons)
-    require(
-        neurons.size == 0 or (neurons[0] >= 0 and neurons[-1] < sizes["F"]),
-        f"neurons: got {neurons[:1]} to {neurons[-1:]}, wanted 0 to {sizes['F'] - 1}",
-    )
+    listed("neurons", neurons, sizes["F"])
     y = gated_ffn(x, w_gate[neurons], w_up[neurons], w_down[:, neurons], act=act)
     if compensator is None:
         return y
@@ -215,7 +208,11 @@ class FastForward:
         given back as they are where `density` is their mean."""
         if self.schedule == "uniform" or self.weights is None:
             return self.density
-        return float(layer_densities([trained.density for trained in self._trained().layers], self.density)[layer])
+        return float(self._densities[layer])
+
+    @cached_property
+    def _densities(self) -> np.ndarray:
+        return layer_densities([trained.density for trained in self._trained().layers], self.density)
 
     def _stays_dense(self, block: Block) -> bool:
         """Whether a block is left alone: in decoding unless asked for, and at both ends of a prompt."""

@@ -10,7 +10,7 @@ from accel.cpu.caote import caote_scores
 from accel.cpu.compiled import THREADS, thread_count, warmup
 from accel.cpu.fastforward import gated_ffn, select_neurons, sparse_ffn
 from accel.cpu.keydiff import keydiff_scores
-from accel.cpu.layers import add, embed, prepare_weights, rms_norm, rotate, to_numpy
+from accel.cpu.layers import add, concatenate, embed, prepare_weights, rms_norm, rotate, to_numpy
 from accel.cpu.mass import attention_mass
 from accel.cpu.predictor import predictor_scores
 from accel.cpu.products import linear, linear_each
@@ -19,7 +19,7 @@ from accel.cpu.scores import snapkv_scores, tova_scores
 from accel.cpu.topk import keep_top
 from reference.eviction import group_mean, protected_columns, scatter
 from reference.fastforward import layer_densities
-from reference.layers import concatenate, merge_heads, split_heads, to_backend
+from reference.layers import merge_heads, split_heads, to_backend
 from reference.scores import last_queries
 
 __all__ = [

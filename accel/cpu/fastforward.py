@@ -6,7 +6,7 @@ import numpy as np
 
 from accel.cpu.ffn import feed_forward
 from accel.cpu.topk import keep_top
-from reference.checks import ascending, match, one_of, require, whole
+from reference.checks import listed, match, one_of, whole
 from reference.layers import ACTIVATIONS
 from reference.predictor import Compensator
 
@@ -33,15 +33,7 @@ def sparse_ffn(
     """W_down[:, M] (act(W_gate[M] x) * (W_up[M] x)) + C2 act(C1 x): x (T, E), M = neurons (K,) ascending -> (T, E)."""
     sizes = match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
     one_of("act", act, ACTIVATIONS)
-    require(
-        neurons.ndim == 1 and neurons.dtype.kind in "iu",
-        f"neurons: got shape {neurons.shape} of {neurons.dtype}, wanted (K,) of an integer type",
-    )
-    ascending("neurons", neurons)
-    require(
-        neurons.size == 0 or (neurons[0] >= 0 and neurons[-1] < sizes["F"]),
-        f"neurons: got {neurons[:1]} to {neurons[-1:]}, wanted 0 to {sizes['F'] - 1}",
-    )
+    listed("neurons", neurons, sizes["F"])
     if compensator is not None:
         match(x=(x, "T E"), c1=(compensator.c1, "hidden E"), c2=(compensator.c2, "E hidden"))
     chosen = np.ascontiguousarray(neurons, np.int64)

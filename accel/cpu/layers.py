@@ -6,12 +6,15 @@ are a view or a line of NumPy are the reference's own.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
-from accel.cpu.blocks import load_kind
+import numpy as np
+from numba import carray
+
+from accel.cpu.blocks import add_row, copy_row, load_kind
 from accel.cpu.compiled import kernel
 from accel.cpu.memory import Room, fresh
-from accel.cpu.simd import F32, LANES, fetch_add, fma, load, real, splat, store, store_some, total, unpack
+from accel.cpu.simd import F32, LANES, fetch_add, fma, load, real, splat, store, store_some, total, unpack, words_at
 from accel.cpu.views import address, readable, rows
 from reference import layers as meaning
 from reference.checks import match, require
@@ -52,8 +55,25 @@ def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
 
 
 def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The residual: x + y, both (T, E)."""
-    return x + y
+    """The residual: x + y, both (T, E) -> (T, E) float32."""
+    sizes = match(x=(x, "T E"), y=(y, "T E"))
+    x, y, out = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.float32), fresh(*x.shape)
+    if out.size:
+        _add(address(x), address(y), address(out), sizes["T"], sizes["E"])
+    return out
+
+
+def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of several sequences under each other: (T_1, E), (T_2, E), … -> (ΣT, E) float32."""
+    if len(parts) == 1:
+        return parts[0]
+    match(**{f"parts[{n}]": (part, f"T{n} E") for n, part in enumerate(parts)})
+    parts, dim = [np.ascontiguousarray(part, np.float32) for part in parts], parts[0].shape[1]
+    out = fresh(sum(len(part) for part in parts), dim)
+    places = np.array([(address(part), len(part)) for part in parts], np.int64)
+    if out.size:
+        _stack(address(places), len(parts), address(out), dim)
+    return out
 
 
 def to_numpy(x: np.ndarray) -> np.ndarray:
@@ -99,6 +119,29 @@ def _rms_norm(task, worker):
                     store(target + 4 * i, part * load(weight + 4 * i))
                 else:
                     store_some(target + 4 * i, dim - i, part * load_kind(weight + 4 * i, F32, dim - i))
+
+
+@kernel
+def _add(task, worker):
+    x, y, out, tokens, dim = unpack(task + 8, 5)
+    while True:
+        first = fetch_add(task, 1) * ROWS_READ
+        if first >= tokens:
+            return
+        at, count = 4 * first * dim, min(ROWS_READ, tokens - first) * dim
+        copy_row(x + at, out + at, count, 1.0)
+        add_row(y + at, F32, count, 1.0, out + at)
+
+
+@kernel
+def _stack(task, worker):
+    places, parts, out, dim = unpack(task + 8, 4)
+    listed = carray(words_at(places), (parts, 2))
+    while True:
+        n = fetch_add(task, 1)
+        if n >= parts:
+            return
+        copy_row(listed[n, 0], out + 4 * listed[:n, 1].sum() * dim, listed[n, 1] * dim, 1.0)
 
 
 @kernel
