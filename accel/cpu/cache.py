@@ -17,10 +17,10 @@ import numpy as np
 from numba import carray, njit
 
 import reference
-from accel.cpu.blocks import number_size, padded
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.lengths import known_rate, unit_rate
 from accel.cpu.memory import scratch
+from accel.cpu.rows import number_size, padded
 from accel.cpu.simd import (
     BF16,
     HALF,

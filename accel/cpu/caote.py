@@ -12,11 +12,11 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.blocks import ahead, padded, widen
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.keydiff import AHEAD
 from accel.cpu.lengths import LARGE, SMALL
 from accel.cpu.memory import scratch
+from accel.cpu.rows import ahead, padded, widen
 from accel.cpu.simd import (
     F32,
     LANES,

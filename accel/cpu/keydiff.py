@@ -10,11 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from accel.cpu.attention import product
-from accel.cpu.blocks import ahead, padded, widen
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.lengths import unit_rate
 from accel.cpu.memory import scratch
+from accel.cpu.rows import ahead, padded, product, widen
 from accel.cpu.simd import F32, LANES, doubles_at, fetch_add, floats_at, fma, load, splat, store, unpack
 from accel.cpu.views import Keys, address, readable, rows
 from reference.checks import match, one_of

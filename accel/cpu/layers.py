@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numba import carray
 
-from accel.cpu.blocks import add_row, copy_row, load_kind
 from accel.cpu.compiled import kernel
 from accel.cpu.memory import Room, fresh
+from accel.cpu.rows import add_row, copy_row, load_kind
 from accel.cpu.simd import F32, LANES, fetch_add, fma, load, real, splat, store, store_some, total, unpack, words_at
 from accel.cpu.views import address, readable, rows
 from reference import layers as meaning

@@ -13,32 +13,14 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.attention import (
-    FEW,
-    KEYS,
-    Plan,
-    bound_columns,
-    few_places,
-    hide,
-    list_rows,
-    pack_queries,
-    places,
-    score_few,
-)
-from accel.cpu.blocks import (
-    WIDTH,
-    empty_queue,
-    enqueue,
-    multiply,
-    number_size,
-    pack_left,
-    padded,
-    right_size,
-    vectors_of,
-    widen,
-)
+from accel.cpu.attend import KEYS, bound_columns, hide, pack_queries, places
+from accel.cpu.attend_few import FEW, few_places, score_few
+from accel.cpu.attention import Plan
+from accel.cpu.blocks import WIDTH, pack_left, right_size, vectors_of
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.memory import scratch
+from accel.cpu.multiply import empty_queue, enqueue, multiply
+from accel.cpu.rows import list_rows, number_size, padded, widen
 from accel.cpu.simd import (
     LANES,
     close_tiles,
@@ -118,7 +100,6 @@ def _mass(task, worker):
     limits = carray(words_at(seen), (kv_heads, tokens, 2))
     summary = carray(floats_at(stats), (heads, tokens, 2))
     received = carray(floats_at(mass), (heads, keys))
-    listed = carray(words_at(chosen or seen), (kv_heads, keys))
     mine = memory + 4 * size * worker
     each = padded(block, WIDTH)  # columns of one head
     p, m = places(group * each, dim), mass_places(group * each, dim)
@@ -133,6 +114,7 @@ def _mass(task, worker):
             close_tiles()
             return
         part, kv = item % parts, item // parts
+        picked = chosen + 8 * kv * keys if chosen else 0
         for first_token in range(0, tokens, block):
             here = min(block, tokens - first_token)
             for g in range(group):
@@ -143,12 +125,12 @@ def _mass(task, worker):
             end = min((part + 1) * span, limits[kv, first_token + here - 1, 1])
             for start in range(begin, end, KEYS):
                 count = min(KEYS, end - start)
-                list_rows(lines, k + kv * k_head, k_row, start, count, listed[kv], chosen)
+                list_rows(lines, k + kv * k_head, k_row, start, count, picked)
                 pack_left(lines, k_kind, count, dim, left_keys)
                 empty_queue(queue)
                 coming = min(KEYS, end - start - KEYS)
                 if coming > 0:
-                    list_rows(lines, k + kv * k_head, k_row, start + KEYS, coming, listed[kv], chosen)
+                    list_rows(lines, k + kv * k_head, k_row, start + KEYS, coming, picked)
                     enqueue(queue, lines, coming, 0, dim * number_size(k_kind))
                 last_token = first_token + here - 1
                 edge = limits[kv, last_token, 0] > start or limits[kv, first_token, 1] < start + count
@@ -181,7 +163,6 @@ def _mass_few(task, worker):
     limits = carray(words_at(seen), (kv_heads, tokens, 2))
     summary = carray(floats_at(stats), (heads, tokens, 2))
     received = carray(floats_at(mass), (heads, keys))
-    listed = carray(words_at(chosen or seen), (kv_heads, keys))
     mine = memory + 4 * size * worker
     p = few_places(dim)
     queries, scores, wide = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[3]
@@ -192,6 +173,7 @@ def _mass_few(task, worker):
         if item >= kv_heads * parts:
             return
         part, kv = item % parts, item // parts
+        picked = chosen + 8 * kv * keys if chosen else 0
         for r in range(columns):
             at = q + (kv * group + r // tokens) * q_head + r % tokens * q_row
             widen(at, q_kind, dim, queries + 4 * r * wide_dim, real(scale))
@@ -199,9 +181,9 @@ def _mass_few(task, worker):
         end = min((part + 1) * span, limits[kv, tokens - 1, 1])
         for start in range(begin, end, KEYS):
             count = min(KEYS, end - start)
-            list_rows(lines, k + kv * k_head, k_row, start, count, listed[kv], chosen)
+            list_rows(lines, k + kv * k_head, k_row, start, count, picked)
             after = max(0, min(KEYS, end - start - KEYS))
-            list_rows(coming, k + kv * k_head, k_row, start + KEYS, after, listed[kv], chosen)
+            list_rows(coming, k + kv * k_head, k_row, start + KEYS, after, picked)
             score_few(queries, columns, lines, k_kind, count, dim, wide, scores, coming, after)
             for r in range(columns):
                 row, token, head = scores + 4 * r * padded(KEYS, LANES), r % tokens, kv * group + r // tokens

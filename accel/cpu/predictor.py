@@ -13,11 +13,24 @@ import math
 import numpy as np
 from numba import carray
 
-from accel.cpu.attention import LOG2E, product
-from accel.cpu.blocks import add_row, number_size, padded, widen
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.memory import scratch
-from accel.cpu.simd import LANES, exp2, fetch_add, floats_at, highest, larger, load, real, splat, store, total, unpack
+from accel.cpu.rows import add_row, number_size, padded, product, widen
+from accel.cpu.simd import (
+    LANES,
+    LOG2E,
+    exp2,
+    fetch_add,
+    floats_at,
+    highest,
+    larger,
+    load,
+    real,
+    splat,
+    store,
+    total,
+    unpack,
+)
 from accel.cpu.views import address, matrix, readable
 from reference.checks import match, require
 from reference.predictor import Predictor

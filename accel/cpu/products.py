@@ -16,26 +16,11 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.blocks import (
-    DEPTH,
-    HIGH,
-    TEMPORARY,
-    WIDTH,
-    left_size,
-    multiply_packing,
-    nothing_planned,
-    number_size,
-    pack_right,
-    padded,
-    plan_left,
-    plan_size,
-    ready_left,
-    right_at,
-    right_size,
-    vectors_of,
-)
+from accel.cpu.blocks import DEPTH, HIGH, TEMPORARY, WIDTH, left_size, pack_right, right_at, right_size, vectors_of
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.memory import fresh, scratch
+from accel.cpu.multiply import multiply_packing, nothing_planned, plan_left, plan_size, ready_left
+from accel.cpu.rows import list_rows, number_size, padded
 from accel.cpu.simd import (
     BF16,
     F16,
@@ -224,14 +209,6 @@ def write_turned(sums, high, rows, tokens, out, out_row, shift, lines, turned):
                         line[i] = flat[t, i]
 
 
-@njit(forceinline=True)
-def list_rows(lines, base, row, first, count):
-    """Write the addresses of rows first, first + 1, … of a matrix."""
-    stand = carray(words_at(lines), count)
-    for i in range(count):
-        stand[i] = base + (first + i) * row
-
-
 @njit
 def list_item(item, each, maps, count, lines):
     """Write the addresses of the rows of item `item` to `lines`; returns which map it belongs to, its first row there,
@@ -242,7 +219,7 @@ def list_item(item, each, maps, count, lines):
         if item < items:
             first = item * each
             rows = min(each, described[n, 5] - first)
-            list_rows(lines, described[n, 0], described[n, 1], first, rows)
+            list_rows(lines, described[n, 0], described[n, 1], first, rows, 0)
             return n, first, rows
         item -= items
     return 0, 0, 0
@@ -263,7 +240,7 @@ def _project(task, worker):
         kind, bias, y, outs = described[n, 2], described[n, 3], described[n, 4], described[n, 5]
         if packed != kind:
             pack_tokens(x, x_row, x_kind, tokens, dim, kind, right, lines, temporary)
-            list_rows(lines, described[n, 0], described[n, 1], first, rows)
+            list_rows(lines, described[n, 0], described[n, 1], first, rows, 0)
             plan_left(
                 plan, lines, kind, min(HEIGHT, rows), 0, min(DEPTH, dim), left + 4 * turn * left_size(HEIGHT, DEPTH)
             )
@@ -274,7 +251,7 @@ def _project(task, worker):
         to, shift = y + 4 * (first_token * outs + first), bias + 4 * first if bias else 0
         write_turned(sums, padded(rows, HIGH), rows, tokens, to, 4 * outs, shift, lines, turned)
         n, first, rows = next_n, next_first, next_rows
-        list_rows(lines, described[n, 0], described[n, 1], first, rows)
+        list_rows(lines, described[n, 0], described[n, 1], first, rows, 0)
     close_tiles()
 
 

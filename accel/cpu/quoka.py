@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import Plan, product
-from accel.cpu.blocks import padded, widen
+from accel.cpu.attention import Plan
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.lengths import unit_rate
 from accel.cpu.memory import scratch
+from accel.cpu.rows import padded, product, widen
 from accel.cpu.simd import (
     F32,
     LANES,

@@ -6,6 +6,7 @@ A kind says how numbers are stored in memory; they are widened where they are lo
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,7 @@ from accel.cpu.simd.emit import (
 from accel.cpu.simd.machine import HALF, LANES
 
 F32, F16, BF16 = 0, 1, 2  # kinds
+LOG2E = math.log2(math.e)  # kernels take powers of two: e^x = 2^(x · LOG2E)
 
 
 def _mask(b: ir.IRBuilder, count: ir.Value) -> ir.Value:

@@ -1,0 +1,82 @@
+"""What each query sees: positions ascend along T and S, so it is one contiguous range of keys."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit
+
+from accel.cpu.compiled import kernel
+from accel.cpu.simd import unpack, words_at
+from accel.cpu.views import Chosen, address
+from reference.checks import ascending
+
+
+def bounds(q_positions: np.ndarray, k_positions: np.ndarray | Chosen, window: int | None) -> np.ndarray:
+    """First and one past the last key that each query sees, (KV, T, 2) int64. ValueError for positions out of order."""
+    asked = np.ascontiguousarray(q_positions, np.int64)
+    (kv_heads, keys), tokens = k_positions.shape, len(asked)
+    held, listed = getattr(k_positions, "held", k_positions), getattr(k_positions, "columns", None)
+    if listed is not None:
+        listed = np.ascontiguousarray(listed, np.int64)
+    if held.dtype != np.int64 or held.strides[1] != 8:
+        held = np.ascontiguousarray(held, np.int64)
+    found, disorder = np.empty((kv_heads, tokens, 2), np.int64), np.zeros(1, np.int64)
+    _bounds(
+        address(asked), address(held), held.strides[0], 0 if listed is None else address(listed), address(found),
+        address(disorder), kv_heads, tokens, keys, -1 if window is None else window, workers=1,
+    )  # fmt: skip
+    if disorder[0]:
+        ascending("q_positions", q_positions)
+        ascending("k_positions", np.asarray(k_positions))
+    return found
+
+
+@njit(forceinline=True)
+def _position(held, columns, i):
+    """The i-th position, or that at the i-th of the columns listed."""
+    return held[columns[i]] if columns.size else held[i]
+
+
+@njit
+def _in_order(held, columns, count):
+    """Whether the first `count` rise."""
+    wrong = 0
+    for i in range(1, count):
+        wrong += _position(held, columns, i) <= _position(held, columns, i - 1)
+    return wrong == 0
+
+
+@njit
+def _first_after(held, columns, count, position):
+    """How many of the first `count` are at most `position`."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        if _position(held, columns, middle) <= position:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel
+def _bounds(task, worker):
+    asked, held, held_row, chosen, found, disorder, kv_heads, tokens, keys, window = unpack(task + 8, 10)
+    wanted, wrong = carray(words_at(asked), tokens), carray(words_at(disorder), 1)
+    seen, listed = carray(words_at(found), (kv_heads, tokens, 2)), carray(words_at(chosen or asked), (kv_heads, keys))
+    wrong[0] = 0 if _in_order(wanted, listed[0, :0], tokens) else 1
+    for kv in range(kv_heads):
+        columns = listed[kv, : keys if chosen else 0]
+        positions = carray(words_at(held + kv * held_row), keys)  # longer where columns are listed
+        if not _in_order(positions, columns, keys):
+            wrong[0] = 1
+        for side in range(2):
+            reach = window if side == 0 else 0
+            if reach < 0 or tokens == 0:  # no window: from the first key on
+                seen[kv, :, side] = 0
+                continue
+            first = _first_after(positions, columns, keys, wanted[0] - reach)
+            for t in range(tokens):
+                while first < keys and _position(positions, columns, first) <= wanted[t] - reach:
+                    first += 1
+                seen[kv, t, side] = first
