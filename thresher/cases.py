@@ -22,6 +22,7 @@ from reference import Compensator, Predictor
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 LAYOUTS = ("contiguous", "every other row", "transposed", "strided", "unaligned", "read-only")
 HEAD_DIMS = (16, 17, 32, 33, 48, 64, 80, 96, 127, 128, 255, 256)
+ALONE = 16  # sums that are all of an answer: one may cancel, and says nothing then, so that their terms are positive
 WIDTHS = (1, 2, 15, 16, 17, 40, 64, 96, 130, 256)
 
 
@@ -85,9 +86,10 @@ class Drawing:
             stored = values.astype(DTYPES[self.dtype])
         return laid_out(stored, self.layout)
 
-    def normal(self, *shape: int, size: float = 1.0) -> np.ndarray:
+    def normal(self, *shape: int, size: float = 1.0, positive: bool = False) -> np.ndarray:
         """Stored numbers of about `size`."""
-        return self.store(self.rng.standard_normal(shape) * size)
+        x = self.rng.standard_normal(shape) * size
+        return self.store(np.abs(x) if positive else x)
 
     def directions(self, name: str, *shape: int) -> np.ndarray:
         """Vectors of which only the direction counts: norms from tiny to huge, some zero, some equal."""
@@ -263,32 +265,38 @@ def select_neurons(d: Drawing) -> Case:
 def predictor_scores(d: Drawing) -> Case:
     """A block and a predictor."""
     width, rank, neurons = (d.pick(name, st.sampled_from(WIDTHS)) for name in "ErF")
-    predictor = Predictor(d.normal(width), d.normal(width, rank, size=width**-0.5), d.normal(rank, neurons))
-    return d.case(d.normal(d.tokens(), width), predictor)
+    few_hidden, few = rank <= ALONE, neurons <= ALONE
+    w1, w2 = d.normal(width, rank, size=width**-0.5, positive=few_hidden), d.normal(rank, neurons, positive=few)
+    return d.case(d.normal(d.tokens(), width, positive=few_hidden), Predictor(d.normal(width), w1, w2))
 
 
-def _ffn(d: Drawing) -> tuple[np.ndarray, ...]:
+def _ffn(d: Drawing, choose: bool) -> tuple[np.ndarray, ...]:
+    """x, W_gate, W_up, W_down and neurons, all where there is nothing to choose."""
     width, neurons = d.pick("E", st.sampled_from(WIDTHS)), d.pick("F", st.sampled_from(WIDTHS))
-    x, size = d.normal(d.tokens(), width), width**-0.5
-    return x, d.normal(neurons, width, size=size), d.normal(neurons, width, size=size), d.normal(width, neurons)
+    tokens, kept = d.tokens(), d.pick("kept", st.integers(1, neurons)) if choose else neurons
+    few, size = tokens * min(kept, width) <= ALONE, width**-0.5
+    x = d.normal(tokens, width, positive=few)
+    gate, up = (d.normal(neurons, width, size=size, positive=few) for _ in range(2))
+    down = d.normal(width, neurons, positive=tokens * width <= ALONE)
+    return x, gate, up, down, np.sort(d.rng.choice(neurons, kept, replace=False))
 
 
 def gated_ffn(d: Drawing) -> Case:
     """A block and three matrices."""
-    return d.case(*_ffn(d), act=d.pick("act", st.sampled_from(["silu", "gelu_tanh"])))
+    return d.case(*_ffn(d, choose=False)[:-1], act=d.pick("act", st.sampled_from(["silu", "gelu_tanh"])))
 
 
 def sparse_ffn(d: Drawing) -> Case:
     """A block, three matrices, neurons, and perhaps a compensator."""
-    x, w_gate, w_up, w_down = _ffn(d)
-    kept = d.pick("kept", st.integers(1, len(w_gate)))
-    neurons = np.sort(d.rng.choice(len(w_gate), kept, replace=False))
+    x, *others = _ffn(d, choose=True)
     compensator = None
     if d.pick("compensator", st.booleans()):
-        hidden, width = d.pick("hidden", st.sampled_from(WIDTHS)), x.shape[1]
-        compensator = Compensator(d.normal(hidden, width, size=width**-0.5), d.normal(width, hidden))
+        hidden, (tokens, width) = d.pick("hidden", st.sampled_from(WIDTHS)), x.shape
+        few, alone = tokens * min(hidden, width) <= ALONE, tokens * width <= ALONE
+        c1 = d.normal(hidden, width, size=width**-0.5, positive=few)
+        compensator = Compensator(c1, d.normal(width, hidden, positive=alone))
     act = d.pick("act", st.sampled_from(["silu", "gelu_tanh"]))
-    return d.case(x, w_gate, w_up, w_down, neurons, compensator=compensator, act=act)
+    return d.case(x, *others, compensator=compensator, act=act)
 
 
 def layer_densities(d: Drawing) -> Case:
@@ -316,8 +324,10 @@ def rotate(d: Drawing) -> Case:
 def linear(d: Drawing) -> Case:
     """A block, a matrix and perhaps a bias."""
     width, outs = (d.pick(name, st.sampled_from(WIDTHS)) for name in ("in", "out"))
-    x, weight = d.normal(d.tokens(), width), d.normal(outs, width, size=width**-0.5)
-    return d.case(x, weight, d.normal(outs) if d.pick("bias", st.booleans()) else None)
+    tokens = d.tokens()
+    few = tokens * outs <= ALONE
+    x, weight = d.normal(tokens, width, positive=few), d.normal(outs, width, size=width**-0.5, positive=few)
+    return d.case(x, weight, d.normal(outs, positive=few) if d.pick("bias", st.booleans()) else None)
 
 
 def embed(d: Drawing) -> Case:

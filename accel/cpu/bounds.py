@@ -15,9 +15,8 @@ def bounds(q_positions: np.ndarray, k_positions: np.ndarray | Chosen, window: in
     """First and one past the last key that each query sees, (KV, T, 2) int64. ValueError for positions out of order."""
     asked = np.ascontiguousarray(q_positions, np.int64)
     (kv_heads, keys), tokens = k_positions.shape, len(asked)
-    held, listed = getattr(k_positions, "held", k_positions), getattr(k_positions, "columns", None)
-    if listed is not None:
-        listed = np.ascontiguousarray(listed, np.int64)
+    held = k_positions.held if isinstance(k_positions, Chosen) else k_positions
+    listed = np.ascontiguousarray(k_positions.columns, np.int64) if isinstance(k_positions, Chosen) else None
     if held.dtype != np.int64 or held.strides[1] != 8:
         held = np.ascontiguousarray(held, np.int64)
     found, disorder = np.empty((kv_heads, tokens, 2), np.int64), np.zeros(1, np.int64)

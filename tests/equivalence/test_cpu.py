@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -99,6 +100,100 @@ def test_a_cache_with_room_holds_what_the_plain_one_holds(steps: list[tuple[int,
         assert ours.nbytes == meant.nbytes
         for name, array in meant.arrays().items():
             np.testing.assert_array_equal(ours.arrays()[name], array)
+
+
+def directions_of(k: np.ndarray) -> np.ndarray:
+    """Unit keys in float64, zero vectors as they are."""
+    k = np.asarray(k, np.float64)
+    peaks = np.abs(k).max(axis=-1, keepdims=True)
+    k = np.divide(k, peaks, out=np.zeros_like(k), where=peaks > 0)  # whose squares would leave even float64
+    lengths = np.linalg.norm(k, axis=-1, keepdims=True)
+    return np.divide(k, lengths, out=np.zeros_like(k), where=lengths > 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: np.dtype(dtype).name)
+@given(STEPS, st.integers(0, 2**31))
+def test_what_a_cache_knows_of_its_keys_stays_true(dtype: type, steps: list[tuple[int, str]], seed: int) -> None:
+    """Inverse lengths, the sum of directions, and scores that use them, after any appending, evicting and restoring."""
+    rng = np.random.default_rng(seed)
+    largest = 3 if dtype is np.float16 else 25
+    cache = cpu.new_cache(small_config(layers=1, kv_heads=3, heads=6, head_dim=6), np.dtype(dtype))
+    position, summed = 0, True
+    for tokens, step in steps:
+        k = rng.standard_normal((3, tokens, 6)) * 10.0 ** rng.integers(-largest, largest + 1, (3, tokens, 1))
+        k[:, rng.integers(tokens)] = 0
+        layer = cache.layers[0]
+        layer.append(k.astype(np.float32), np.zeros_like(k, np.float32), np.arange(position, position + tokens))
+        position += tokens
+        if step == "keep":
+            kept = rng.integers(1, layer.size + 1)
+            layer.keep(np.sort(rng.permuted(np.tile(np.arange(layer.size), (3, 1)), axis=1)[:, :kept], axis=1))
+        elif step == "keep_newest":
+            summed &= layer.size <= 5
+            layer.keep_newest(5)
+        elif seed % 2:
+            cache, summed = cpu.restore_cache([layer.arrays() for layer in cache.layers]), True
+        known, units = cache.layers[0].keys(), directions_of(cache.layers[0].k)
+        lengths = np.linalg.norm(np.asarray(known.held, np.float64), axis=-1)
+        usual = (lengths > 1e-15) & (lengths < 1e15)
+        np.testing.assert_allclose(known.rates[usual] * lengths[usual], 1, rtol=1e-6)
+        assert (known.rates[lengths == 0] == 0).all()
+        assert np.isnan(known.rates[(lengths > 0) & ((lengths < 1e-16) | (lengths > 1e16))]).all()
+        assert (known.sums is not None) == summed
+        if summed:
+            np.testing.assert_allclose(known.sums, units.sum(axis=1), rtol=0, atol=1e-5)
+            means = directions_of(units.mean(axis=1, keepdims=True))
+            lost = np.linalg.norm(units.sum(axis=1), axis=-1) < 0.5  # they cancel: the mean has no direction
+            got = cpu.keydiff_scores(known)
+            np.testing.assert_allclose(got[~lost], -(units * means).sum(axis=-1)[~lost], rtol=0, atol=1e-4)
+        q = rng.standard_normal((6, 4, 6)).astype(np.float32)
+        np.testing.assert_allclose(cpu.key_scores(q, known, 3), cpu.key_scores(q, known.held, 3), rtol=0, atol=1e-6)
+        few = cache.layers[0].keys(1)
+        assert few.shape == (3, 1, 6)
+        assert few.sums is None or cache.layers[0].size == 1
+
+
+def test_room_reserved_is_room_enough() -> None:
+    layer = cpu.new_cache(small_config(layers=1), np.dtype(np.float32)).layers[0]
+    layer.append(*np.ones((2, 2, 3, 8), np.float32), np.arange(3))
+    layer.reserve(1000)
+    room = layer.capacity
+    for start in range(3, 1000, 97):
+        count = min(97, 1000 - start)
+        layer.append(*np.full((2, 2, count, 8), start, np.float32), np.arange(start, start + count))
+    assert layer.capacity == room
+    layer.reserve(10)
+    assert layer.capacity == room
+    np.testing.assert_array_equal(layer.positions[0], np.arange(1000))
+    assert layer.k[1, 2, 0] == 1
+    assert layer.k[1, 999, 0] == 973
+
+
+@given(st.integers(1, 9) | st.integers(10, 300), st.sampled_from([1, 16, 40, 577]), st.integers(0, 2**31), st.data())
+def test_several_maps_of_one_input_are_what_each_gives(tokens: int, width: int, seed: int, data: st.DataObject) -> None:
+    rng = np.random.default_rng(seed)
+    x, maps = rng.standard_normal((tokens, width)), []
+    for outs in data.draw(st.lists(st.sampled_from([1, 31, 64, 130]), min_size=1, max_size=4)):
+        dtype = data.draw(st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16]))
+        bias = rng.standard_normal(outs).astype(np.float32) if data.draw(st.booleans()) else None
+        maps.append((rng.standard_normal((outs, width)).astype(dtype), bias))
+    for got, (weight, bias) in zip(cpu.linear_each(x.astype(np.float32), maps), maps, strict=True):
+        wanted = x.astype(np.float32).astype(np.float64) @ np.asarray(weight, np.float64).T
+        wanted = wanted if bias is None else wanted + bias
+        size = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(np.asarray(weight, np.float64), axis=1)
+        limit = 1e-5 if weight.dtype == np.float32 else 1e-2
+        assert (np.abs(got - wanted) <= limit * (size + 1)).all()
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=5), st.integers(1, 70), st.integers(0, 2**31))
+def test_rows_are_added_and_stacked(counts: list[int], width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parts = [rng.standard_normal((2 * count, width)).astype(np.float32)[::2] for count in counts]
+    stacked = cpu.concatenate(parts)
+    np.testing.assert_array_equal(stacked, np.concatenate(parts))
+    np.testing.assert_array_equal(cpu.add(stacked, stacked[::-1]), stacked + stacked[::-1])
+    with pytest.raises(ValueError, match=r"y: got shape"):
+        cpu.add(stacked, np.zeros((len(stacked), width + 1), np.float32))
 
 
 def test_a_budget_settles_in_one_buffer() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from reference import (
     H2O,
     Caote,
+    Chunk,
     FastForward,
     KeyDiff,
     Model,
@@ -21,6 +22,7 @@ from reference import (
     State,
     Tova,
     decode,
+    forward,
     keep_top,
     new_state,
     prefill,
@@ -305,6 +307,32 @@ def test_sequences_with_different_policies_share_a_pass() -> None:
         decode(MODEL, states, [int(IDS[30 + n + step]) for n in range(len(states))])
     for state, wanted in zip(states, alone, strict=True):
         np.testing.assert_allclose(state.logits, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("select", SELECTORS)
+@pytest.mark.parametrize("evict", EVICTORS)
+def test_chunks_that_share_a_pass_give_what_they_give_alone(select: str, evict: str) -> None:
+    """Each attends to what the one before it left: appended, chosen from and evicted in its turn."""
+    policy = Policy(SELECTORS[select](40), EVICTORS[evict](50), FFNS["half"]())
+    shared, alone = new_state(MODEL, policy, trace=True), new_state(MODEL, policy, trace=True)
+    ids = IDS[:250]
+    prefill(MODEL, shared, ids, chunk=32)
+    for start in range(0, len(ids), 32):
+        forward(MODEL, [Chunk(alone, ids[start : start + 32], start, len(ids))])
+    for ours, theirs in zip(shared.cache.layers, alone.cache.layers, strict=True):
+        np.testing.assert_array_equal(ours.positions, theirs.positions)
+        np.testing.assert_allclose(ours.k, theirs.k, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(ours.v, theirs.v, rtol=0, atol=1e-10)
+    for ours, theirs in zip(vars(shared.counts).values(), vars(alone.counts).values(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert shared.trace is not None
+    assert alone.trace is not None
+    for told, wanted in zip(vars(shared.trace).values(), vars(alone.trace).values(), strict=True):
+        for one, other in zip(*(sorted(entries, key=lambda e: e[:2]) for entries in (told, wanted)), strict=True):
+            for x, y in zip(one, other, strict=True):
+                np.testing.assert_equal(type(x), type(y))
+                if x is not None:
+                    np.testing.assert_allclose(x, y, rtol=1e-9)
 
 
 def test_a_copied_cache_goes_its_own_way() -> None:
