@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -92,9 +90,3 @@ def has_llama_cpp(model: str) -> bool:
     """Whether llama.cpp is there and has a file to read."""
     known = model in {entry.name for entry in catalogue.models()}
     return known and installed("llama-cpp-python") is not None
-
-
-def reading(contestant: Any, ids: list[int]) -> Callable[[], None]:
-    """The prompt read by one contestant, once its kernels and weights are in memory."""
-    contestant.read(ids[:256])
-    return lambda: contestant.read(ids)

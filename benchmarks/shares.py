@@ -20,12 +20,13 @@ from reference import Model
 from thresher.bench import prompt
 
 LENGTH = {"full": 8192, "short": 2048, "smallest": 384}
-ROUNDS = {"full": 1, "short": 3, "smallest": 1}
+ROUNDS = {"full": 3, "short": 3, "smallest": 1}
 STAGES = {
     "attention": "attend",
     "select_keys": "choose keys",
     "gather": "gather",
     "linear": "project",
+    "linear_each": "project",
     "gated_ffn": "FFN",
     "sparse_ffn": "FFN",
     "predictor_scores": "choose neurons",

@@ -153,6 +153,22 @@ def test_what_a_cache_knows_of_its_keys_stays_true(dtype: type, steps: list[tupl
         assert few.sums is None or cache.layers[0].size == 1
 
 
+@pytest.mark.parametrize("keys", [300, 5000])
+@pytest.mark.parametrize("tokens", [1, 2, 40, 200])
+def test_ranges_of_keys_are_merged_however_peaks_rise_and_fall(tokens: int, keys: int) -> None:
+    """Scores that climb, or fall, by 60 over the keys: every block raises the peak, or none after the first does."""
+    rng = np.random.default_rng(tokens)
+    q, k, v = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, tokens, 16), *[(2, keys, 16)] * 2))
+    q[:, :, 0] = 8
+    k[0, :, 0], k[1, :, 0] = np.linspace(-15, 15, keys), np.linspace(15, -15, keys)
+    places = np.arange(keys - tokens, keys), np.broadcast_to(np.arange(keys), (2, keys))
+    exact = reference.attention(*(x.astype(np.float64) for x in (q, k, v)), *places)
+    np.testing.assert_allclose(cpu.attention(q, k, v, *places), exact, rtol=0, atol=1e-5)
+    received = reference.attention_mass(*(x.astype(np.float64) for x in (q, k)), *places)
+    got = cpu.attention_mass(q, k, *places)
+    assert np.linalg.norm(got - received) < 1e-5 * np.linalg.norm(received)
+
+
 def test_room_reserved_is_room_enough() -> None:
     layer = cpu.new_cache(small_config(layers=1), np.dtype(np.float32)).layers[0]
     layer.append(*np.ones((2, 2, 3, 8), np.float32), np.arange(3))
