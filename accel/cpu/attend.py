@@ -10,7 +10,7 @@ Positions ascend along T and S, so a query sees one contiguous range of keys: ma
 per query, and blocks outside every bound are not visited.
 Powers of two instead of e: log2(e) is folded into the scale, which is folded into the queries. A column's peak is
 raised only when it is exceeded by 2⁸, so that the output is hardly ever rescaled. On a matrix unit one block of columns
-is softened while the scores of the next are multiplied.
+is softened while the scores of the next are multiplied, and the next keys and values are packed while Vᵀ is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from accel.cpu.blocks import (
     STEP,
     TEMPORARY,
     WIDTH,
-    across_row,
     left_size,
     pack_left,
     pack_left_across,
@@ -33,8 +32,18 @@ from accel.cpu.blocks import (
     vectors_of,
 )
 from accel.cpu.compiled import kernel
-from accel.cpu.multiply import empty_queue, enqueue, multiply, multiply_softening, queue_size
-from accel.cpu.rows import copy_row, list_rows, number_size, padded
+from accel.cpu.multiply import (
+    multiply_packing,
+    multiply_softening,
+    multiply_turning,
+    nothing_planned,
+    plan_across,
+    plan_left,
+    plan_size,
+    ready_across,
+    ready_left,
+)
+from accel.cpu.rows import copy_row, list_rows, padded
 from accel.cpu.simd import (
     LANES,
     MATRIX,
@@ -70,17 +79,17 @@ def places(columns, dim):
     queries = 0  # (blocks,) packed
     out = queries + blocks * right_size(dim)  # (blocks, high, WIDTH)
     state = out + blocks * high * WIDTH  # peaks and sums (blocks, 2, WIDTH)
-    left_keys = state + blocks * 2 * WIDTH
-    left_values = left_keys + left_size(KEYS, dim)
-    scores = left_values + left_size(dim, KEYS)  # (KEYS, WIDTH), of two blocks of columns in turns
+    left_keys = state + blocks * 2 * WIDTH  # both twice, in turns
+    left_values = left_keys + 2 * left_size(KEYS, dim)
+    scores = left_values + 2 * left_size(dim, KEYS)  # (KEYS, WIDTH), of two blocks of columns in turns
     weights = scores + 2 * padded(KEYS, HIGH) * WIDTH  # packed; register tiles read the scores' own place
     temporary = weights + (right_size(KEYS) if MATRIX else 0)
     turned = temporary + TEMPORARY  # (LANES, dim)
-    lines = turned + LANES * padded(dim, LANES)  # addresses
-    queue = lines + 2 * max(WIDTH, padded(KEYS, STEP))
-    ends = queue + 2 * queue_size(KEYS, 4 * dim)  # two bounds per column
+    lines = turned + LANES * padded(dim, LANES)  # addresses, and of values to come
+    plans = lines + 4 * max(WIDTH, padded(KEYS, STEP))  # of keys and values to be packed
+    ends = plans + 2 * plan_size(2 * KEYS, dim)  # two bounds per column
     return (
-        queries, out, state, left_keys, left_values, scores, weights, temporary, turned, lines, queue, ends,
+        queries, out, state, left_keys, left_values, scores, weights, temporary, turned, lines, plans, ends,
         padded(ends + 2 * WIDTH, 16),
     )  # fmt: skip
 
@@ -193,10 +202,11 @@ def attend(task, worker):
     p = places(block * group, dim)
     queries, out, state, left_keys = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3]
     left_values, scores, weights = mine + 4 * p[4], mine + 4 * p[5], mine + 4 * p[6]
-    temporary, turned, lines, queue, ends = (
+    temporary, turned, lines, plan, ends = (
         mine + 4 * p[7], mine + 4 * p[8], mine + 4 * p[9], mine + 4 * p[10], mine + 4 * p[11],
     )  # fmt: skip
-    stand = carray(words_at(lines), LANES)
+    stand, value_lines = carray(words_at(lines), LANES), lines + 8 * max(WIDTH, padded(KEYS, STEP))
+    value_plan, key_place, value_place = plan + 4 * plan_size(2 * KEYS, dim), left_size(KEYS, dim), left_size(dim, KEYS)
     open_tiles()
     while True:
         item = fetch_add(task, 1)
@@ -219,19 +229,27 @@ def attend(task, worker):
         begin = max(part * span, limits[kv, first_token, 0] // KEYS * KEYS)
         end = min((part + 1) * span, limits[kv, last_token, 1])
         for start in range(begin, end, KEYS):
-            count, coming = min(KEYS, end - start), min(KEYS, end - start - KEYS)
+            count, coming, turn = min(KEYS, end - start), min(KEYS, end - start - KEYS), (start - begin) // KEYS % 2
+            packed_keys, packed_values = left_keys + 4 * turn * key_place, left_values + 4 * turn * value_place
             list_rows(lines, k + kv * k_head, k_row, start, count, picked)
-            pack_left(lines, k_kind, count, dim, left_keys)
-            if v:
-                list_rows(lines, v + kv * v_head, v_row, start, count, picked)
-                pack_left_across(lines, v_kind, dim, count, left_values, temporary)
-            empty_queue(queue)
+            list_rows(value_lines, v + kv * v_head, v_row, start, count, picked)
+            if start == begin:
+                pack_left(lines, k_kind, count, dim, packed_keys)
+                if v:
+                    pack_left_across(value_lines, v_kind, dim, count, packed_values, temporary)
+            else:
+                ready_left(plan, lines, k_kind, count, dim, packed_keys)
+                if v:
+                    ready_across(value_plan, value_lines, v_kind, dim, count, packed_values, temporary)
+            nothing_planned(plan)
+            nothing_planned(value_plan)
             if coming > 0:
                 list_rows(lines, k + kv * k_head, k_row, start + KEYS, coming, picked)
-                enqueue(queue, lines, coming, 0, dim * number_size(k_kind))
+                plan_left(plan, lines, k_kind, coming, 0, dim, left_keys + 4 * (1 - turn) * key_place)
                 if v:
-                    list_rows(lines, v + kv * v_head, v_row, start + KEYS, coming, picked)
-                    enqueue(queue, lines, coming, 0, dim * number_size(v_kind))
+                    list_rows(value_lines, v + kv * v_head, v_row, start + KEYS, coming, picked)
+                    to = left_values + 4 * (1 - turn) * value_place
+                    plan_across(value_plan, plan, value_lines, v_kind, dim, coming, to)
             edge = limits[kv, last_token, 0] > start or limits[kv, first_token, 1] < start + count
             # A block of columns is softened while the next one's scores are computed.
             overlap = MATRIX and k_kind == v_kind and v != 0
@@ -248,11 +266,13 @@ def attend(task, worker):
                     if overlap:
                         units = units_of(count) if c else 0
                         done = multiply_softening(
-                            k_kind, vectors, count, dim, left_keys, right, fresh_scores, units, old_scores, weights,
+                            k_kind, vectors, count, dim, packed_keys, right, fresh_scores, units, old_scores, weights,
                             old_state,
                         )  # fmt: skip
                     else:
-                        multiply(k_kind, 1, vectors, count, dim, left_keys, 0, right, fresh_scores, 4 * WIDTH, queue)
+                        multiply_packing(
+                            k_kind, 1, vectors, count, dim, packed_keys, 0, right, fresh_scores, 4 * WIDTH, plan
+                        )
                     prepare(
                         vectors, count, fresh_scores, edge, limits[kv], c, min(WIDTH, columns - c), here, first_token,
                         start, ends,
@@ -264,9 +284,9 @@ def attend(task, worker):
                     soften(done, vectors, count, old_scores, to, v_kind, old_state)
                     if v:
                         column_out = out + 4 * before * high
-                        multiply(
-                            v_kind, 0, vectors, dim, count, left_values, across_row(dim), to, column_out, 4 * WIDTH,
-                            queue,
+                        multiply_turning(
+                            v_kind, vectors, dim, count, packed_values, to, column_out, 4 * WIDTH, value_plan,
+                            plan if overlap or not MATRIX else value_plan, temporary,
                         )  # fmt: skip
         for c in range(0, columns, LANES):
             place = c // WIDTH

@@ -16,11 +16,11 @@ from numba.extending import register_jitable
 from accel.cpu.attend import KEYS, bound_columns, hide, pack_queries, places
 from accel.cpu.attend_few import FEW, few_places, score_few
 from accel.cpu.attention import Plan
-from accel.cpu.blocks import WIDTH, pack_left, right_size, vectors_of
+from accel.cpu.blocks import WIDTH, left_size, pack_left, right_size, vectors_of
 from accel.cpu.compiled import THREADS, kernel
 from accel.cpu.memory import scratch
-from accel.cpu.multiply import empty_queue, enqueue, multiply
-from accel.cpu.rows import list_rows, number_size, padded, widen
+from accel.cpu.multiply import multiply_packing, nothing_planned, plan_left, ready_left
+from accel.cpu.rows import list_rows, padded, widen
 from accel.cpu.simd import (
     LANES,
     close_tiles,
@@ -104,7 +104,7 @@ def _mass(task, worker):
     each = padded(block, WIDTH)  # columns of one head
     p, m = places(group * each, dim), mass_places(group * each, dim)
     queries, left_keys, scores = mine + 4 * p[0], mine + 4 * p[3], mine + 4 * p[5]
-    temporary, lines, queue, ends = mine + 4 * p[7], mine + 4 * p[9], mine + 4 * p[10], mine + 4 * p[11]
+    temporary, lines, plan, ends = mine + 4 * p[7], mine + 4 * p[9], mine + 4 * p[10], mine + 4 * p[11]
     sums, of_columns = mine + 4 * m[0], mine + 4 * m[1]
     state = carray(floats_at(of_columns), (2, WIDTH))
     open_tiles()
@@ -125,13 +125,18 @@ def _mass(task, worker):
             end = min((part + 1) * span, limits[kv, first_token + here - 1, 1])
             for start in range(begin, end, KEYS):
                 count = min(KEYS, end - start)
+                turn, place = (start - begin) // KEYS % 2, 4 * left_size(KEYS, dim)
+                packed = left_keys + turn * place
                 list_rows(lines, k + kv * k_head, k_row, start, count, picked)
-                pack_left(lines, k_kind, count, dim, left_keys)
-                empty_queue(queue)
+                if start == begin:
+                    pack_left(lines, k_kind, count, dim, packed)
+                else:
+                    ready_left(plan, lines, k_kind, count, dim, packed)
+                nothing_planned(plan)
                 coming = min(KEYS, end - start - KEYS)
                 if coming > 0:
                     list_rows(lines, k + kv * k_head, k_row, start + KEYS, coming, picked)
-                    enqueue(queue, lines, coming, 0, dim * number_size(k_kind))
+                    plan_left(plan, lines, k_kind, coming, 0, dim, left_keys + (1 - turn) * place)
                 last_token = first_token + here - 1
                 edge = limits[kv, last_token, 0] > start or limits[kv, first_token, 1] < start + count
                 for g in range(group):
@@ -140,7 +145,7 @@ def _mass(task, worker):
                     for c in range(0, here, WIDTH):
                         columns, vectors = min(WIDTH, here - c), vectors_of(here - c)
                         right = queries + 4 * (g * each + c) // WIDTH * right_size(dim)
-                        multiply(k_kind, 1, vectors, count, dim, left_keys, 0, right, scores, 4 * WIDTH, queue)
+                        multiply_packing(k_kind, 1, vectors, count, dim, packed, 0, right, scores, 4 * WIDTH, plan)
                         if edge:
                             bound_columns(limits[kv], c, columns, here, first_token, start, ends)
                             hide(vectors, count, scores, ends)

@@ -1,7 +1,7 @@
-"""Products of packed blocks, C = A·B, and what is fetched or packed meanwhile.
+"""Products of packed blocks, C = A·B, and what is packed or fetched meanwhile.
 
-While a block is multiplied, memory works off a queue of addresses, or a plan of what is packed next: on the matrix unit
-the vector registers are free, so that packing takes no time of its own.
+While a block is multiplied, a plan of what is packed next is carried out: on the matrix unit the vector registers are
+free, so that packing takes no time of its own; register tiles leave nothing free but memory, which fetches it.
 """
 
 from __future__ import annotations
@@ -14,29 +14,33 @@ from accel.cpu.blocks import (
     RIGHT,
     STEP,
     WIDTH,
+    across_row,
     left_pieces,
     pack_left,
+    pack_left_across,
     pack_left_steps,
     right_size,
     store_pieces,
 )
 from accel.cpu.rows import load_kind, number_size, padded, widen
 from accel.cpu.simd import (
-    EACH,
     LANES,
     LEAD,
     MATRIX,
     ROWS,
     TILE,
+    TURN_LEAD,
     pack_units,
     prefetch,
-    product_and_fetch,
     product_and_pack,
     product_and_soften,
+    product_and_turn,
     tile_rows,
+    turn_units,
     words_at,
 )
 
+EACH = 8  # addresses that a product of a few rows fetches
 RUN = 4  # steps of a row that are packed in a row
 
 
@@ -80,22 +84,6 @@ def _fetch_some(queue, count):
 
 
 @njit
-def multiply(form, fresh, vectors, rows, depth, left, step, right, c, c_row, queue):
-    """C (rows × vectors·LANES) = A·B if `fresh`, else C += A·B, and meanwhile memory works off a queue.
-
-    `form` is how A was stored before it was packed (B was float32 then), or RIGHT where B is what was stored as
-    bfloat16. `step` is 0 or, where A was packed across, the bytes from step to step.
-    """
-    if MATRIX:
-        steps, ends = padded(depth, STEP) // STEP, carray(words_at(queue), 2)
-        for r in range(0, rows, HIGH):
-            at, to = left + r // HIGH * steps * _pieces_of_a(form) * 2 * TILE, c + r * c_row
-            ends[0] = product_and_fetch(vectors, form, fresh, at, right, to, c_row, steps, ends[0], ends[1])
-    else:
-        _multiply_tiles(fresh, vectors, rows, depth, left, step, right, c, c_row, queue)
-
-
-@njit
 def multiply_softening(form, vectors, rows, depth, left, right, c, units, scores, weights, state):
     """C = A·B on the matrix unit, and meanwhile the softmax of another block of scores, of WIDTH columns, `units` units
     in all; returns how many are done."""
@@ -110,7 +98,11 @@ def multiply_softening(form, vectors, rows, depth, left, right, c, units, scores
 
 @njit
 def multiply_packing(form, fresh, vectors, rows, depth, left, step, right, c, c_row, plan):
-    """As `multiply`, and meanwhile what is planned is packed."""
+    """C (rows × vectors·LANES) = A·B if `fresh`, else C += A·B, and meanwhile what is planned is packed.
+
+    `form` is how A was stored before it was packed (B was float32 then), or RIGHT where B is what was stored as
+    bfloat16; what is planned is stored alike. `step` is 0 or, where A was packed across, the bytes from step to step.
+    """
     if MATRIX:
         steps, units = padded(depth, STEP) // STEP, carray(words_at(plan), 2)
         for r in range(0, rows, HIGH):
@@ -123,9 +115,26 @@ def multiply_packing(form, fresh, vectors, rows, depth, left, step, right, c, c_
 
 
 @njit
+def multiply_turning(form, vectors, rows, depth, left, right, c, c_row, turning, packing, square):
+    """C += A·B with A packed across, and meanwhile what is planned is packed: across, and then along. `square` is room
+    for LANES × STEP numbers."""
+    if not MATRIX:
+        _multiply_tiles(0, vectors, rows, depth, left, across_row(rows), right, c, c_row, packing)
+        return
+    steps, turns, packs = padded(depth, STEP) // STEP, carray(words_at(turning), 2), carray(words_at(packing), 2)
+    for r in range(0, rows, HIGH):
+        at, to = left + r // HIGH * steps * left_pieces(form) * 2 * TILE, c + r * c_row
+        if turns[0] < turns[1]:
+            turns[0] = product_and_turn(
+                vectors, form, 0, at, right, to, c_row, steps, turns[0], turns[1], turning + 16, square
+            )
+        else:
+            packs[0] = product_and_pack(vectors, form, 0, at, right, to, c_row, steps, packs[0], packs[1], packing + 16)
+
+
+@njit
 def _multiply_tiles(fresh, vectors, rows, depth, left, step, right, c, c_row, queue):
-    """By register tiles, a few rows at a time; meanwhile memory works off the queue. `step` is 0 or, where A lies
-    across, the bytes from step to step."""
+    """By register tiles, a few rows at a time; meanwhile memory works off the queue."""
     row = 4 if step else 4 * padded(depth, LANES)
     for r in range(0, rows, 2 * ROWS):
         _fetch_some(queue, EACH)
@@ -179,7 +188,7 @@ def plan_left(plan, lines, kind, rows, offset, depth, out):
                     entries[n, 0], entries[n, 1] = at, at + LANES * size
                     entries[n, 2] = to + 64 * i + s * left_pieces(kind) * 2 * TILE
                     n += 1
-    _close_plan(plan, n)
+    _close_plan(plan, n, LEAD)
 
 
 @njit
@@ -191,6 +200,40 @@ def ready_left(plan, lines, kind, rows, depth, out):
     _finish(plan, kind)
     if depth % STEP:
         pack_left_steps(lines, kind, rows, depth // STEP * STEP, depth, out)
+
+
+@njit
+def plan_across(plan, queue, lines, kind, rows, depth, out):
+    """Plan to pack an A across, from its columns: `depth` of them, `rows` numbers each, whose addresses stand at
+    `lines`, with room for a multiple of STEP of them, until all is done. Register tiles fetch by the `queue` of another
+    plan."""
+    nothing_planned(plan)
+    if not MATRIX:
+        enqueue(queue, lines, depth, 0, rows * number_size(kind))
+        return
+    if rows % HIGH:
+        return
+    stand, tiles, n = carray(words_at(lines), padded(depth, STEP)), left_pieces(kind) * 2 * TILE, 0
+    for i in range(depth, padded(depth, STEP)):
+        stand[i] = stand[depth - 1]  # meets a zero of B
+    entries = carray(words_at(plan + 16), (rows // 16 * _steps_of(depth) + TURN_LEAD, 3))
+    for s in range(_steps_of(depth)):
+        for r in range(0, rows, 16):
+            entries[n, 0], entries[n, 1] = lines + 8 * s * STEP, r * number_size(kind)
+            entries[n, 2] = out + r // 16 % 2 * TILE + (r // 32 * _steps_of(depth) + s) * tiles
+            n += 1
+    _close_plan(plan, n, TURN_LEAD)
+
+
+@njit
+def ready_across(plan, lines, kind, rows, depth, out, temporary):
+    """Carry out what is left of such a plan, from the columns that stand at `lines`."""
+    if not MATRIX or rows % HIGH:
+        pack_left_across(lines, kind, rows, depth, out, temporary)
+        return
+    units = carray(words_at(plan), 2)
+    turn_units(kind, units[0], units[1], plan + 16, temporary)
+    units[0] = units[1]
 
 
 @njit
@@ -210,7 +253,7 @@ def plan_right(plan, lines, kind, depth, offset, columns, out):
                 entries[n, 0], entries[n, 1] = one + j * LANES * size, other + j * LANES * size
                 entries[n, 2] = _square_of_right(out, s, j, depth, kind) + 64 * r
                 n += 1
-    _close_plan(plan, n)
+    _close_plan(plan, n, LEAD)
 
 
 @njit
@@ -249,12 +292,12 @@ def _steps_of(depth):
 
 
 @njit
-def _close_plan(plan, n):
-    """So many entries, and LEAD more that are only fetched."""
-    units, entries = carray(words_at(plan), 2), carray(words_at(plan + 16), (n + LEAD, 3))
-    for i in range(n, n + LEAD):
-        entries[i, 0], entries[i, 1] = entries[n - 1, 0] if n else plan, entries[n - 1, 1] if n else plan
-    units[0], units[1] = 0, n + LEAD if n else 0
+def _close_plan(plan, n, lead):
+    """So many entries, and `lead` more that are only fetched."""
+    units, entries = carray(words_at(plan), 2), carray(words_at(plan + 16), (n + lead, 3))
+    for i in range(n, n + lead if n else 0):
+        entries[i, 0], entries[i, 1] = entries[n - 1, 0], entries[n - 1, 1]
+    units[0], units[1] = 0, n + lead if n else 0
 
 
 @njit

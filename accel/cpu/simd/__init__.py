@@ -7,16 +7,17 @@
 from accel.cpu.simd.emit import Vector, compiled_as
 from accel.cpu.simd.machine import HALF, LANES, MATRIX, REGISTERS, ROWS, VECTORS
 from accel.cpu.simd.matrix import (
-    EACH,
     LEAD,
     TILE,
+    TURN_LEAD,
     close_tiles,
     open_tiles,
     pack_units,
-    product_and_fetch,
     product_and_pack,
     product_and_soften,
+    product_and_turn,
     soften_units,
+    turn_units,
 )
 from accel.cpu.simd.tile import TALL, tall_tile, tile_rows, transpose
 from accel.cpu.simd.vectors import (
@@ -65,7 +66,6 @@ from accel.cpu.simd.words import (
 
 __all__ = [
     "BF16",
-    "EACH",
     "F16",
     "F32",
     "HALF",
@@ -77,6 +77,7 @@ __all__ = [
     "ROWS",
     "TALL",
     "TILE",
+    "TURN_LEAD",
     "VECTORS",
     "Vector",
     "bits_at",
@@ -103,9 +104,9 @@ __all__ = [
     "pair",
     "peek",
     "prefetch",
-    "product_and_fetch",
     "product_and_pack",
     "product_and_soften",
+    "product_and_turn",
     "real",
     "rest",
     "smaller",
@@ -122,6 +123,7 @@ __all__ = [
     "tile_rows",
     "total",
     "transpose",
+    "turn_units",
     "unpack",
     "within",
     "words_at",

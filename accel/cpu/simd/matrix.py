@@ -9,7 +9,8 @@ A block of A (32 rows) and of B (32 columns) share four sums. Both lie in memory
 depth, in each its pieces, in each two tiles of 16 rows; B alike, its tiles holding 16 pairs of depths by 16 columns.
 
 The unit works by itself, so a product leaves the core's vector units free for a chore, a little at every step: turning
-the scores of another block into weights (`soften`), or cutting what will be multiplied next into pieces (`pack`).
+the scores of another block into weights (`soften`), or cutting what will be multiplied next into pieces, as it lies
+(`pack`) or turned around (`turn`).
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from accel.cpu.simd.emit import (
     repeat,
 )
 from accel.cpu.simd.machine import MATRIX
+from accel.cpu.simd.tile import emit_transpose
 from accel.cpu.simd.vectors import BF16, F16, F32, emit_exp2, emit_load, emit_pair, emit_rest
 
 TILE = 1024  # bytes
-EACH = 8  # addresses that a step takes from a queue
-LEAD = 64  # units of packing from the fetching of what they read to their work
+LEAD, TURN_LEAD = 64, 4  # units of packing and of turning from the fetching of what they read to their work
 FORMS = F32, F16, BF16, 3  # how A is stored, B then being numbers that were just computed; 3: B stored as bfloat16
-_OTHERS = {"fetch": 0, "soften": 3, "pack": 1}  # arguments that a chore needs besides its units
+_OTHERS = {"soften": 3, "pack": 1, "turn": 2}  # arguments that a chore needs besides its units
 _NOTHING = ir.VoidType()
 
 # Which piece of A meets which of B: each pair shares a side with the one before it, so that only the other is loaded.
@@ -54,7 +55,7 @@ _MEETINGS = {
 }
 _PACKED_PIECES = {F32: 3, F16: 2, BF16: 1, 3: 1}  # of what is stored
 # Units of a chore after each product of two tiles: enough to be done in time, and evenly, since a core looks ahead some
-# hundred instructions only.
+# hundred instructions only. A unit of turning is large, and done once in a step.
 _PORTIONS = {("soften", F32): (1, 1, 0, 0), ("pack", F32): (1, 0, 1, 0), "soften": (2, 2, 1, 1), "pack": (2, 2, 2, 2)}
 
 
@@ -91,8 +92,8 @@ def _product(form: int, vectors: int, chore: str) -> Any:
 
         def step(values):
             a, other, unit = values
-            if chore == "fetch":
-                unit = _if_left(b, unit, units, 8 * EACH, lambda: _fetch_entries(b, unit))
+            if chore == "turn":
+                unit = _if_left(b, unit, units, partial(_CHORES[chore], b, form, unit, *others))
             held_a = held_b = None
             for piece_a, piece_b in meetings:
                 if piece_a != held_a:
@@ -106,7 +107,7 @@ def _product(form: int, vectors: int, chore: str) -> Any:
                     tiles = (_tile_number(n) for n in (2 * i + j, 4 + i, 6 + j))
                     call_llvm(b, "llvm.x86.tdpbf16ps", _NOTHING, *tiles)
                     for _ in range(portion):
-                        unit = _if_left(b, unit, units, 1, partial(_CHORES[chore], b, form, unit, *others))
+                        unit = _if_left(b, unit, units, partial(_CHORES[chore], b, form, unit, *others))
             return [plus(b, a, 2 * TILE * left_pieces), plus(b, other, 2 * TILE * right_pieces), unit]
 
         _, _, unit = repeat(b, steps, [left, right, unit], step)
@@ -117,24 +118,16 @@ def _product(form: int, vectors: int, chore: str) -> Any:
     return machine_function(WORD, *[WORD] * (8 + _OTHERS[chore]))(build)
 
 
-def _if_left(b: ir.IRBuilder, unit: ir.Value, units: ir.Value, size: int, work: Callable[[], None]) -> ir.Value:
+def _if_left(b: ir.IRBuilder, unit: ir.Value, units: ir.Value, work: Callable[[], None]) -> ir.Value:
     """Work if there is a unit left; returns the next one."""
     before = b.block
     with b.if_then(b.icmp_signed("<", unit, units)):
         work()
-        following, inside = plus(b, unit, size), b.block
+        following, inside = plus(b, unit, 1), b.block
     value = b.phi(I64)
     value.add_incoming(unit, before)
     value.add_incoming(following, inside)
     return value
-
-
-def _fetch_entries(b: ir.IRBuilder, entry: ir.Value) -> None:
-    """Fetch two lines of memory from each of the next EACH addresses of a queue on."""
-    for i in range(EACH):
-        address = b.load(at(b, entry, I64, 8 * i), align=8)
-        for line in range(2):
-            fetch(b, plus(b, address, 64 * line), write=False)
 
 
 def emit_soften(
@@ -163,12 +156,34 @@ def emit_pack(b: ir.IRBuilder, form: int, unit: ir.Value, entries: ir.Value) -> 
     second go in pieces to the third. What the entry LEAD further needs is fetched; the first LEAD units do only
     that."""
     kind = BF16 if form == 3 else form
-    entry = b.add(entries, b.mul(unit, number(24)))
-    for i in range(2):
-        fetch(b, b.load(at(b, entry, I64, 8 * i), align=8), write=False)
+    for address in _entry(b, entries, unit)[:2]:
+        fetch(b, address, write=False)
     with b.if_then(b.icmp_signed(">=", unit, number(LEAD))):
-        one, other, out = (b.load(at(b, entry, I64, 8 * i - 24 * LEAD), align=8) for i in range(3))
+        one, other, out = _entry(b, entries, unit, -LEAD)
         _store_pieces(b, emit_load(b, kind, one), emit_load(b, kind, other), out, _PACKED_PIECES[form])
+
+
+def emit_turn(b: ir.IRBuilder, form: int, unit: ir.Value, entries: ir.Value, square: ir.Value) -> None:
+    """A unit of packing what must be turned around: of the three words of an entry, the first is where the addresses of
+    32 rows stand, and the second an offset into them; the 16 numbers there of every row go in pieces to the third, a
+    row for each of the 16. `square` is room for them. Fetched ahead as in `emit_pack`."""
+    kind = BF16 if form == 3 else form
+    rows, offset, _ = _entry(b, entries, unit)
+    for i in range(32):
+        fetch(b, b.add(b.load(at(b, rows, I64, 8 * i), align=8), offset), write=False)
+    with b.if_then(b.icmp_signed(">=", unit, number(TURN_LEAD))):
+        rows, offset, out = _entry(b, entries, unit, -TURN_LEAD)
+        for half in range(2):
+            emit_transpose(b, plus(b, rows, 128 * half), offset, plus(b, square, 64 * half), number(128), kind)
+        for i in range(16):
+            x, y = (b.load(at(b, square, VECTOR, 128 * i + 64 * half), align=4) for half in range(2))
+            _store_pieces(b, x, y, plus(b, out, 64 * i), _PACKED_PIECES[form])
+
+
+def _entry(b: ir.IRBuilder, entries: ir.Value, unit: ir.Value, shift: int = 0) -> list[ir.Value]:
+    """The three words of the entry that stands `shift` after a unit's own."""
+    entry = b.add(entries, b.mul(unit, number(24)))
+    return [b.load(at(b, entry, I64, 8 * i + 24 * shift), align=8) for i in range(3)]
 
 
 def _store_pieces(b: ir.IRBuilder, x: ir.Value, y: ir.Value, out: ir.Value, pieces: int) -> None:
@@ -178,10 +193,10 @@ def _store_pieces(b: ir.IRBuilder, x: ir.Value, y: ir.Value, out: ir.Value, piec
         x, y = emit_rest(b, x), emit_rest(b, y)
 
 
-_CHORES = {"soften": emit_soften, "pack": emit_pack}
+_CHORES = {"soften": emit_soften, "pack": emit_pack, "turn": emit_turn}
 
 
-def _alone(emit: Callable, form: int, others: int) -> Any:
+def _alone(emit: Any, form: int, others: int) -> Any:
     """A unit of a chore by itself."""
 
     def build(b, *arguments):
@@ -205,19 +220,20 @@ def _softening() -> Callable:
     return compiled_as("soften_units", soften_units)
 
 
-def _packing() -> Callable:
-    of_f32, of_f16, of_bf16 = (_alone(emit_pack, kind, 1) for kind in (F32, F16, BF16))
+def _units(chore: str) -> Callable:
+    """Units of packing or turning by themselves."""
+    of_f32, of_f16, of_bf16 = (_alone(_CHORES[chore], kind, _OTHERS[chore]) for kind in (F32, F16, BF16))
 
-    def pack_units(form, unit, units, entries):
+    def units_of_chore(form, unit, units, *others):
         for u in range(unit, units):
             if form == F32:
-                of_f32(u, entries)
+                of_f32(u, *others)
             elif form == F16:
-                of_f16(u, entries)
+                of_f16(u, *others)
             else:
-                of_bf16(u, entries)
+                of_bf16(u, *others)
 
-    return compiled_as("pack_units", pack_units)
+    return compiled_as(f"{chore}_units", units_of_chore)
 
 
 def _by_form(chore: str, vectors: int) -> Callable:
@@ -244,11 +260,10 @@ def _products(chore: str) -> Callable:
 
 
 # (vectors, form, fresh, left, right, c, bytes from row to row of c, steps, unit, units, …) -> first unit that is left;
-# `fetch`: units are the addresses from one place to another in a queue; `soften`: … is scores, weights, state; `pack`:
-# … is entries
-product_and_fetch, product_and_soften, product_and_pack = (_products(chore) for chore in ("fetch", "soften", "pack"))
+# `soften`: … is scores, weights, state; `pack`: … is entries; `turn`: … is entries, square
+product_and_soften, product_and_pack, product_and_turn = (_products(chore) for chore in ("soften", "pack", "turn"))
 soften_units = _softening()  # (form, unit, units, vectors, scores, weights, state)
-pack_units = _packing()  # (form, unit, units, entries)
+pack_units, turn_units = _units("pack"), _units("turn")  # (form, unit, units, entries[, square])
 
 
 @machine_function(types.void)

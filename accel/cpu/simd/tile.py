@@ -31,6 +31,7 @@ from accel.cpu.simd.emit import (
     spread,
 )
 from accel.cpu.simd.machine import LANES, ROWS, VECTORS
+from accel.cpu.simd.vectors import F32, emit_load
 
 TALL = 4 * VECTORS  # rows of the tile that is one vector wide: enough sums in flight to hide the latency
 
@@ -131,14 +132,16 @@ def tall_tile(b, a, a_row, other, other_row, c, c_row, depth, ahead):
         b.store(total, at(b, plus(b, c, r, c_row), VECTOR), align=4)
 
 
-@machine_function(types.void, WORD, WORD, WORD, WORD)
-def transpose(b, rows, offset, out, out_row):
-    """LANES × LANES numbers turned around: those `offset` bytes into each of the rows whose addresses stand at `rows`
-    become columns at `out`, whose rows are `out_row` bytes apart. Halves swap, then quarters, down to single lanes."""
+def emit_transpose(
+    b: ir.IRBuilder, rows: ir.Value, offset: ir.Value, out: ir.Value, out_row: ir.Value, kind: int = F32
+) -> None:
+    """LANES × LANES stored numbers turned around: those `offset` bytes into each of the rows whose addresses stand at
+    `rows` become columns at `out`, whose rows are `out_row` bytes apart. Halves swap, then quarters, down to single
+    lanes."""
     lines = []
     for r in range(LANES):
         address = b.load(at(b, rows, I64, 8 * r), align=8)
-        lines.append(b.load(at(b, b.add(address, offset), VECTOR), align=4))
+        lines.append(emit_load(b, kind, b.add(address, offset)))
     width = LANES // 2
     while width:
         low = ir.Constant(INTS, [i + LANES - width if i & width else i for i in range(LANES)])
@@ -149,3 +152,6 @@ def transpose(b, rows, offset, out, out_row):
         width //= 2
     for r, line in enumerate(lines):
         b.store(line, at(b, plus(b, out, r, out_row), VECTOR), align=4)
+
+
+transpose = machine_function(types.void, WORD, WORD, WORD, WORD)(emit_transpose)  # of float32
