@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from accel.cpu.memory import Room
 from benchmarks.attention import cpu
 from benchmarks.common import Race, Report, main
 from reference import Compensator, Predictor
@@ -36,16 +37,16 @@ def untrained(width: int, neurons: int, *, seed: int = 0) -> tuple[Predictor, Co
 
 
 class Network:
-    """One FFN, W_down laid out neuron by neuron as `prepare_weights` leaves it, and a block of inputs."""
+    """One FFN, its weights laid out as `prepare_weights` leaves them, and a block of inputs."""
 
     def __init__(self, width: int, neurons: int) -> None:
         rng = np.random.default_rng(0)
         self.neurons = neurons
         self.x = rng.standard_normal((BLOCK, width), np.float32)
         scale = np.float32(1 / np.sqrt(width))
-        self.gate, self.up, self.rows_of_down = (
-            rng.standard_normal((neurons, width), np.float32) * scale for _ in range(3)
-        )
+        drawn = [rng.standard_normal((neurons, width), np.float32) * scale for _ in range(3)]
+        room = Room(drawn)
+        self.gate, self.up, self.rows_of_down = (room.put(x) for x in drawn)
         self.predictor, self.compensator = untrained(width, neurons)
         self._inner, self._out = np.empty((2, BLOCK, neurons), np.float32), np.empty_like(self.x)
 
@@ -123,6 +124,7 @@ def _parts(report: Report, network: Network) -> None:
 def _decoding(report: Report, network: Network) -> None:
     """One token through W_gate, stored in 32 and in 16 bits."""
     token, narrow = network.x[:1], network.gate.astype(ml_dtypes.bfloat16)
+    narrow = Room([narrow]).put(narrow)
     ways = {
         "float32": lambda: cpu.linear(token, network.gate),
         "bfloat16": lambda: cpu.linear(token, narrow),

@@ -18,9 +18,10 @@ from numba import carray
 from accel.cpu.activation import activated, gated
 from accel.cpu.blocks import STEP
 from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.few import FEW, STREAMS, add_few, multiply_few, rows_read, whole_vectors
 from accel.cpu.ffn_chunk import feed_chunk, places, row_of_sums
 from accel.cpu.memory import fresh, scratch
-from accel.cpu.products import BYTES_READ, FEW, MOST_TOKENS, dot, linear, rows_per_item, whole_vectors
+from accel.cpu.products import MOST_TOKENS, linear, rows_per_item
 from accel.cpu.rows import add_row, copy_row, padded
 from accel.cpu.simd import F32, LANES, fetch_add, floats_at, load, store, unpack, words_at
 from accel.cpu.views import address, matrix, readable
@@ -51,9 +52,9 @@ def feed_forward(
     y, began = fresh(tokens, dim), np.zeros(THREADS, np.int64)  # which workers had something to do
     if tokens <= FEW:
         wide = whole_vectors(x)
-        row, each = 4 * wide.shape[1], max(LANES, BYTES_READ // gate.strides[0] // LANES * LANES)  # neurons per item
-        memory = scratch.take(THREADS * tokens * (2 * each + wide.shape[1]))
-        sums = address(memory) + 8 * THREADS * tokens * each
+        row, each = 4 * wide.shape[1], padded(rows_read(gate.strides[0]), LANES)  # neurons per item
+        memory = scratch.take(THREADS * (2 * STREAMS + tokens * (2 * each + wide.shape[1])))
+        sums = address(memory) + 8 * THREADS * (STREAMS + tokens * each)
         _few(address(wide), *weights, sums, tokens, dim, count, int(silu), address(memory), address(began), each)
         _join(sums, row * tokens, row, address(began), tokens, dim, THREADS, address(y), workers=1)
         scratch.give(memory)
@@ -108,13 +109,11 @@ def _few(task, worker):
         x, gate, gate_row, gate_kind, up, up_row, up_kind, down, down_row, down_kind, chosen, sums, tokens, dim, count,
         silu, memory, began, each,
     ) = unpack(task + 8, 19)  # fmt: skip
-    wide_dim, list_of = padded(dim, LANES), carray(words_at(chosen or task), count)
-    gates = memory + 8 * worker * tokens * each
+    wide_dim, lines = padded(dim, LANES), memory + 8 * worker * (STREAMS + tokens * each)
+    gates = lines + 8 * STREAMS
     ups = gates + 4 * tokens * each
-    through, along = carray(floats_at(gates), (tokens, each)), carray(floats_at(ups), (tokens, each))
     begun, mine = carray(words_at(began), worker + 1), sums + 4 * worker * tokens * wide_dim
-    through[:] = 0.0
-    along[:] = 0.0
+    carray(floats_at(gates), 2 * tokens * each)[:] = 0.0
     while True:
         first = fetch_add(task, 1) * each
         if first >= count:
@@ -123,17 +122,10 @@ def _few(task, worker):
             begun[worker] = 1
             carray(floats_at(mine), tokens * wide_dim)[:] = 0.0
         here = min(each, count - first)
-        for i in range(here):
-            row = gate + (list_of[first + i] if chosen else first + i) * gate_row
-            for t in range(tokens):
-                through[t, i] = dot(row, gate_kind, x + 4 * t * wide_dim, dim)
-        for i in range(here):
-            row = up + (list_of[first + i] if chosen else first + i) * up_row
-            for t in range(tokens):
-                along[t, i] = dot(row, up_kind, x + 4 * t * wide_dim, dim)
+        multiply_few(
+            lines, gate, gate_row, gate_kind, first, here, chosen, x, 4 * wide_dim, tokens, dim, gates, 4 * each
+        )
+        multiply_few(lines, up, up_row, up_kind, first, here, chosen, x, 4 * wide_dim, tokens, dim, ups, 4 * each)
         for i in range(0, tokens * each, LANES):
             store(ups + 4 * i, gated(load(gates + 4 * i), silu) * load(ups + 4 * i))
-        for i in range(here):
-            row = down + (list_of[first + i] if chosen else first + i) * down_row
-            for t in range(tokens):
-                add_row(row, down_kind, dim, along[t, i], mine + 4 * t * wide_dim)
+        add_few(lines, down, down_row, down_kind, first, here, chosen, ups, 4 * each, tokens, dim, mine, 4 * wide_dim)

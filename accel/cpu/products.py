@@ -3,9 +3,8 @@
 How it tiles. For chunks, an item is HEIGHT rows of W, or several times as many where the tokens, packed, outgrow the
 second-level cache. DEPTH of their columns at a time are packed, HEIGHT rows after another, and multiplied with all
 tokens, which every worker packs for itself once, adding to rows × tokens sums until the depth is through; then the sums
-are turned and written. Only what is packed is ever widened. For a few tokens (decoding) an item is a stretch of W, read
-once from memory and multiplied with every token where they are widened, in registers: memory is the limit, so 16-bit
-weights take half the time. Several matrices may share one call, and so the packing of x.
+are turned and written. Only what is packed is ever widened. Several matrices may share one call, and so the packing of
+x. A few tokens (decoding) are left to few.py.
 """
 
 from __future__ import annotations
@@ -18,30 +17,21 @@ from numba.extending import register_jitable
 
 from accel.cpu.blocks import DEPTH, HIGH, TEMPORARY, WIDTH, left_size, pack_right, right_at, right_size, vectors_of
 from accel.cpu.compiled import THREADS, kernel
+from accel.cpu.few import FEW, STREAMS, read, rows_read, whole_vectors
 from accel.cpu.memory import fresh, scratch
 from accel.cpu.multiply import multiply_packing, nothing_planned, plan_left, plan_size, ready_left
 from accel.cpu.rows import list_rows, number_size, padded
 from accel.cpu.simd import (
-    BF16,
-    F16,
     LANES,
     MATRIX,
     ROWS,
     close_tiles,
-    compiled_as,
     fetch_add,
     floats_at,
-    fma,
     load,
-    load_bf16,
-    load_f16,
-    load_some,
-    load_some_bf16,
-    load_some_f16,
     open_tiles,
     splat,
     store,
-    total,
     transpose,
     unpack,
     words_at,
@@ -50,8 +40,6 @@ from accel.cpu.views import address, matrix, readable
 from reference.checks import match
 
 HEIGHT = 32 if MATRIX else 8 * ROWS  # rows of W that are packed at a time
-FEW = 4  # tokens up to which weights are read row by row
-BYTES_READ = 147456  # of W per item there: long stretches, which the processor fetches ahead by itself
 MOST_TOKENS = 256  # tokens per call of a kernel: what is packed of them should stay in the second-level cache
 
 
@@ -83,8 +71,8 @@ def run_maps(x: np.ndarray, tasks: Sequence[tuple[int, ...]]) -> None:
     tokens, dim = x.shape
     words = np.array(tasks, np.int64)
     if tokens <= FEW:
-        x, rows = whole_vectors(x), max(1, BYTES_READ // int(words[0, 1]))
-        _read(address(x), x.shape[1], address(words), len(tasks), tokens, dim, rows)
+        x, memory = whole_vectors(x), np.empty(THREADS * STREAMS, np.int64)
+        read(address(x), x.shape[1], address(words), len(tasks), tokens, dim, rows_read(words[0, 1]), address(memory))
         return
     x, each = readable(x), rows_per_item(dim, int(words[:, 5].sum()))
     for start in range(0, tokens, MOST_TOKENS):
@@ -99,17 +87,6 @@ def rows_per_item(dim: int, rows: int) -> int:
     """Rows of W that an item passes over the tokens: more than HEIGHT where the tokens come from beyond the
     second-level cache, as far as there are items enough."""
     return HEIGHT * (1 if dim <= 2 * DEPTH else max(1, min(8, rows // (HEIGHT * 4 * THREADS))))
-
-
-def whole_vectors(x: np.ndarray) -> np.ndarray:
-    """x (T, E) as float32 with zeros to the right up to whole vectors; as it is where that fits."""
-    tokens, dim = x.shape
-    shape = tokens, padded(dim, LANES)
-    if x.shape == shape and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
-        return x
-    wide = np.zeros(shape, np.float32)
-    wide[:, :dim] = x
-    return wide
 
 
 @register_jitable
@@ -253,62 +230,3 @@ def _project(task, worker):
         n, first, rows = next_n, next_first, next_rows
         list_rows(lines, described[n, 0], described[n, 1], first, rows, 0)
     close_tiles()
-
-
-@njit
-def dot(w, kind, x, count):
-    """Product of a stored row and a float32 row that is padded with zeros: four sums in flight."""
-    if kind == BF16:
-        return _dot_bf16(w, x, count)
-    if kind == F16:
-        return _dot_f16(w, x, count)
-    return _dot_f32(w, x, count)
-
-
-def _dot_of(name, load_row, load_end, size):
-    def build(w, x, count):
-        zero = splat(np.float32(0.0))
-        a, b, c, d = zero, zero, zero, zero
-        i = 0
-        while i + 4 * LANES <= count:
-            a = fma(load_row(w + size * i), load(x + 4 * i), a)
-            b = fma(load_row(w + size * (i + LANES)), load(x + 4 * (i + LANES)), b)
-            c = fma(load_row(w + size * (i + 2 * LANES)), load(x + 4 * (i + 2 * LANES)), c)
-            d = fma(load_row(w + size * (i + 3 * LANES)), load(x + 4 * (i + 3 * LANES)), d)
-            i += 4 * LANES
-        while i + LANES <= count:
-            a = fma(load_row(w + size * i), load(x + 4 * i), a)
-            i += LANES
-        if i < count:
-            b = fma(load_end(w + size * i, count - i), load(x + 4 * i), b)
-        return total((a + b) + (c + d))
-
-    return compiled_as(name, build)
-
-
-_dot_f32, _dot_f16, _dot_bf16 = (
-    _dot_of("dot_f32", load, load_some, 4),
-    _dot_of("dot_f16", load_f16, load_some_f16, 2),
-    _dot_of("dot_bf16", load_bf16, load_some_bf16, 2),
-)
-
-
-@kernel
-def _read(task, worker):
-    (x, x_row, maps, count, tokens, dim, rows) = unpack(task + 8, 7)
-    described = carray(words_at(maps), (count, 6))
-    while True:
-        item = fetch_add(task, 1)
-        n = 0
-        while n < count and item >= (described[n, 5] + rows - 1) // rows:
-            item -= (described[n, 5] + rows - 1) // rows
-            n += 1
-        if n == count:
-            return
-        w, w_row, kind, bias, y, outs = described[n]
-        out, shift = carray(floats_at(y), (tokens, outs)), carray(floats_at(bias or y), outs)
-        first = item * rows
-        for o in range(first, min(first + rows, outs)):
-            for t in range(tokens):
-                value = dot(w + o * w_row, kind, x + 4 * t * x_row, dim)
-                out[t, o] = value + shift[o] if bias else value

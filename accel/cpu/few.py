@@ -1,0 +1,187 @@
+"""Products of a few tokens with a matrix, as in decoding: each row is read once from memory, which is the limit.
+
+A processor fetches ahead along a row, but not far enough to hide what memory takes: with STREAMS rows at a time, far
+apart, twice as much is under way. Stored numbers are widened in registers, so 16-bit weights take half the time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit
+
+from accel.cpu.compiled import kernel
+from accel.cpu.rows import add_row, load_kind, number_size, padded
+from accel.cpu.simd import (
+    BF16,
+    F16,
+    F32,
+    LANES,
+    compiled_as,
+    fetch_add,
+    floats_at,
+    fma,
+    load,
+    load_bf16,
+    load_f16,
+    load_some,
+    load_some_bf16,
+    load_some_f16,
+    splat,
+    store,
+    store_some,
+    total,
+    unpack,
+    words_at,
+)
+
+FEW = 4  # tokens up to which weights are read row by row
+BYTES_READ = 147456  # of a matrix per item
+STREAMS = 8  # rows that are read at a time
+
+
+def whole_vectors(x: np.ndarray) -> np.ndarray:
+    """x (T, E) as float32 with zeros to the right up to whole vectors; as it is where that fits."""
+    tokens, dim = x.shape
+    shape = tokens, padded(dim, LANES)
+    if x.shape == shape and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
+        return x
+    wide = np.zeros(shape, np.float32)
+    wide[:, :dim] = x
+    return wide
+
+
+def rows_read(row: int) -> int:
+    """Rows of `row` bytes that an item of a few tokens reads."""
+    return max(STREAMS, BYTES_READ // int(row) // STREAMS * STREAMS)
+
+
+@njit
+def multiply_few(lines, base, row, kind, first, count, chosen, x, x_row, tokens, dim, out, out_row):
+    """out (tokens, count) = a few tokens times rows of a matrix, listed as in `list_rows`; `lines` is room for STREAMS
+    addresses. As many rows are read at a time, far apart: one after the other, each would wait for memory."""
+    stand, list_of = carray(words_at(lines), STREAMS), carray(words_at(chosen or lines), first + count)
+    apart = count // STREAMS
+    for i in range(apart):
+        for s in range(STREAMS):
+            n = first + s * apart + i
+            stand[s] = base + (list_of[n] if chosen else n) * row
+        for t in range(tokens):
+            dots(lines, kind, x + t * x_row, dim, out + t * out_row + 4 * i, 4 * apart)
+    for i in range(apart * STREAMS, count):
+        at = base + (list_of[first + i] if chosen else first + i) * row
+        for t in range(tokens):
+            carray(floats_at(out + t * out_row), count)[i] = dot(at, kind, x + t * x_row, dim)
+
+
+@njit
+def add_few(lines, base, row, kind, first, count, chosen, weights, weights_row, tokens, dim, out, out_row):
+    """out (tokens, dim) += weights (tokens, count) times rows of a matrix, read as in `multiply_few`."""
+    stand, list_of = carray(words_at(lines), STREAMS), carray(words_at(chosen or lines), first + count)
+    apart = count // STREAMS
+    for i in range(apart):
+        for s in range(STREAMS):
+            n = first + s * apart + i
+            stand[s] = base + (list_of[n] if chosen else n) * row
+        for t in range(tokens):
+            by = carray(floats_at(weights + t * weights_row), count)
+            for s in range(0, STREAMS, STREAMS // 2):
+                _add_four(
+                    lines + 8 * s, kind, by[s * apart + i], by[(s + 1) * apart + i], by[(s + 2) * apart + i],
+                    by[(s + 3) * apart + i], dim, out + t * out_row,
+                )  # fmt: skip
+    for i in range(apart * STREAMS, count):
+        at = base + (list_of[first + i] if chosen else first + i) * row
+        for t in range(tokens):
+            add_row(at, kind, dim, carray(floats_at(weights + t * weights_row), count)[i], out + t * out_row)
+
+
+@njit
+def _add_four(lines, kind, p, q, r, s, dim, out):
+    """out += p, q, r and s times the four stored rows whose addresses stand at `lines`."""
+    a, b, c, d = carray(words_at(lines), STREAMS // 2)
+    size, by_p, by_q, by_r, by_s = number_size(kind), splat(p), splat(q), splat(r), splat(s)
+    for i in range(0, dim, LANES):
+        left, at = dim - i, size * i
+        sums = load(out + 4 * i) if left >= LANES else load_some(out + 4 * i, left)
+        sums = fma(load_kind(a + at, kind, left), by_p, fma(load_kind(b + at, kind, left), by_q, sums))
+        sums = fma(load_kind(c + at, kind, left), by_r, fma(load_kind(d + at, kind, left), by_s, sums))
+        if left >= LANES:
+            store(out + 4 * i, sums)
+        else:
+            store_some(out + 4 * i, left, sums)
+
+
+@njit
+def dot(w, kind, x, count):
+    """Product of a stored row and a float32 row that is padded with zeros."""
+    sums = splat(np.float32(0.0))
+    for i in range(0, count, LANES):
+        sums = fma(load_kind(w + number_size(kind) * i, kind, count - i), load(x + 4 * i), sums)
+    return total(sums)
+
+
+@njit
+def dots(lines, kind, x, count, out, apart):
+    """Products of the STREAMS stored rows whose addresses stand at `lines` with a float32 row that is padded with
+    zeros, written `apart` bytes from one to the next."""
+    if kind == BF16:
+        _dots_bf16(lines, x, count, out, apart)
+    elif kind == F16:
+        _dots_f16(lines, x, count, out, apart)
+    else:
+        _dots_f32(lines, x, count, out, apart)
+
+
+def _dots_of(name, load_row, load_end, size):
+    def build(lines, x, count, out, apart):
+        a, b, c, d, e, f, g, h = carray(words_at(lines), STREAMS)
+        zero = splat(np.float32(0.0))
+        s, t, u, v, w, y, z, r = zero, zero, zero, zero, zero, zero, zero, zero
+        whole = count // LANES * LANES
+        for i in range(0, whole, LANES):
+            by, at = load(x + 4 * i), size * i
+            s, t = fma(load_row(a + at), by, s), fma(load_row(b + at), by, t)
+            u, v = fma(load_row(c + at), by, u), fma(load_row(d + at), by, v)
+            w, y = fma(load_row(e + at), by, w), fma(load_row(f + at), by, y)
+            z, r = fma(load_row(g + at), by, z), fma(load_row(h + at), by, r)
+        if whole < count:
+            by, at, left = load(x + 4 * whole), size * whole, count - whole
+            s, t = fma(load_end(a + at, left), by, s), fma(load_end(b + at, left), by, t)
+            u, v = fma(load_end(c + at, left), by, u), fma(load_end(d + at, left), by, v)
+            w, y = fma(load_end(e + at, left), by, w), fma(load_end(f + at, left), by, y)
+            z, r = fma(load_end(g + at, left), by, z), fma(load_end(h + at, left), by, r)
+        n = apart // 4
+        found = carray(floats_at(out), (STREAMS - 1) * n + 1)
+        found[0], found[n], found[2 * n], found[3 * n] = total(s), total(t), total(u), total(v)
+        found[4 * n], found[5 * n], found[6 * n], found[7 * n] = total(w), total(y), total(z), total(r)
+
+    return compiled_as(name, build)
+
+
+_dots_f32, _dots_f16, _dots_bf16 = (
+    _dots_of("dots_f32", load, load_some, 4),
+    _dots_of("dots_f16", load_f16, load_some_f16, 2),
+    _dots_of("dots_bf16", load_bf16, load_some_bf16, 2),
+)
+
+
+@kernel
+def read(task, worker):
+    """The work of `linear_each` for a few tokens: maps as in products.py, an item being some rows of one of them."""
+    (x, x_row, maps, count, tokens, dim, rows, memory) = unpack(task + 8, 8)
+    described, lines = carray(words_at(maps), (count, 6)), memory + 8 * STREAMS * worker
+    while True:
+        item = fetch_add(task, 1)
+        n = 0
+        while n < count and item >= (described[n, 5] + rows - 1) // rows:
+            item -= (described[n, 5] + rows - 1) // rows
+            n += 1
+        if n == count:
+            return
+        w, w_row, kind, bias, y, outs = described[n]
+        first = item * rows
+        here, to = min(rows, outs - first), y + 4 * first
+        multiply_few(lines, w, w_row, kind, first, here, 0, x, 4 * x_row, tokens, dim, to, 4 * outs)
+        if bias:
+            for t in range(tokens):
+                add_row(bias + 4 * first, F32, here, 1.0, to + 4 * t * outs)
