@@ -12,6 +12,7 @@ import numpy as np
 from accel.cpu.views import address
 
 LINE = 32  # float32 in two cache lines, which processors fetch together
+SMALL = 4096  # float32 that one core fills by itself
 PAGE = 1 << 21  # bytes of a large page
 PERIOD = 1 << 12  # bytes from row to row, or a multiple, that make a column of a matrix fight over few lines of a cache
 
@@ -19,6 +20,8 @@ PERIOD = 1 << 12  # bytes from row to row, or a multiple, that make a column of 
 def fresh(*shape: int) -> np.ndarray:
     """A float32 array to be filled, from the start of a cache line on, so that cores that fill neighbouring parts of it
     do not fight over a line."""
+    if prod(shape) < SMALL:
+        return np.empty(shape, np.float32)
     block = np.empty(prod(shape) + LINE, np.float32)
     skipped = -address(block) % (4 * LINE) // 4
     return block[skipped : skipped + block.size - LINE].reshape(shape)
