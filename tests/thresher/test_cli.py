@@ -169,8 +169,7 @@ def test_ctrl_c_ends_cleanly(directory: Path) -> None:
     assert process.stdout.read(1)  # it is answering
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert error == ""
+    assert (process.returncode, error) == (130, "")
 
 
 def test_a_closed_pipe_is_no_error(directory: Path) -> None:
