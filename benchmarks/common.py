@@ -25,14 +25,16 @@ RESULTS = Path(__file__).parent / "results"
 SIZES = ("full", "short", "smallest")  # smallest: for the tests, says nothing about speed
 MODEL = "smollm2-135m-instruct"
 PAUSE = 0.05  # seconds between turns: idle threads of BLAS and OpenMP spin for up to 30 ms and would slow the next one
+SETTLE = 0.05  # seconds that a turn may need until it runs as in the middle of a prompt: an idle core wakes slowly
 PACKAGES = ("numpy", "numba", "torch", "transformers", "llama-cpp-python")
 
 
 class Race:
     """Seconds of every contestant, round by round.
 
-    With `settle` every turn runs twice and the second time counts: in a prompt the same kernels follow one another, so
-    that helper threads are awake and nothing that another contestant left spinning or cached is in the way.
+    With `settle` a turn repeats itself for SETTLE seconds, at least once, before the call that counts: in a prompt the
+    same kernels follow one another, so that cores and helper threads are awake and nothing that another contestant left
+    spinning or cached is in the way.
     """
 
     def __init__(
@@ -44,7 +46,8 @@ class Race:
                 run()
         for _ in range(rounds):
             for name, run in contestants.items():
-                if settle:
+                begun = perf_counter()
+                while settle and perf_counter() < begun + SETTLE:
                     run()
                 started = perf_counter()
                 run()
