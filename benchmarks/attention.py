@@ -71,7 +71,7 @@ def run(report: Report) -> None:
     _targets(report, problem)
     for past in PASTS[size]:
         problem = Problem(past)
-        race = Race({**problem.torch_ways(), "thresher": problem.dense}, ROUNDS[size], settle=True)
+        race = Race({**problem.torch_ways(), "thresher": problem.dense}, ROUNDS[size])
         report.point("dense attention over past length", {"past": past}, race.seconds)
 
 
@@ -81,7 +81,7 @@ def _targets(report: Report, problem: Problem) -> None:
     torch_ways, measure = problem.torch_ways(), f"dense attention, past {problem.past:,}"
     large = torch.ones(BYTES[report.size] // 4)
     yardsticks = {"sgemm": lambda: square @ square, "read": large.sum}
-    race = Race({**torch_ways, "thresher": problem.dense, **yardsticks}, ROUNDS[report.size], settle=True)
+    race = Race({**torch_ways, "thresher": problem.dense, **yardsticks}, ROUNDS[report.size])
     for way in torch_ways:
         report.row(measure, race.ratio(way, "thresher"), against=way, reach=1.5, stretch=1.8)
     share = [100 * x * problem.flops / (2 * n**3) for x in race.ratio("sgemm", "thresher")]

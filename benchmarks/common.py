@@ -32,22 +32,19 @@ PACKAGES = ("numpy", "numba", "torch", "transformers", "llama-cpp-python")
 class Race:
     """Seconds of every contestant, round by round.
 
-    With `settle` a turn repeats itself for SETTLE seconds, at least once, before the call that counts: in a prompt the
-    same kernels follow one another, so that cores and helper threads are awake and nothing that another contestant left
-    spinning or cached is in the way.
+    A turn repeats itself for `settle` seconds, at least once, before the call that counts: in a prompt the same kernels
+    follow one another, so that cores and helper threads are awake and nothing that another contestant left spinning or
+    cached is in the way. Contestants that are whole programs settle by themselves: 0 for them.
     """
 
-    def __init__(
-        self, contestants: dict[str, Callable[[], Any]], rounds: int, *, warm_up: bool = True, settle: bool = False
-    ) -> None:
+    def __init__(self, contestants: dict[str, Callable[[], Any]], rounds: int, *, settle: float = SETTLE) -> None:
         self.seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        if warm_up:  # compiling, paging in, clock speeds
-            for run in contestants.values():
-                run()
+        for run in contestants.values():  # compiling, paging in, clock speeds
+            run()
         for _ in range(rounds):
             for name, run in contestants.items():
                 begun = perf_counter()
-                while settle and perf_counter() < begun + SETTLE:
+                while perf_counter() < begun + settle:
                     run()
                 started = perf_counter()
                 run()

@@ -37,7 +37,7 @@ def run(report: Report) -> None:
     ids = prompt(wide, length)
     for each in contestants.values():
         each.read(ids)
-    race = Race({name: _turn(each) for name, each in contestants.items()}, rounds)
+    race = Race({name: _turn(each) for name, each in contestants.items()}, rounds, settle=0)
     report.point(f"{TURN} tokens after a prompt", {"prompt": length}, race.seconds)
     for name in contestants:
         report.row(f"decoding, {name}", [TURN / seconds for seconds in race.seconds[name]], unit="tokens/s")

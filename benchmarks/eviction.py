@@ -26,11 +26,11 @@ def run(report: Report) -> None:
     _caote(report, PAST[size])
     for past in PASTS[size]:
         problem = Problem(past)
-        race = Race({"attention": problem.dense, **_scorers(problem)}, ROUNDS[size], settle=True)
+        race = Race({"attention": problem.dense, **_scorers(problem)}, ROUNDS[size])
         report.point("scoring one chunk over past length", {"past": past}, race.seconds)
     for budget in BUDGETS[size]:
         problem = Problem(budget)
-        race = Race({"attention": problem.dense, "KeyDiff step": _step(problem, budget)}, ROUNDS[size], settle=True)
+        race = Race({"attention": problem.dense, "KeyDiff step": _step(problem, budget)}, ROUNDS[size])
         report.point("score, choose and compact, back to the budget", {"budget": budget}, race.seconds)
 
 
@@ -44,7 +44,7 @@ def _keydiff(report: Report, cached: int) -> None:
         "without what the cache knows": lambda: cpu.keydiff_scores(keys),
         "keydiff_scores": lambda: cpu.keydiff_scores(cache.keys()),
     }
-    race = Race(ways, 3 * ROUNDS[report.size], settle=True)
+    race = Race(ways, 3 * ROUNDS[report.size])
     for way in list(ways)[:2]:
         measure = f"keydiff_scores over {cached:,} cached keys"
         report.row(measure, race.ratio("keydiff_scores", way), against=way, reach=2, stretch=1.2, at_most=True)
@@ -59,7 +59,7 @@ def _caote(report: Report, past: int) -> None:
         "CAOTE": lambda: cpu.caote_scores(row, problem.v),
         "FastCAOTE": lambda: cpu.caote_scores(row, problem.v, fast=True),
     }
-    race = Race(ways, ROUNDS[report.size], settle=True)
+    race = Race(ways, ROUNDS[report.size])
     for name in ("CAOTE", "FastCAOTE"):
         share = [100 * x for x in race.ratio(name, "attention")]
         measure, against = f"{name} on top of TOVA, past {past:,}", "that chunk's attention"

@@ -90,7 +90,7 @@ def run(report: Report) -> None:
     report.settings = {"width": width, "ffn_width": neurons, "block": BLOCK, "dtype": "float32"}
     network = Network(width, neurons)
     ways = {"dense": network.dense, "sgemm": network.three_products, "half": network.fastforward(0.5)}
-    race = Race(ways, ROUNDS[size], settle=True)
+    race = Race(ways, ROUNDS[size])
     measure = "FFN at density 0.5, predictor and compensator included"
     report.row(measure, race.ratio("dense", "half"), against="own dense FFN", reach=1.7, stretch=1.85)
     against = "NumPy sgemm, the same three products"
@@ -100,7 +100,7 @@ def run(report: Report) -> None:
     }
     _parts(report, network)
     for density in DENSITIES[size]:
-        race = Race({"dense": network.dense, "FastForward": network.fastforward(density)}, ROUNDS[size], settle=True)
+        race = Race({"dense": network.dense, "FastForward": network.fastforward(density)}, ROUNDS[size])
         report.point("FFN over density", {"density": density}, race.seconds)
     _decoding(report, network)
 
@@ -118,7 +118,7 @@ def _parts(report: Report, network: Network) -> None:
         "compensate": lambda: cpu.linear(cpu.linear(network.x, c.c1), c.c2),
         "in full": network.fastforward(0.5),
     }
-    report.point("parts of FastForward", {"density": 0.5}, Race(ways, ROUNDS[report.size], settle=True).seconds)
+    report.point("parts of FastForward", {"density": 0.5}, Race(ways, ROUNDS[report.size]).seconds)
 
 
 def _decoding(report: Report, network: Network) -> None:
@@ -130,7 +130,7 @@ def _decoding(report: Report, network: Network) -> None:
         "bfloat16": lambda: cpu.linear(token, narrow),
         "NumPy float32": lambda: token @ network.gate.T,
     }
-    race = Race(ways, 3 * ROUNDS[report.size], settle=True)
+    race = Race(ways, 3 * ROUNDS[report.size])
     measure = "linear layer, T = 1, from bfloat16 weights"
     report.row(measure, race.ratio("float32", "bfloat16"), against="from float32 weights", reach=1.7, stretch=1.9)
     report.row(measure, race.ratio("NumPy float32", "bfloat16"), against="NumPy, float32 weights")

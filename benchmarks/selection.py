@@ -33,7 +33,7 @@ def run(report: Report) -> None:
     report.settings = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM, "chunk": CHUNK, "n_queries": QUERIES}
     problem, eighth, fixed = Problem(PAST[size]), PAST[size] // 8, BUDGET[size]
     ways = {**problem.torch_ways(), "thresher, dense": problem.dense}
-    race = Race({**ways, "eighth": quoka(problem, eighth), "fixed": quoka(problem, fixed)}, ROUNDS[size], settle=True)
+    race = Race({**ways, "eighth": quoka(problem, eighth), "fixed": quoka(problem, fixed)}, ROUNDS[size])
     goals = {"eighth": (8, 10.5), "fixed": (16, 24)}
     for name, budget in (("eighth", eighth), ("fixed", fixed)):
         for way in ways:
@@ -51,10 +51,10 @@ def run(report: Report) -> None:
             "QUOKA 12.5 %": quoka(problem, past // 8),
             f"QUOKA {fixed:,}": quoka(problem, fixed),
         }
-        report.point("QUOKA over past length", {"past": past}, Race(ways, ROUNDS[size], settle=True).seconds)
+        report.point("QUOKA over past length", {"past": past}, Race(ways, ROUNDS[size]).seconds)
     problem = Problem(PAST[size])
     for budget in BUDGETS[size]:
-        race = Race({"dense": problem.dense, "QUOKA": quoka(problem, budget)}, ROUNDS[size], settle=True)
+        race = Race({"dense": problem.dense, "QUOKA": quoka(problem, budget)}, ROUNDS[size])
         report.point("QUOKA over budget", {"past": problem.past, "budget": budget}, race.seconds)
 
 
@@ -74,7 +74,6 @@ def _parts(report: Report, problem: Problem, budget: int, *, goal: bool) -> None
             "in full": quoka(problem, budget),
         },
         ROUNDS[report.size],
-        settle=True,
     )
     report.point("parts of QUOKA", {"past": past, "budget": budget}, race.seconds)
     share = [100 * (s + t) for s, t in zip(race.ratio("score", "in full"), race.ratio("top-k", "in full"), strict=True)]
@@ -94,7 +93,7 @@ def _crossover(report: Report, budget: int) -> None:
     pasts, slow = NEAR[report.size], -1
     for n, past in enumerate(pasts):
         problem = Problem(past)
-        race = Race({"dense": problem.dense, "QUOKA": quoka(problem, budget)}, 2 * ROUNDS[report.size] + 1, settle=True)
+        race = Race({"dense": problem.dense, "QUOKA": quoka(problem, budget)}, 2 * ROUNDS[report.size] + 1)
         report.point("around the crossover", {"past": past, "budget": budget}, race.seconds)
         if race.median("QUOKA") >= race.median("dense"):
             slow = n

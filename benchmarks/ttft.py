@@ -41,7 +41,7 @@ def run(report: Report) -> None:
         "transformers bfloat16": Transformers(report.model, torch.bfloat16),
     }
     contestants = {**theirs, **ours}
-    race = Race({name: partial(each.read, ids) for name, each in contestants.items()}, rounds)
+    race = Race({name: partial(each.read, ids) for name, each in contestants.items()}, rounds, settle=0)
     report.point("time to first token", {"prompt": length}, race.seconds)
     _targets(report, race, length)
 

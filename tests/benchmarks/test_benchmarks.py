@@ -74,12 +74,20 @@ def test_recorded_results(path: Path) -> None:
 
 def test_contestants_take_turns_after_a_round_that_does_not_count() -> None:
     order: list[str] = []
-    race = Race({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    race = Race({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, settle=0)
     assert "".join(order) == "ab" * 4
     assert [len(seconds) for seconds in race.seconds.values()] == [3, 3]
     race.seconds = {"a": [6.0, 1.0, 9.0], "b": [2.0, 1.0, 3.0]}
     assert race.ratio("a", "b") == [3.0, 1.0, 3.0]
     assert race.median("a") == 6.0
+
+
+def test_a_turn_settles_before_the_call_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []  # every call takes a second
+    monkeypatch.setattr("benchmarks.common.perf_counter", lambda: float(len(order)))
+    race = Race({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, settle=3)
+    assert "".join(order) == "ab" + ("aaa" + "a" + "bbb" + "b") * 2
+    assert race.seconds == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
 
 
 def test_a_row_says_what_it_met() -> None:
