@@ -27,7 +27,7 @@ from reference import (
     new_state,
     prefill,
 )
-from tests.reference.test_fastforward import trained
+from tests.reference.neurons import trained
 from tests.small import small_model
 
 MODEL = small_model()
