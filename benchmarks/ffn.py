@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from accel.cpu.memory import Room
+from accel.cpu.runtime.memory import Room
 from benchmarks.attention import cpu
 from benchmarks.common import Race, Report, main
 from reference import Compensator, Predictor

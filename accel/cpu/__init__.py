@@ -4,19 +4,20 @@ Same names, arguments, errors and meaning as `reference`, equal to it within rou
 Kernels are compiled on first use and kept on disk; `warmup` compiles them all.
 """
 
-from accel.cpu.attention import attention
+from accel.cpu.attention.call import attention
+from accel.cpu.attention.received import attention_mass
 from accel.cpu.cache import KVCache, LayerCache, new_cache, restore_cache
-from accel.cpu.caote import caote_scores
-from accel.cpu.compiled import THREADS, thread_count, warmup
-from accel.cpu.fastforward import gated_ffn, select_neurons, sparse_ffn
-from accel.cpu.keydiff import keydiff_scores
+from accel.cpu.ffn.call import gated_ffn, sparse_ffn
+from accel.cpu.ffn.predictor import predictor_scores
 from accel.cpu.layers import add, concatenate, embed, prepare_weights, rms_norm, rotate, to_numpy
-from accel.cpu.mass import attention_mass
-from accel.cpu.predictor import predictor_scores
-from accel.cpu.products import linear, linear_each
-from accel.cpu.quoka import key_scores, quoka_attention, select_keys, select_queries, with_chunk
-from accel.cpu.scores import snapkv_scores, tova_scores
-from accel.cpu.topk import keep_top
+from accel.cpu.linear.maps import linear, linear_each
+from accel.cpu.methods.caote import caote_scores
+from accel.cpu.methods.keydiff import keydiff_scores
+from accel.cpu.methods.quoka import key_scores, quoka_attention, select_keys, select_queries, with_chunk
+from accel.cpu.methods.scores import snapkv_scores, tova_scores
+from accel.cpu.methods.topk import keep_top, select_neurons
+from accel.cpu.runtime.kernels import warmup
+from accel.cpu.runtime.team import THREADS, thread_count
 from reference.eviction import group_mean, protected_columns, scatter
 from reference.fastforward import layer_densities
 from reference.layers import merge_heads, split_heads, to_backend

@@ -17,10 +17,12 @@ import numpy as np
 from numba import carray, njit
 
 import reference
-from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.lengths import known_rate, unit_rate
-from accel.cpu.memory import scratch
-from accel.cpu.rows import number_size, padded
+from accel.cpu.linear.inverse_norms import known_rate, unit_rate
+from accel.cpu.linear.rows import number_size, padded
+from accel.cpu.runtime.arrays import Chosen, Keys, address, readable, rows
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.runtime.memory import scratch
+from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import (
     BF16,
     HALF,
@@ -36,10 +38,8 @@ from accel.cpu.simd import (
     store_f16,
     store_some_bf16,
     store_some_f16,
-    unpack,
     words_at,
 )
-from accel.cpu.views import Chosen, Keys, address, readable, rows
 from reference.checks import require
 from reference.config import ModelConfig
 
@@ -240,12 +240,11 @@ def _add_direction(sums, row, kind, dim, line, sign):
 
 
 @kernel
-def _write_columns(task, worker):
-    (
-        k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, positions, positions_row, to_k, to_k_head, to_k_row,
-        to_k_kind, to_v, to_v_head, to_v_row, to_v_kind, to_positions, to_rates, room, sums, memory, kv_heads, tokens,
-        dim,
-    ) = unpack(task + 8, 26)  # fmt: skip
+def _write_columns(
+    task, worker, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, positions, positions_row, to_k, to_k_head,
+    to_k_row, to_k_kind, to_v, to_v_head, to_v_row, to_v_kind, to_positions, to_rates, room, sums, memory, kv_heads,
+    tokens, dim,
+):  # fmt: skip
     line = memory + 4 * worker * padded(dim, LANES)
     while True:
         item = fetch_add(task, 1)
@@ -266,11 +265,10 @@ def _write_columns(task, worker):
 
 
 @kernel
-def _keep(task, worker):
-    (
-        k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, rates, positions, to_positions, room, sums, columns, memory,
-        kv_heads, size, count, dim,
-    ) = unpack(task + 8, 19)  # fmt: skip
+def _keep(
+    task, worker, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, rates, positions, to_positions, room, sums,
+    columns, memory, kv_heads, size, count, dim,
+):  # fmt: skip
     line, chosen = memory + 4 * worker * padded(dim, LANES), carray(words_at(columns), (kv_heads, count))
     while True:
         item = fetch_add(task, 1)

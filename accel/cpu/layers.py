@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 from numba import carray
 
-from accel.cpu.compiled import kernel
-from accel.cpu.memory import Room, fresh
-from accel.cpu.rows import add_row, copy_row, load_kind
-from accel.cpu.simd import F32, LANES, fetch_add, fma, load, real, splat, store, store_some, total, unpack, words_at
-from accel.cpu.views import address, readable, rows
+from accel.cpu.linear.rows import add_row, copy_row, load_kind
+from accel.cpu.runtime.arrays import address, readable, rows
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.runtime.memory import Room, fresh
+from accel.cpu.simd import F32, LANES, fetch_add, fma, load, real, splat, store, store_some, total, words_at
 from reference import layers as meaning
 from reference.checks import match, require
 from reference.weights import LayerWeights, Weights
@@ -99,8 +99,7 @@ def prepare_weights(weights: Weights) -> Weights:
 
 
 @kernel
-def _rms_norm(task, worker):
-    x, x_head, x_row, kind, weight, out, heads, tokens, dim, eps = unpack(task + 8, 10)
+def _rms_norm(task, worker, x, x_head, x_row, kind, weight, out, heads, tokens, dim, eps):
     size = 4 if kind == F32 else 2
     while True:
         first = fetch_add(task, 1) * ROWS_READ
@@ -122,8 +121,7 @@ def _rms_norm(task, worker):
 
 
 @kernel
-def _add(task, worker):
-    x, y, out, tokens, dim = unpack(task + 8, 5)
+def _add(task, worker, x, y, out, tokens, dim):
     while True:
         first = fetch_add(task, 1) * ROWS_READ
         if first >= tokens:
@@ -134,8 +132,7 @@ def _add(task, worker):
 
 
 @kernel
-def _stack(task, worker):
-    places, parts, out, dim = unpack(task + 8, 4)
+def _stack(task, worker, places, parts, out, dim):
     listed = carray(words_at(places), (parts, 2))
     while True:
         n = fetch_add(task, 1)
@@ -145,8 +142,7 @@ def _stack(task, worker):
 
 
 @kernel
-def _rotate(task, worker):
-    x, x_head, x_row, kind, cosine, sine, out, heads, tokens, half = unpack(task + 8, 10)
+def _rotate(task, worker, x, x_head, x_row, kind, cosine, sine, out, heads, tokens, half):
     size = 4 if kind == F32 else 2
     while True:
         first = fetch_add(task, 1) * ROWS_READ

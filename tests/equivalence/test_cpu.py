@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 import accel
 import reference
 from accel import cpu
-from accel.cpu import products, simd
-from accel.cpu.compiled import Kernel
+from accel.cpu import simd
+from accel.cpu.linear import maps
+from accel.cpu.runtime.kernels import Kernel
 from tests.small import small_config
 
 SCRIPT = """
 import sys, numpy as np
 from accel import cpu
-from accel.cpu import products, simd
+from accel.cpu import simd
+from accel.cpu.linear import maps
 rng = np.random.default_rng(0)
 q, k, v = (rng.standard_normal(s).astype(np.float32) for s in ((6, 40, 32), (2, 700, 32), (2, 700, 32)))
 places = np.arange(660, 700), np.broadcast_to(np.arange(700), (2, 700))
@@ -248,7 +250,7 @@ def test_made_functions_have_names_of_their_own() -> None:
         for cell in python.__closure__ or ():
             visit(cell.cell_contents)
 
-    for module in (simd, products):
+    for module in (simd, maps):
         for function in vars(module).values():
             visit(function)
     assert "accel.cpu.simd.tile.tile_of_2_rows" in found

@@ -51,6 +51,7 @@ from accel.cpu.simd.vectors import (
     within,
 )
 from accel.cpu.simd.words import (
+    MOST_WORDS,
     bits_at,
     bytes_at,
     call,
@@ -60,7 +61,6 @@ from accel.cpu.simd.words import (
     peek,
     real,
     swap_if,
-    unpack,
     words_at,
 )
 
@@ -73,6 +73,7 @@ __all__ = [
     "LEAD",
     "LOG2E",
     "MATRIX",
+    "MOST_WORDS",
     "REGISTERS",
     "ROWS",
     "TALL",
@@ -124,7 +125,6 @@ __all__ = [
     "total",
     "transpose",
     "turn_units",
-    "unpack",
     "within",
     "words_at",
 ]

@@ -7,9 +7,10 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from accel.cpu.simd.emit import FLOAT, I64, REAL, WORD, at, call_llvm, machine_function
+from accel.cpu.simd.emit import FLOAT, I64, REAL, WORD, at, call_llvm, machine_function, number
+
+MOST_WORDS = 40  # of a task
 
 
 @machine_function(WORD, WORD, WORD)
@@ -35,27 +36,25 @@ def peek(b, address):
 
 @machine_function(types.void, WORD, WORD, WORD)
 def call(b, function, task, worker):
-    """Call the kernel whose address is `function`."""
-    kind = ir.FunctionType(ir.VoidType(), [I64, I64])
-    b.call(b.inttoptr(function, kind.as_pointer()), [task, worker])
+    """Call the kernel at an address: with its task, the worker, and the words of the task. The task's second word says
+    how many there are, at most MOST_WORDS."""
+    done = b.append_basic_block("called")
+    choice = b.switch(b.load(at(b, task, I64, 8), align=8), done)
+    for count in range(MOST_WORDS + 1):
+        block = b.append_basic_block(f"words_{count}")
+        choice.add_case(number(count), block)
+        b.position_at_end(block)
+        words = [b.load(at(b, task, I64, 16 + 8 * n), align=8) for n in range(count)]
+        kind = ir.FunctionType(ir.VoidType(), [I64] * (2 + count))
+        b.call(b.inttoptr(function, kind.as_pointer()), [task, worker, *words])
+        b.branch(done)
+    b.position_at_end(done)
 
 
 @machine_function(REAL, WORD)
 def real(b, word):
     """The float64 whose bits an integer holds, as float32."""
     return b.fptrunc(b.bitcast(word, ir.DoubleType()), FLOAT)
-
-
-@intrinsic(prefer_literal=True)
-def unpack(context, address, count):
-    """`count` integers that stand from an address on, as a tuple; `count` is a constant."""
-    kind = types.UniTuple(WORD, count.literal_value)
-
-    def codegen(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        words = [b.load(at(b, values[0], I64, 8 * i), align=8) for i in range(len(kind))]
-        return context.make_tuple(b, kind, words)
-
-    return kind(WORD, count), codegen
 
 
 def _pointer(element: Any, stored: ir.Type) -> Any:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.compiled import kernel
-from accel.cpu.rows import add_row, load_kind, number_size, padded
+from accel.cpu.linear.rows import add_row, load_kind, number_size, padded
+from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
     BF16,
     F16,
@@ -30,7 +30,6 @@ from accel.cpu.simd import (
     store,
     store_some,
     total,
-    unpack,
     words_at,
 )
 
@@ -166,9 +165,8 @@ _dots_f32, _dots_f16, _dots_bf16 = (
 
 
 @kernel
-def read(task, worker):
+def read(task, worker, x, x_row, maps, count, tokens, dim, rows, memory):
     """The work of `linear_each` for a few tokens: maps as in products.py, an item being some rows of one of them."""
-    (x, x_row, maps, count, tokens, dim, rows, memory) = unpack(task + 8, 8)
     described, lines = carray(words_at(maps), (count, 6)), memory + 8 * STREAMS * worker
     while True:
         item = fetch_add(task, 1)

@@ -12,14 +12,15 @@ import math
 import numpy as np
 from numba import carray
 
-from accel.cpu.attend import KEYS, NOTHING, attend, places
-from accel.cpu.attend_few import FEW, attend_few, few_places
-from accel.cpu.bounds import bounds
-from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.memory import fresh, scratch
-from accel.cpu.rows import add_row, copy_row, power
-from accel.cpu.simd import F32, LOG2E, fetch_add, floats_at, unpack
-from accel.cpu.views import Chosen, address, readable, rows
+from accel.cpu.attention.by_block import KEYS, NOTHING, attend, places
+from accel.cpu.attention.by_key import FEW, attend_few, few_places
+from accel.cpu.attention.visible import bounds
+from accel.cpu.linear.rows import add_row, copy_row, power
+from accel.cpu.runtime.arrays import Chosen, address, readable, rows
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.runtime.memory import fresh, scratch
+from accel.cpu.runtime.team import THREADS
+from accel.cpu.simd import F32, LOG2E, fetch_add, floats_at
 from reference.checks import match, require, whole
 
 MOST_COLUMNS = 512  # query columns per item
@@ -131,8 +132,7 @@ def where_it_stands(x: np.ndarray | Chosen) -> tuple[np.ndarray, np.ndarray | No
 
 
 @kernel
-def _merge(task, worker):
-    partial, stats, out, out_head, out_row, parts, heads, tokens, dim = unpack(task + 8, 9)
+def _merge(task, worker, partial, stats, out, out_head, out_row, parts, heads, tokens, dim):
     summary = carray(floats_at(stats), (parts, heads * tokens, 2))
     while True:
         first = fetch_add(task, 1) * 64

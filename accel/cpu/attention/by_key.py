@@ -6,9 +6,9 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.attend import KEYS, NOTHING
-from accel.cpu.compiled import kernel
-from accel.cpu.rows import ahead, copy_row, list_rows, padded, power, product, widen
+from accel.cpu.attention.by_block import KEYS, NOTHING
+from accel.cpu.linear.rows import ahead, copy_row, list_rows, padded, power, product, widen
+from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
     F32,
     LANES,
@@ -25,7 +25,6 @@ from accel.cpu.simd import (
     store,
     tile_rows,
     total,
-    unpack,
     words_at,
 )
 
@@ -66,13 +65,12 @@ def score_few(queries, rows, lines, kind, count, dim, wide, scores, coming, comi
 
 
 @kernel
-def attend_few(task, worker):
+def attend_few(
+    task, worker, q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, chosen, seen,
+    target, target_part, target_head, target_row, final, stats, memory, size, heads, kv_heads, tokens, keys, dim,
+    block, blocks, parts, span, scale,
+):  # fmt: skip
     """The work of `attention` for at most FEW query columns."""
-    (
-        q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, chosen, seen, target, target_part,
-        target_head, target_row, final, stats, memory, size, heads, kv_heads, tokens, keys, dim, block, blocks, parts,
-        span, scale,
-    ) = unpack(task + 8, 32)  # fmt: skip
     group, wide_dim, score_row = heads // kv_heads, padded(dim, LANES), 4 * padded(KEYS, LANES)
     columns = group * tokens
     limits = carray(words_at(seen), (kv_heads, tokens, 2))

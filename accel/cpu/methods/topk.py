@@ -11,10 +11,11 @@ import numpy as np
 from numba import carray, njit
 
 import reference
-from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.memory import scratch
-from accel.cpu.simd import bits_at, bytes_at, fetch_add, unpack, words_at
-from accel.cpu.views import address
+from accel.cpu.runtime.arrays import address
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.runtime.memory import scratch
+from accel.cpu.runtime.team import THREADS
+from accel.cpu.simd import bits_at, bytes_at, fetch_add, words_at
 from reference.checks import match, require, whole
 
 BUCKETS = 2048
@@ -52,6 +53,12 @@ def keep_top(scores: np.ndarray, budget: int, *, protect: np.ndarray | None = No
     return kept
 
 
+def select_neurons(scores: np.ndarray, keep: int) -> np.ndarray:
+    """The `keep` highest-scoring neurons, ties to the lower: scores (F,) -> (min(keep, F),) int64, ascending."""
+    match(scores=(scores, "F"))
+    return keep_top(scores[None], whole("keep", keep))[0]
+
+
 @njit
 def _narrow(ranks, histogram, shift, width, prefix, left):
     """Among ranks whose bits above `shift + width` equal `prefix`, the next `width` bits of the left-th best, and how
@@ -86,8 +93,7 @@ def _drop(ranks, count):
 
 
 @kernel
-def _keep_top(task, worker):
-    scores, marks, kept, not_numbers, memory, kv_heads, keys, budget = unpack(task + 8, 8)
+def _keep_top(task, worker, scores, marks, kept, not_numbers, memory, kv_heads, keys, budget):
     mine = memory + 4 * worker * (keys + keys % 2 + 2 * BUCKETS)
     ranks, histogram = carray(bits_at(mine), keys), carray(words_at(mine + 4 * (keys + keys % 2)), BUCKETS)
     while True:

@@ -11,11 +11,14 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention import Plan
-from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.lengths import unit_rate
-from accel.cpu.memory import scratch
-from accel.cpu.rows import padded, product, widen
+from accel.cpu.attention.call import Plan
+from accel.cpu.linear.inverse_norms import unit_rate
+from accel.cpu.linear.rows import padded, product, widen
+from accel.cpu.methods.topk import keep_top
+from accel.cpu.runtime.arrays import Chosen, Keys, address, readable, rows
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.runtime.memory import scratch
+from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import (
     F32,
     LANES,
@@ -28,11 +31,8 @@ from accel.cpu.simd import (
     load,
     tall_tile,
     tile_rows,
-    unpack,
     words_at,
 )
-from accel.cpu.topk import keep_top
-from accel.cpu.views import Chosen, Keys, address, readable, rows
 from reference.checks import match, require, whole
 from reference.eviction import protected_columns
 
@@ -129,8 +129,7 @@ def _slots(q: np.ndarray, kv_heads: int, n_queries: int) -> tuple[np.ndarray, np
 
 
 @kernel
-def _choose(task, worker):
-    (q, q_head, q_row, q_kind, picked, slots, memory, size, heads, kv_heads, tokens, dim, n) = unpack(task + 8, 13)
+def _choose(task, worker, q, q_head, q_row, q_kind, picked, slots, memory, size, heads, kv_heads, tokens, dim, n):
     group, wide_dim, wide = heads // kv_heads, padded(dim, LANES), padded(n, LANES)
     chosen, averages = carray(words_at(picked), (heads, n)), carray(floats_at(slots), (kv_heads, dim, wide))
     mine = memory + 4 * size * worker
@@ -185,10 +184,10 @@ def _mean_direction(q, q_row, q_kind, tokens, dim, out):
 
 
 @kernel
-def _score(task, worker):
-    (slots, wide, k, k_head, k_row, k_kind, known, known_head, scores, memory, size, kv_heads, keys, dim, span) = (
-        unpack(task + 8, 15)
-    )
+def _score(
+    task, worker, slots, wide, k, k_head, k_row, k_kind, known, known_head, scores, memory, size, kv_heads, keys,
+    dim, span,
+):  # fmt: skip
     wide_dim, spans = padded(dim, LANES), (keys + span - 1) // span
     whole = k_kind == F32 and dim == wide_dim
     found = carray(floats_at(scores), (kv_heads, keys))

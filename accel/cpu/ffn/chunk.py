@@ -6,8 +6,17 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.activation import gated
-from accel.cpu.blocks import (
+from accel.cpu.ffn.activation import gated
+from accel.cpu.linear.maps import HEIGHT, blocks_of, multiply_rows, pack_tokens
+from accel.cpu.linear.packed_product import (
+    multiply_packing,
+    nothing_planned,
+    plan_left,
+    plan_right,
+    plan_size,
+    ready_right,
+)
+from accel.cpu.linear.packing import (
     DEPTH,
     HIGH,
     RIGHT,
@@ -21,10 +30,8 @@ from accel.cpu.blocks import (
     store_pieces,
     vectors_of,
 )
-from accel.cpu.compiled import kernel
-from accel.cpu.multiply import multiply_packing, nothing_planned, plan_left, plan_right, plan_size, ready_right
-from accel.cpu.products import HEIGHT, blocks_of, multiply_rows, pack_tokens
-from accel.cpu.rows import list_rows, number_size, padded
+from accel.cpu.linear.rows import list_rows, number_size, padded
+from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
     BF16,
     F32,
@@ -39,7 +46,6 @@ from accel.cpu.simd import (
     store,
     swap_if,
     transpose,
-    unpack,
     words_at,
 )
 
@@ -149,12 +155,11 @@ def claim(counter, extra, count, unit, most, workers):
 
 
 @kernel
-def feed_chunk(task, worker):
+def feed_chunk(
+    task, worker, x, x_row, x_kind, gate, gate_row, kind, up, up_row, _, down, down_row, down_kind, chosen, c1,
+    c1_row, c1_kind, c2, c2_row, c2_kind, extra, tokens, dim, count, silu, memory, size, most, each, workers, began,
+):  # fmt: skip
     """The work of `feed_forward` for more than a few tokens."""
-    (
-        x, x_row, x_kind, gate, gate_row, kind, up, up_row, _, down, down_row, down_kind, chosen, c1, c1_row, c1_kind,
-        c2, c2_row, c2_kind, extra, tokens, dim, count, silu, memory, size, most, each, workers, began,
-    ) = unpack(task + 8, 30)  # fmt: skip
     mine = memory + 4 * worker * size
     p = places(tokens, dim, most, each)
     sums, right, left, gates = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3]

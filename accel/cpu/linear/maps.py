@@ -15,12 +15,24 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.blocks import DEPTH, HIGH, TEMPORARY, WIDTH, left_size, pack_right, right_at, right_size, vectors_of
-from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.few import FEW, STREAMS, read, rows_read, whole_vectors
-from accel.cpu.memory import fresh, scratch
-from accel.cpu.multiply import multiply_packing, nothing_planned, plan_left, plan_size, ready_left
-from accel.cpu.rows import list_rows, number_size, padded
+from accel.cpu.linear.few_tokens import FEW, STREAMS, read, rows_read, whole_vectors
+from accel.cpu.linear.packed_product import multiply_packing, nothing_planned, plan_left, plan_size, ready_left
+from accel.cpu.linear.packing import (
+    DEPTH,
+    HIGH,
+    TEMPORARY,
+    WIDTH,
+    left_size,
+    pack_right,
+    right_at,
+    right_size,
+    vectors_of,
+)
+from accel.cpu.linear.rows import list_rows, number_size, padded
+from accel.cpu.runtime.arrays import address, matrix, readable
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.runtime.memory import fresh, scratch
+from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import (
     LANES,
     MATRIX,
@@ -33,10 +45,8 @@ from accel.cpu.simd import (
     splat,
     store,
     transpose,
-    unpack,
     words_at,
 )
-from accel.cpu.views import address, matrix, readable
 from reference.checks import match
 
 HEIGHT = 32 if MATRIX else 8 * ROWS  # rows of W that are packed at a time
@@ -203,8 +213,7 @@ def list_item(item, each, maps, count, lines):
 
 
 @kernel
-def _project(task, worker):
-    (x, x_row, x_kind, maps, count, tokens, dim, first_token, each, memory, size) = unpack(task + 8, 11)
+def _project(task, worker, x, x_row, x_kind, maps, count, tokens, dim, first_token, each, memory, size):
     described = carray(words_at(maps), (count, 6))
     mine = memory + 4 * worker * size
     p = places(tokens, dim, each)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.compiled import kernel
-from accel.cpu.simd import unpack, words_at
-from accel.cpu.views import Chosen, address
+from accel.cpu.runtime.arrays import Chosen, address
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.simd import words_at
 from reference.checks import ascending
 
 
@@ -59,8 +59,7 @@ def _first_after(held, columns, count, position):
 
 
 @kernel
-def _bounds(task, worker):
-    asked, held, held_row, chosen, found, disorder, kv_heads, tokens, keys, window = unpack(task + 8, 10)
+def _bounds(task, worker, asked, held, held_row, chosen, found, disorder, kv_heads, tokens, keys, window):
     wanted, wrong = carray(words_at(asked), tokens), carray(words_at(disorder), 1)
     seen, listed = carray(words_at(found), (kv_heads, tokens, 2)), carray(words_at(chosen or asked), (kv_heads, keys))
     wrong[0] = 0 if _in_order(wanted, listed[0, :0], tokens) else 1

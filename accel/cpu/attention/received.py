@@ -13,14 +13,16 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.attend import KEYS, bound_columns, hide, pack_queries, places
-from accel.cpu.attend_few import FEW, few_places, score_few
-from accel.cpu.attention import Plan
-from accel.cpu.blocks import WIDTH, left_size, pack_left, right_size, vectors_of
-from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.memory import scratch
-from accel.cpu.multiply import multiply_packing, nothing_planned, plan_left, ready_left
-from accel.cpu.rows import list_rows, padded, widen
+from accel.cpu.attention.by_block import KEYS, bound_columns, hide, pack_queries, places
+from accel.cpu.attention.by_key import FEW, few_places, score_few
+from accel.cpu.attention.call import Plan
+from accel.cpu.linear.packed_product import multiply_packing, nothing_planned, plan_left, ready_left
+from accel.cpu.linear.packing import WIDTH, left_size, pack_left, right_size, vectors_of
+from accel.cpu.linear.rows import list_rows, padded, widen
+from accel.cpu.runtime.arrays import address, rows
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.runtime.memory import scratch
+from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import (
     LANES,
     close_tiles,
@@ -34,10 +36,8 @@ from accel.cpu.simd import (
     splat,
     store,
     total,
-    unpack,
     words_at,
 )
-from accel.cpu.views import address, rows
 
 
 def attention_mass(
@@ -91,11 +91,10 @@ def add_weights(vectors, count, scores, of_columns, sums):
 
 
 @kernel
-def _mass(task, worker):
-    (
-        q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, chosen, seen, stats, mass, memory, size,
-        heads, kv_heads, tokens, keys, dim, block, parts, span, scale,
-    ) = unpack(task + 8, 23)  # fmt: skip
+def _mass(
+    task, worker, q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, chosen, seen, stats, mass, memory, size,
+    heads, kv_heads, tokens, keys, dim, block, parts, span, scale,
+):  # fmt: skip
     group = heads // kv_heads
     limits = carray(words_at(seen), (kv_heads, tokens, 2))
     summary = carray(floats_at(stats), (heads, tokens, 2))
@@ -158,11 +157,10 @@ def _mass(task, worker):
 
 
 @kernel
-def _mass_few(task, worker):
-    (
-        q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, chosen, seen, stats, mass, memory, size,
-        heads, kv_heads, tokens, keys, dim, block, parts, span, scale,
-    ) = unpack(task + 8, 23)  # fmt: skip
+def _mass_few(
+    task, worker, q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, chosen, seen, stats, mass, memory, size,
+    heads, kv_heads, tokens, keys, dim, block, parts, span, scale,
+):  # fmt: skip
     group, wide_dim = heads // kv_heads, padded(dim, LANES)
     columns = group * tokens
     limits = carray(words_at(seen), (kv_heads, tokens, 2))

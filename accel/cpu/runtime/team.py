@@ -1,8 +1,4 @@
-"""Compiled kernels: how they are cached on disk, and how the cores share the work of one call.
-
-A kernel is a Python function of (task, worker): `task` is the address of a block of 64-bit words, its arguments, of
-which the first counts the work items taken. Every worker takes items until none is left, so that a slow core delays a
-call by one item at most.
+"""How the cores share the work of one call.
 
 The caller is worker 0 and starts at once. Helper threads join when they can: each waits in compiled code without the
 interpreter's lock, looking for work for a millisecond after its last task (a chunk calls hundreds of
@@ -13,22 +9,14 @@ threads may call at once.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-from array import array
-from collections.abc import Callable
-from pathlib import Path
-from struct import pack
 from time import perf_counter
-from typing import Any, ClassVar
 
 import numpy as np
-from numba import carray, njit, types
-from numba.core.caching import FunctionCache
-from numba.core.ccallback import CFunc
+from numba import carray, njit
 
-from accel.cpu.simd import LANES, MATRIX, REGISTERS, call, peek, swap_if, words_at
+from accel.cpu.simd import call, peek, swap_if, words_at
 from reference.checks import require
 
 PATIENCE = 1e-3  # seconds that a helper looks at an empty board before it goes to sleep
@@ -48,74 +36,6 @@ def thread_count() -> int:
 
 
 THREADS = thread_count()
-
-
-def _stamp() -> str:
-    """Changes with any source file of this package: a kernel's code lies in several of them, and so do tile sizes."""
-    digest = hashlib.sha256(f"{LANES} {REGISTERS} {MATRIX}".encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-class _PackageCache(FunctionCache):
-    """Numba's cache on disk, which is out of date when any file of this package changed, not only the kernel's own."""
-
-    stamp = _stamp()
-
-    def __init__(self, function: Callable) -> None:
-        super().__init__(function)
-        self._cache_file._source_stamp = self.stamp
-
-
-class Kernel:
-    """A function (task, worker) that is compiled, or loaded from disk, when it is first called."""
-
-    known: ClassVar[list[Kernel]] = []
-
-    def __init__(self, function: Callable) -> None:
-        self.name = f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__.lstrip('_')}"
-        signature = ((types.int64, types.int64), types.void)
-        code: Any = CFunc(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
-        code._cache = _PackageCache(function)
-        self._code = code
-        self._address = 0
-        self._form = ""
-        self.known.append(self)
-
-    @property
-    def address(self) -> int:
-        """Where its machine code stands; compiles on first use."""
-        if not self._address:
-            self._code.compile()
-            self._address = self._code.address
-        return self._address
-
-    def __call__(self, *arguments: int | float, workers: int | None = None) -> None:
-        """Run on `workers` threads (default: all). Integers and floats become the words of the task, in order."""
-        form = self._form
-        if len(form) != len(arguments) + 1:  # the same at every call of one kernel
-            form = self._form = "q" + "".join("d" if isinstance(a, float) else "q" for a in arguments)
-        task = array("q", pack(form, 0, *arguments))
-        _team.run(self.address, task.buffer_info()[0], THREADS if workers is None else workers)
-
-
-def warmup(progress: Callable[[str, int, int], None] | None = None) -> int:
-    """Compile every kernel, or load it from disk; returns how many. `progress` gets (name, number from 0, of how many)
-    before each, and ("", n, n) at the end."""
-    for n, known in enumerate(Kernel.known):
-        if progress is not None:
-            progress(known.name, n, len(Kernel.known))
-        known.address  # noqa: B018
-    if progress is not None:
-        progress("", len(Kernel.known), len(Kernel.known))
-    return len(Kernel.known)
-
-
-def kernel(function: Callable) -> Kernel:
-    """Decorator: a kernel of this package."""
-    return Kernel(function)
-
 
 # A helper's board: [state, kernel, task, asleep]. States: nothing offered, offered, taken, done.
 _EMPTY, _OFFERED, _TAKEN, _DONE = 0, 1, 2, 3
@@ -210,6 +130,11 @@ class _Team:
 
 
 _team = _Team()
+
+
+def run(function: int, task: int, workers: int) -> None:
+    """Call the kernel at an address on so many threads, this one among them."""
+    _team.run(function, task, workers)
 
 
 def _after_fork() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.blocks import (
+from accel.cpu.linear.packing import (
     HIGH,
     RIGHT,
     STEP,
@@ -22,7 +22,7 @@ from accel.cpu.blocks import (
     right_size,
     store_pieces,
 )
-from accel.cpu.rows import load_kind, number_size, padded, widen
+from accel.cpu.linear.rows import load_kind, number_size, padded, widen
 from accel.cpu.simd import (
     LANES,
     LEAD,

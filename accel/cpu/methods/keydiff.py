@@ -10,12 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.lengths import unit_rate
-from accel.cpu.memory import scratch
-from accel.cpu.rows import ahead, padded, product, widen
-from accel.cpu.simd import F32, LANES, doubles_at, fetch_add, floats_at, fma, load, splat, store, unpack
-from accel.cpu.views import Keys, address, readable, rows
+from accel.cpu.linear.inverse_norms import unit_rate
+from accel.cpu.linear.rows import ahead, padded, product, widen
+from accel.cpu.runtime.arrays import Keys, address, readable, rows
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.runtime.memory import scratch
+from accel.cpu.runtime.team import THREADS
+from accel.cpu.simd import F32, LANES, doubles_at, fetch_add, floats_at, fma, load, splat, store
 from reference.checks import match, one_of
 from reference.keydiff import ANCHORS
 
@@ -48,8 +49,7 @@ def keydiff_scores(k: np.ndarray | Keys, *, anchor: str = "normalised") -> np.nd
 
 
 @kernel
-def _add_up(task, worker):
-    (k, k_head, k_row, k_kind, sums, memory, kv_heads, keys, dim, parts, span, normalised) = unpack(task + 8, 12)
+def _add_up(task, worker, k, k_head, k_row, k_kind, sums, memory, kv_heads, keys, dim, parts, span, normalised):
     wide_dim = padded(dim, LANES)
     lines = memory + 4 * worker * (BLOCK + 1) * (wide_dim + 1)
     rates = carray(floats_at(lines + 4 * BLOCK * wide_dim), BLOCK)
@@ -76,10 +76,10 @@ def _add_up(task, worker):
 
 
 @kernel
-def _against(task, worker):
-    (k, k_head, k_row, k_kind, known, known_head, sums, scores, memory, kv_heads, keys, dim, parts, span) = unpack(
-        task + 8, 14
-    )
+def _against(
+    task, worker, k, k_head, k_row, k_kind, known, known_head, sums, scores, memory, kv_heads, keys, dim, parts,
+    span,
+):  # fmt: skip
     wide_dim = padded(dim, LANES)
     line = memory + 4 * worker * (BLOCK + 1) * (wide_dim + 1)
     towards = line + 4 * wide_dim

@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from accel.cpu.views import address
+from accel.cpu.runtime.arrays import address
 
 LINE = 32  # float32 in two cache lines, which processors fetch together
 SMALL = 4096  # float32 that one core fills by itself

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from accel.cpu.compiled import kernel
+from accel.cpu.runtime.arrays import address
+from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
     LANES,
     LOG2E,
@@ -18,9 +19,7 @@ from accel.cpu.simd import (
     splat,
     store,
     store_some,
-    unpack,
 )
-from accel.cpu.views import address
 
 
 def activated(x: np.ndarray, silu: bool) -> np.ndarray:
@@ -40,8 +39,7 @@ def gated(x, silu):
 
 
 @kernel
-def _activate(task, worker):
-    x, count, silu = unpack(task + 8, 3)
+def _activate(task, worker, x, count, silu):
     span = 64 * LANES
     while True:
         first = fetch_add(task, 1) * span

@@ -16,7 +16,7 @@ from __future__ import annotations
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.rows import load_kind, number_size, padded, widen
+from accel.cpu.linear.rows import load_kind, number_size, padded, widen
 from accel.cpu.simd import F16, F32, LANES, MATRIX, TILE, VECTORS, load, pair, rest, splat, store, transpose, words_at
 
 WIDTH = 2 * LANES if MATRIX else VECTORS * LANES  # columns of a block

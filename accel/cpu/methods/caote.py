@@ -12,11 +12,13 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.keydiff import AHEAD
-from accel.cpu.lengths import LARGE, SMALL
-from accel.cpu.memory import scratch
-from accel.cpu.rows import ahead, padded, widen
+from accel.cpu.linear.inverse_norms import LARGE, SMALL
+from accel.cpu.linear.rows import ahead, padded, widen
+from accel.cpu.methods.keydiff import AHEAD
+from accel.cpu.runtime.arrays import address, readable, rows
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.runtime.memory import scratch
+from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import (
     F32,
     LANES,
@@ -28,10 +30,8 @@ from accel.cpu.simd import (
     splat,
     tile_rows,
     total,
-    unpack,
     words_at,
 )
-from accel.cpu.views import address, readable, rows
 from reference.caote import GUARD, JOINS
 from reference.checks import match, one_of, require
 
@@ -116,10 +116,10 @@ def _centres(
 
 
 @kernel
-def _weigh(task, worker):
-    (h, v, v_head, v_row, v_kind, top, sums, weights, negative, memory, heads, kv_heads, keys, dim, parts, span) = (
-        unpack(task + 8, 16)
-    )
+def _weigh(
+    task, worker, h, v, v_head, v_row, v_kind, top, sums, weights, negative, memory, heads, kv_heads, keys, dim,
+    parts, span,
+):  # fmt: skip
     group, wide_dim = heads // kv_heads, padded(dim, LANES)
     high = group + 1
     base, tops = carray(floats_at(h), (heads, keys)), carray(words_at(top), heads)
@@ -180,11 +180,10 @@ def distance(x, y, dim):
 
 
 @kernel
-def _distances(task, worker):
-    (
-        h, v, v_head, v_row, v_kind, centre, rate, top, best, scores, memory, heads, kv_heads, keys, dim, parts, span,
-        fast, join,
-    ) = unpack(task + 8, 19)  # fmt: skip
+def _distances(
+    task, worker, h, v, v_head, v_row, v_kind, centre, rate, top, best, scores, memory, heads, kv_heads, keys, dim,
+    parts, span, fast, join,
+):  # fmt: skip
     group, wide_dim = heads // kv_heads, padded(dim, LANES)
     base, found = carray(floats_at(h), (heads, keys)), carray(floats_at(scores), (kv_heads, keys))
     rates, tops = carray(floats_at(rate), heads), carray(words_at(top), heads)

@@ -19,7 +19,18 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.blocks import (
+from accel.cpu.linear.packed_product import (
+    multiply_packing,
+    multiply_softening,
+    multiply_turning,
+    nothing_planned,
+    plan_across,
+    plan_left,
+    plan_size,
+    ready_across,
+    ready_left,
+)
+from accel.cpu.linear.packing import (
     HIGH,
     STEP,
     TEMPORARY,
@@ -31,19 +42,8 @@ from accel.cpu.blocks import (
     right_size,
     vectors_of,
 )
-from accel.cpu.compiled import kernel
-from accel.cpu.multiply import (
-    multiply_packing,
-    multiply_softening,
-    multiply_turning,
-    nothing_planned,
-    plan_across,
-    plan_left,
-    plan_size,
-    ready_across,
-    ready_left,
-)
-from accel.cpu.rows import copy_row, list_rows, padded
+from accel.cpu.linear.rows import copy_row, list_rows, padded
+from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
     LANES,
     MATRIX,
@@ -61,7 +61,6 @@ from accel.cpu.simd import (
     splat,
     store,
     transpose,
-    unpack,
     within,
     words_at,
 )
@@ -187,13 +186,12 @@ def pack_queries(q, q_head, q_row, q_kind, group, here, dim, out, scale, k_kind,
 
 
 @kernel
-def attend(task, worker):
+def attend(
+    task, worker, q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, chosen, seen,
+    target, target_part, target_head, target_row, final, stats, memory, size, heads, kv_heads, tokens, keys, dim,
+    block, blocks, parts, span, scale,
+):  # fmt: skip
     """The work of `attention` by blocks: see above for how it tiles."""
-    (
-        q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, chosen, seen, target, target_part,
-        target_head, target_row, final, stats, memory, size, heads, kv_heads, tokens, keys, dim, block, blocks, parts,
-        span, scale,
-    ) = unpack(task + 8, 32)  # fmt: skip
     group, wide_dim = heads // kv_heads, padded(dim, LANES)
     high = padded(wide_dim, HIGH)
     limits = carray(words_at(seen), (kv_heads, tokens, 2))

@@ -15,22 +15,54 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from accel.cpu.activation import activated, gated
-from accel.cpu.blocks import STEP
-from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.few import FEW, STREAMS, add_few, multiply_few, rows_read, whole_vectors
-from accel.cpu.ffn_chunk import feed_chunk, places, row_of_sums
-from accel.cpu.memory import fresh, scratch
-from accel.cpu.products import MOST_TOKENS, linear, rows_per_item
-from accel.cpu.rows import add_row, copy_row, padded
-from accel.cpu.simd import F32, LANES, fetch_add, floats_at, load, store, unpack, words_at
-from accel.cpu.views import address, matrix, readable
+from accel.cpu.ffn.activation import activated, gated
+from accel.cpu.ffn.chunk import feed_chunk, places, row_of_sums
+from accel.cpu.linear.few_tokens import FEW, STREAMS, add_few, multiply_few, rows_read, whole_vectors
+from accel.cpu.linear.maps import MOST_TOKENS, linear, rows_per_item
+from accel.cpu.linear.packing import STEP
+from accel.cpu.linear.rows import add_row, copy_row, padded
+from accel.cpu.runtime.arrays import address, matrix, readable
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.runtime.memory import fresh, scratch
+from accel.cpu.runtime.team import THREADS
+from accel.cpu.simd import F32, LANES, fetch_add, floats_at, load, store, words_at
+from reference.checks import listed, match, one_of
+from reference.layers import ACTIVATIONS
 from reference.predictor import Compensator
 
 MOST_NEURONS = 512  # per item
 
 
-def feed_forward(
+def gated_ffn(
+    x: np.ndarray, w_gate: np.ndarray, w_up: np.ndarray, w_down: np.ndarray, *, act: str = "silu"
+) -> np.ndarray:
+    """W_down (act(W_gate x) * (W_up x)): x (T, E), w_gate and w_up (F, E), w_down (E, F) -> (T, E) float32."""
+    match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
+    one_of("act", act, ACTIVATIONS)
+    return _feed_forward(x, w_gate, w_up, w_down, None, act == "silu")
+
+
+def sparse_ffn(
+    x: np.ndarray,
+    w_gate: np.ndarray,
+    w_up: np.ndarray,
+    w_down: np.ndarray,
+    neurons: np.ndarray,
+    *,
+    compensator: Compensator | None = None,
+    act: str = "silu",
+) -> np.ndarray:
+    """W_down[:, M] (act(W_gate[M] x) * (W_up[M] x)) + C2 act(C1 x): x (T, E), M = neurons (K,) ascending -> (T, E)."""
+    sizes = match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
+    one_of("act", act, ACTIVATIONS)
+    listed("neurons", neurons, sizes["F"])
+    if compensator is not None:
+        match(x=(x, "T E"), c1=(compensator.c1, "hidden E"), c2=(compensator.c2, "E hidden"))
+    chosen = np.ascontiguousarray(neurons, np.int64)
+    return _feed_forward(x, w_gate, w_up, w_down, chosen, act == "silu", compensator)
+
+
+def _feed_forward(
     x: np.ndarray,
     w_gate: np.ndarray,
     w_up: np.ndarray,
@@ -83,9 +115,8 @@ def feed_forward(
 
 
 @kernel
-def _join(task, worker):
+def _join(task, worker, sums, apart, row, began, tokens, dim, workers, y):
     """y = the sums of all workers that had any."""
-    sums, apart, row, began, tokens, dim, workers, y = unpack(task + 8, 8)
     begun = carray(words_at(began), workers)
     while True:
         first = fetch_add(task, 1) * 8
@@ -104,11 +135,10 @@ def _join(task, worker):
 
 
 @kernel
-def _few(task, worker):
-    (
-        x, gate, gate_row, gate_kind, up, up_row, up_kind, down, down_row, down_kind, chosen, sums, tokens, dim, count,
-        silu, memory, began, each,
-    ) = unpack(task + 8, 19)  # fmt: skip
+def _few(
+    task, worker, x, gate, gate_row, gate_kind, up, up_row, up_kind, down, down_row, down_kind, chosen, sums,
+    tokens, dim, count, silu, memory, began, each,
+):  # fmt: skip
     wide_dim, lines = padded(dim, LANES), memory + 8 * worker * (STREAMS + tokens * each)
     gates = lines + 8 * STREAMS
     ups = gates + 4 * tokens * each

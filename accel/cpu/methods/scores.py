@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from accel.cpu.mass import attention_mass
+from accel.cpu.attention.received import attention_mass
 from reference.checks import match, require, whole
 from reference.scores import pool
 

@@ -13,9 +13,11 @@ import math
 import numpy as np
 from numba import carray
 
-from accel.cpu.compiled import THREADS, kernel
-from accel.cpu.memory import scratch
-from accel.cpu.rows import add_row, number_size, padded, product, widen
+from accel.cpu.linear.rows import add_row, number_size, padded, product, widen
+from accel.cpu.runtime.arrays import address, matrix, readable
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.runtime.memory import scratch
+from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import (
     LANES,
     LOG2E,
@@ -29,9 +31,7 @@ from accel.cpu.simd import (
     splat,
     store,
     total,
-    unpack,
 )
-from accel.cpu.views import address, matrix, readable
 from reference.checks import match, require
 from reference.predictor import Predictor
 
@@ -59,8 +59,7 @@ def predictor_scores(x: np.ndarray, predictor: Predictor) -> np.ndarray:
 
 
 @kernel
-def _pool(task, worker):
-    (x, x_row, x_kind, query, w1, w1_row, w1_kind, hidden, memory, tokens, width, rank, scale) = unpack(task + 8, 13)
+def _pool(task, worker, x, x_row, x_kind, query, w1, w1_row, w1_kind, hidden, memory, tokens, width, rank, scale):
     wide, high = padded(width, LANES), padded(tokens, LANES)
     asked, line, pooled = memory, memory + 4 * wide, memory + 8 * wide
     shares = memory + 12 * wide
@@ -90,8 +89,7 @@ def _pool(task, worker):
 
 
 @kernel
-def _predict(task, worker):
-    (hidden, w2, w2_row, w2_kind, scores, rank, neurons, span) = unpack(task + 8, 8)
+def _predict(task, worker, hidden, w2, w2_row, w2_kind, scores, rank, neurons, span):
     weights = carray(floats_at(hidden), rank)
     while True:
         first = fetch_add(task, 1) * span

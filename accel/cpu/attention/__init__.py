@@ -1,0 +1,1 @@
+"""Grouped-query attention, and what every key received of it."""

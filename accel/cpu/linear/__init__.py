@@ -1,0 +1,1 @@
+"""Rows of stored numbers, and products with matrices."""

@@ -1,0 +1,1 @@
+"""What kernels run on: compiled code, threads, memory, arrays as kernels take them."""
