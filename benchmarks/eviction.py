@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.attention import CHUNK, DIM, HEADS, KV_HEADS, PAST, PASTS, ROUNDS, Problem, cpu
@@ -87,7 +86,7 @@ def _step(problem: Problem, budget: int) -> Callable[[], None]:
 
     def step() -> None:
         first = int(cache.positions.max()) + 1
-        cache.append(*new, np.arange(first, first + CHUNK))
+        cache.append(*new, first)
         cache.keep(cpu.keep_top(cpu.keydiff_scores(cache.keys()), budget))
 
     return step

@@ -5,42 +5,54 @@ and `transformer`, the one forward pass that all backends share. The names below
 and `accel.cuda` offer the same functions under the same names.
 """
 
-from reference.attention import attention, attention_mass
+from reference import backend
+from reference.attention import attention, attention_each, attention_mass, merge_heads, split_heads
 from reference.cache import KVCache, LayerCache, new_cache, restore_cache
 from reference.caote import Caote, caote_scores, joint_eviction_error
 from reference.config import ModelConfig, Rope
-from reference.eviction import Evictor, group_mean, protected_columns, scatter
+from reference.eviction import Evictor, group_mean
 from reference.fastforward import FastForward, layer_densities, predictor_scores, select_neurons, sparse_ffn
 from reference.keydiff import KeyDiff, keydiff_scores
 from reference.layers import (
     add,
     concatenate,
+    draw,
     embed,
     gated_ffn,
     linear,
     linear_each,
-    merge_heads,
+    prepare_fastforward,
     prepare_weights,
     rms_norm,
     rotate,
-    split_heads,
+    rotation_tables,
     to_backend,
     to_numpy,
 )
+from reference.model import Model
 from reference.neurons import griffin_statistic, mixing, neuron_magnitudes, predictor_targets
 from reference.policy import Policy
 from reference.predictor import Compensator, FastForwardLayer, FastForwardWeights, Predictor
-from reference.quoka import Quoka, key_scores, quoka_attention, select_keys, select_queries, with_chunk
+from reference.quoka import (
+    Quoka,
+    key_scores,
+    quoka_attention,
+    select_keys,
+    select_keys_each,
+    select_queries,
+    with_chunk,
+)
 from reference.sampling import Sampling
 from reference.scores import H2O, SnapKV, Tova, last_queries, pool, snapkv_scores, tova_scores
 from reference.similarity import cosine_bound, unit
 from reference.state import Chunk, State
 from reference.topk import keep_top
 from reference.trace import Counts, Trace
-from reference.transformer import CHUNK, Model, decode, forward, logits, new_state, prefill
+from reference.transformer import CHUNK, decode, forward, logits, new_state, prefill
 from reference.weights import LayerWeights, Weights
 
-__all__ = [
+__all__ = [  # the names of the contract first
+    *backend.NAMES,
     "CHUNK",
     "H2O",
     "Caote",
@@ -67,52 +79,16 @@ __all__ = [
     "Tova",
     "Trace",
     "Weights",
-    "add",
-    "attention",
-    "attention_mass",
-    "caote_scores",
-    "concatenate",
+    "backend",
     "cosine_bound",
     "decode",
-    "embed",
     "forward",
-    "gated_ffn",
-    "griffin_statistic",
-    "group_mean",
     "joint_eviction_error",
-    "keep_top",
-    "key_scores",
-    "keydiff_scores",
-    "last_queries",
-    "layer_densities",
-    "linear",
-    "linear_each",
     "logits",
-    "merge_heads",
     "mixing",
-    "neuron_magnitudes",
-    "new_cache",
     "new_state",
     "pool",
-    "predictor_scores",
     "predictor_targets",
     "prefill",
-    "prepare_weights",
-    "protected_columns",
-    "quoka_attention",
-    "restore_cache",
-    "rms_norm",
-    "rotate",
-    "scatter",
-    "select_keys",
-    "select_neurons",
-    "select_queries",
-    "snapkv_scores",
-    "sparse_ffn",
-    "split_heads",
-    "to_backend",
-    "to_numpy",
-    "tova_scores",
     "unit",
-    "with_chunk",
 ]

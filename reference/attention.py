@@ -13,17 +13,19 @@ Sources: Vaswani et al. (arXiv 1706.03762); Ainslie et al., GQA (arXiv 2305.1324
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from reference.checks import ascending, match, require, whole, widen
+from reference import contract
+from reference.checks import ascending, widen
 
 
 def attention(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
-    q_positions: np.ndarray,
+    q_positions: np.ndarray | int,
     k_positions: np.ndarray,
     *,
     scale: float | None = None,
@@ -31,9 +33,10 @@ def attention(
 ) -> np.ndarray:
     """Attention output: q (H, T, D), k and v (KV, S, D), q_positions (T,), k_positions (KV, S) -> (H, T, D).
 
-    `scale` defaults to 1/√D. Positions rise strictly along T and S. Raises ValueError naming what does not fit.
+    An int for `q_positions` is the first of T that follow one another. `scale` defaults to 1/√D. Positions rise
+    strictly along T and S. Raises ValueError naming what does not fit.
     """
-    match(k=(k, "KV S D"), v=(v, "KV S D"))
+    contract.attention(q, k, v, q_positions, k_positions, scale, window)
     weights = attention_weights(q, k, q_positions, k_positions, scale=scale, window=window)  # (H, T, S)
     heads, tokens, _ = weights.shape
     grouped = weights.reshape(len(k), -1, weights.shape[2])  # (KV, G·T, S)
@@ -43,7 +46,7 @@ def attention(
 def attention_mass(
     q: np.ndarray,
     k: np.ndarray,
-    q_positions: np.ndarray,
+    q_positions: np.ndarray | int,
     k_positions: np.ndarray,
     *,
     scale: float | None = None,
@@ -56,21 +59,19 @@ def attention_mass(
 def attention_weights(
     q: np.ndarray,
     k: np.ndarray,
-    q_positions: np.ndarray,
+    q_positions: np.ndarray | int,
     k_positions: np.ndarray,
     *,
     scale: float | None = None,
     window: int | None = None,
 ) -> np.ndarray:
     """The softmax itself, (H, T, S). Shapes as in `attention`."""
-    sizes = match(q=(q, "H T D"), k=(k, "KV S D"), q_positions=(q_positions, "T"), k_positions=(k_positions, "KV S"))
+    sizes = contract.attention_mass(q, k, q_positions, k_positions, scale, window)
+    scale = 1 / math.sqrt(sizes["D"]) if scale is None else scale
+    heads, tokens, _ = q.shape
+    q_positions, k_positions = as_positions(q_positions, tokens), k_positions.astype(np.int64, copy=False)
     ascending("q_positions", q_positions)
     ascending("k_positions", k_positions)
-    if window is not None:
-        whole("window", window)
-    scale = 1 / math.sqrt(sizes["D"]) if scale is None else scale
-    require(math.isfinite(scale), f"scale: got {scale}, wanted a finite number")
-    heads, tokens, _ = q.shape
     q, k = widen(q), widen(k)
     grouped = q.reshape(len(k), -1, sizes["D"])  # (KV, G·T, D): the G heads of a group are neighbours
     scores = (grouped @ k.swapaxes(1, 2)).reshape(len(k), -1, tokens, sizes["S"])  # (KV, G, T, S)
@@ -83,6 +84,34 @@ def attention_weights(
     total = scores.sum(axis=-1, keepdims=True)
     scores /= np.where(total > 0, total, 1)
     return scores.reshape(heads, tokens, sizes["S"])
+
+
+def as_positions(q_positions: np.ndarray | int, tokens: int) -> np.ndarray:
+    """Positions (T,) as int64, in which differences do not wrap; an int is the first of T that follow one another."""
+    if isinstance(q_positions, int):
+        return np.arange(q_positions, q_positions + tokens)
+    return q_positions.astype(np.int64, copy=False)
+
+
+def attention_each(
+    reads: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | int, np.ndarray]],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> list[np.ndarray]:
+    """Several calls of `attention`, as a backend may do them in one: (q, k, v, q_positions, k_positions) each, with
+    their own T and S -> (T, H·D) each, the heads of a token side by side."""
+    return [merge_heads(attention(*read, scale=scale, window=window)) for read in reads]
+
+
+def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
+    """(T, H·D) -> (H, T, D)."""
+    return x.reshape(x.shape[0], heads, -1).transpose(1, 0, 2)
+
+
+def merge_heads(x: np.ndarray) -> np.ndarray:
+    """(H, T, D) -> (T, H·D)."""
+    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
 
 
 def visible(q_positions: np.ndarray, k_positions: np.ndarray, window: int | None = None) -> np.ndarray:

@@ -25,17 +25,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reference import contract
 from reference.checks import match, one_of, require, widen
+from reference.contract import JOINS
 from reference.eviction import Evictor, Seen
 from reference.scores import H2O, AttentionEvictor, SnapKV, Tova
 
 GUARD = 1e-6  # least 1 - α of FastCAOTE
 BASES = ("h2o", "tova", "snapkv")
-JOINS = {
-    "mean": lambda c: c.mean(axis=1),
-    "max": lambda c: c.max(axis=1),
-    "rss": lambda c: np.sqrt((c * c).sum(axis=1)),
-}
 
 
 def caote_scores(h: np.ndarray, v: np.ndarray, *, fast: bool = False, group: str = "mean") -> np.ndarray:
@@ -45,14 +42,13 @@ def caote_scores(h: np.ndarray, v: np.ndarray, *, fast: bool = False, group: str
     the sum of squares). A head whose scores are all zero says nothing: its c is 0. ValueError for a negative score or
     an unknown name.
     """
-    sizes = match(h=(h, "H S"), v=(v, "KV S D"))
-    one_of("group", group, JOINS)
+    sizes = contract.caote_scores(h, v, group)
     require(bool((h >= 0).all()), "h: got a negative score or NaN, wanted scores of at least 0")
     dtype = np.result_type(widen(h), widen(v))
     v = v.astype(dtype, copy=False)
     alpha = _normalise(h.astype(dtype, copy=False)).reshape(sizes["KV"], -1, sizes["S"])  # (KV, G, S)
     if sizes["S"] == 0:
-        return JOINS[group](alpha)
+        return _joined(alpha, group)
     is_top = np.arange(sizes["S"]) == alpha.argmax(axis=-1)[..., None]  # (KV, G, S), one per head
     others = np.where(is_top, 0, alpha)
     # 1 - α_j; for the top token as the sum of the others, since 1 - α would cancel
@@ -62,7 +58,7 @@ def caote_scores(h: np.ndarray, v: np.ndarray, *, fast: bool = False, group: str
     else:
         c = alpha / np.where(is_top, 1, remaining) * _distance(alpha @ v, v)
         c = np.where(is_top, alpha * _distance(_without_top(others, is_top, v), v), c)
-    return JOINS[group](c)
+    return _joined(c, group)
 
 
 def joint_eviction_error(alpha: np.ndarray, v: np.ndarray, evicted: np.ndarray) -> float:
@@ -76,6 +72,13 @@ def joint_eviction_error(alpha: np.ndarray, v: np.ndarray, evicted: np.ndarray) 
     require(bool(left > 0), f"evicted: got tokens that hold all attention, {1 - left}, wanted some to remain")
     o = alpha @ v  # (D,)
     return float(np.linalg.norm(alpha[evicted] @ (o - v[evicted])) / left)
+
+
+def _joined(c: np.ndarray, group: str) -> np.ndarray:
+    """One score per group: (KV, G, S) -> (KV, S)."""
+    if group == "max":
+        return c.max(axis=1)
+    return c.mean(axis=1) if group == "mean" else np.sqrt((c * c).sum(axis=1))
 
 
 def _normalise(h: np.ndarray) -> np.ndarray:
@@ -132,9 +135,9 @@ class Caote(Evictor):
         """What the base takes note of."""
         self.wrapped().observe(seen)
 
-    def protected(self, seen: Seen) -> np.ndarray | None:
-        """What the base protects."""
-        return self.wrapped().protected(seen)
+    def newest_kept(self, seen: Seen) -> int:
+        """As many as the base keeps."""
+        return self.wrapped().newest_kept(seen)
 
     def scores(self, seen: Seen) -> np.ndarray:
         """(KV, S) over the whole cache, from the base's scores."""

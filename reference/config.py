@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from reference.checks import require
+from reference.contract import ACTIVATIONS
 
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
-ACTIVATIONS = ("silu", "gelu_tanh")
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from reference.topk import check_budget, resolve_budget
 class Seen:
     """What one chunk's attention saw in one layer.
 
-    `k` and `k_positions` are the keys that the chunk read: all S in the cache, or where a selection narrowed them the
-    R at `columns` (KV, R) of the cache.
+    `first` is the position of the first of its T tokens. `k` and `k_positions` are the keys that the chunk read: all S
+    in the cache, or where a selection narrowed them the R at `columns` (KV, R) of the cache.
     """
 
     q: np.ndarray  # (H, T, D)
-    positions: np.ndarray  # (T,)
+    first: int
     k: np.ndarray  # (KV, R, D)
     k_positions: np.ndarray  # (KV, R)
     columns: np.ndarray | None
@@ -38,9 +38,7 @@ class Seen:
 
     def spread(self, scores: np.ndarray) -> np.ndarray:
         """Scores of the keys read as scores of all keys in the cache: (H, R) -> (H, S), zero for a key not read."""
-        if self.columns is None:
-            return scores
-        return self.backend.scatter(scores, self.columns, self.cache.size)
+        return self.cache.spread(scores, self.columns)
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,9 @@ class Evictor:
         """(KV, S), higher = keep."""
         raise NotImplementedError
 
-    def protected(self, seen: Seen) -> np.ndarray | None:
-        """(KV, S) bool: columns that stay whatever their score, or None for none."""
-        return seen.backend.protected_columns(seen.cache.positions, self.sinks, self.recent)
+    def newest_kept(self, seen: Seen) -> int:
+        """How many of the newest tokens stay whatever their score."""
+        return self.recent
 
     def evict(self, seen: Seen) -> tuple[np.ndarray, np.ndarray] | None:
         """Bring the layer back to the budget.
@@ -89,28 +87,11 @@ class Evictor:
         if seen.cache.size <= self.budget:
             return None
         scores = self.scores(seen)
-        kept = seen.backend.keep_top(scores, self.budget, protect=self.protected(seen))
+        kept = seen.backend.keep_top(
+            scores, self.budget, sinks=self.sinks, recent=self.newest_kept(seen), positions=seen.cache.positions
+        )
         seen.cache.keep(kept)
         return scores, kept
-
-
-def protected_columns(positions: np.ndarray, sinks: int, recent: int) -> np.ndarray | None:
-    """Mark the tokens at positions below `sinks` and the newest `recent` columns: positions (KV, S) -> (KV, S) bool.
-
-    None where nothing is protected.
-    """
-    if not sinks and not recent:
-        return None
-    marked = positions < sinks
-    marked[:, positions.shape[1] - recent :] = True
-    return marked
-
-
-def scatter(scores: np.ndarray, columns: np.ndarray, size: int) -> np.ndarray:
-    """Put scores back in their columns: scores (H, R), columns (KV, R) -> (H, size), zero elsewhere."""
-    spread = np.zeros((len(scores), size), scores.dtype)
-    np.put_along_axis(spread, np.repeat(columns, len(scores) // len(columns), axis=0), scores, axis=1)
-    return spread
 
 
 def group_mean(h: np.ndarray, kv_heads: int) -> np.ndarray:

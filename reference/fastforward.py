@@ -23,19 +23,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from reference import contract
 from reference.cache import LayerCache
 from reference.checks import listed, match, one_of, require, whole, widen
 from reference.config import ModelConfig
 from reference.layers import activate, gated_ffn, linear
-from reference.neurons import check_density, griffin_statistic, kept_neurons, neuron_magnitudes
+from reference.model import Model
+from reference.neurons import check_density, kept_neurons
 from reference.predictor import Compensator, FastForwardWeights, Predictor
 from reference.topk import keep_top
-from reference.weights import LayerWeights
 
 NEURONS = ("predictor", "griffin", "oracle", "random", "magnitude")
 SCHEDULES = ("layerwise", "uniform")
@@ -43,8 +43,7 @@ SCHEDULES = ("layerwise", "uniform")
 
 def predictor_scores(x: np.ndarray, predictor: Predictor) -> np.ndarray:
     """s = ReLU(a W1) W2 with a the block pooled by attention to q_pred: x (T, E) of at least one token -> (F,)."""
-    sizes = match(x=(x, "T E"), q_pred=(predictor.q_pred, "E"), w1=(predictor.w1, "E r"), w2=(predictor.w2, "r F"))
-    require(sizes["T"] > 0, f"x: got shape {x.shape}, wanted at least one token")
+    sizes = contract.predictor_scores(x, predictor)
     x = widen(x)
     q_pred, w1, w2 = (array.astype(x.dtype, copy=False) for array in (predictor.q_pred, predictor.w1, predictor.w2))
     logits = x @ q_pred / np.sqrt(sizes["E"]).astype(x.dtype)  # (T,)
@@ -55,8 +54,8 @@ def predictor_scores(x: np.ndarray, predictor: Predictor) -> np.ndarray:
 
 def select_neurons(scores: np.ndarray, keep: int) -> np.ndarray:
     """The `keep` highest-scoring neurons, ties to the lower: scores (F,) -> (min(keep, F),) int64, ascending."""
-    match(scores=(scores, "F"))
-    return keep_top(scores[None], whole("keep", keep))[0]
+    contract.select_neurons(scores, keep)
+    return keep_top(scores[None], keep)[0]
 
 
 def sparse_ffn(
@@ -73,12 +72,11 @@ def sparse_ffn(
 
     Weights as in `gated_ffn`; the second term only with a compensator. ValueError for shapes or neurons out of range.
     """
-    sizes = match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
+    sizes = contract.sparse_ffn(x, w_gate, w_up, w_down, neurons, compensator, act)
     listed("neurons", neurons, sizes["F"])
     y = gated_ffn(x, w_gate[neurons], w_up[neurons], w_down[:, neurons], act=act)
     if compensator is None:
         return y
-    match(x=(x, "T E"), c1=(compensator.c1, "hidden E"), c2=(compensator.c2, "E hidden"))
     return y + linear(activate(linear(x, compensator.c1), act), compensator.c2)
 
 
@@ -117,26 +115,27 @@ class Block:
     length: int
     decoding: bool
     layer: int
-    weights: LayerWeights
-    config: ModelConfig
+    model: Model
     cache: LayerCache
-    backend: ModuleType
+
+    @property
+    def _weights(self) -> tuple[Any, Any, Any]:
+        w = self.model.weights.layers[self.layer]
+        return w.w_gate, w.w_up, w.w_down
 
     def dense(self) -> Any:
         """The FFN in full, (T, E)."""
-        w = self.weights
-        return self.backend.gated_ffn(self.x, w.w_gate, w.w_up, w.w_down, act=self.config.activation)
+        return self.model.backend.gated_ffn(self.x, *self._weights, act=self.model.config.activation)
 
     def sparse(self, neurons: Any, compensator: Compensator | None) -> Any:
         """The FFN of these neurons alone, (T, E)."""
-        w, act = self.weights, self.config.activation
-        return self.backend.sparse_ffn(self.x, w.w_gate, w.w_up, w.w_down, neurons, compensator=compensator, act=act)
+        act = self.model.config.activation
+        return self.model.backend.sparse_ffn(self.x, *self._weights, neurons, compensator=compensator, act=act)
 
-    def statistic(self) -> np.ndarray:
-        """GRIFFIN's statistic of this block, (F,), at the cost of the two products that a sparse FFN would save."""
-        backend, w = self.backend, self.weights
-        gate, up = (backend.to_numpy(backend.linear(self.x, weight)) for weight in (w.w_gate, w.w_up))
-        return griffin_statistic(gate, up, act=self.config.activation)
+    def statistic(self) -> Any:
+        """GRIFFIN's statistic of this block, (F,)."""
+        gate, up, _ = self._weights
+        return self.model.backend.griffin_statistic(self.x, gate, up, act=self.model.config.activation)
 
 
 @dataclass(frozen=True)
@@ -195,10 +194,10 @@ class FastForward:
 
     def run(self, block: Block) -> tuple[Any, Any]:
         """The FFN of one block: its output (T, E), and the neurons run (K,) or None where it was dense."""
-        keep = kept_neurons(self.density_of(block.layer), block.config.ffn_width)
+        keep = kept_neurons(self.density_of(block.layer), block.model.config.ffn_width)
         if self.neurons in ("griffin", "magnitude") and block.cache.neurons is None:
             block.cache.neurons = self._choose(block, keep)  # once per sequence, on its first block
-        if keep >= block.config.ffn_width or self._stays_dense(block):
+        if keep >= block.model.config.ffn_width or self._stays_dense(block):
             return block.dense(), None
         neurons = block.cache.neurons if self.neurons in ("griffin", "magnitude") else self._choose(block, keep)
         return block.sparse(neurons, self._compensator(block)), neurons
@@ -222,21 +221,23 @@ class FastForward:
 
     def _choose(self, block: Block, keep: int) -> Any:
         """The neurons that this method takes for a block, (K,) ascending."""
-        backend, w = block.backend, block.weights
+        model, backend = block.model, block.model.backend
         if self.neurons == "predictor":
-            predictor = self._trained().layers[block.layer].predictor
-            return backend.select_neurons(backend.predictor_scores(block.x, predictor), keep)
-        if self.neurons == "random":
-            scores = np.random.default_rng([self.seed, block.layer, block.first]).random(block.config.ffn_width)
+            scores = backend.predictor_scores(block.x, model.prepared(self._trained()).layers[block.layer].predictor)
+        elif self.neurons == "random":
+            rng = np.random.default_rng([self.seed, block.layer, block.first])
+            scores = backend.to_backend(rng.random(model.config.ffn_width))
         elif self.neurons == "magnitude":
-            scores = neuron_magnitudes(*(backend.to_numpy(weight) for weight in (w.w_gate, w.w_up, w.w_down)))
+            scores = model.magnitudes(block.layer)
         else:
             scores = block.statistic()
-        return backend.select_neurons(backend.to_backend(scores), keep)
+        return backend.select_neurons(scores, keep)
 
     def _compensator(self, block: Block) -> Compensator | None:
         """The trained correction where there is one and it is wanted."""
-        return self._trained().layers[block.layer].compensator if self.compensate and self.weights else None
+        if not self.compensate or self.weights is None:
+            return None
+        return block.model.prepared(self._trained()).layers[block.layer].compensator
 
     def _trained(self) -> FastForwardWeights:
         """The weights as arrays, or a ValueError where they are still a path."""

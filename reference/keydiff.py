@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reference.checks import match, one_of, widen
+from reference import contract
+from reference.checks import one_of, widen
+from reference.contract import ANCHORS
 from reference.eviction import Evictor, Seen
 from reference.similarity import unit
-
-ANCHORS = ("normalised", "raw")
 
 
 def keydiff_scores(k: np.ndarray, *, anchor: str = "normalised") -> np.ndarray:
@@ -30,8 +30,7 @@ def keydiff_scores(k: np.ndarray, *, anchor: str = "normalised") -> np.ndarray:
 
     anchor "raw" takes the mean of the keys as they are, which ranks differently. ValueError for any other name.
     """
-    match(k=(k, "KV S D"))
-    one_of("anchor", anchor, ANCHORS)
+    contract.keydiff_scores(k, anchor)
     directions = unit(k)
     summed = directions if anchor == "normalised" else widen(k)
     towards = unit(summed.sum(axis=1, keepdims=True))  # (KV, 1, D): the sum points where the mean does

@@ -13,19 +13,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reference.checks import match, require, widen
+from reference import contract
+from reference.checks import one_of, require, widen
+from reference.config import Rope
+from reference.contract import ACTIVATIONS
+from reference.predictor import FastForwardWeights
+from reference.sampling import Sampling
 from reference.weights import Weights
 
 
 def embed(token_ids: np.ndarray, table: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
     """Rows of the embedding table times `scale`: token_ids (T,) of 0 ≤ id < V, table (V, E) -> (T, E)."""
-    require(np.ndim(token_ids) == 1, f"token_ids: got shape {np.shape(token_ids)}, wanted (T,)")
-    vocab_size = table.shape[0]
-    ids = np.asarray(token_ids)
-    require(ids.dtype.kind in "iu", f"token_ids: got dtype {ids.dtype}, wanted an integer type")
-    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    vocab_size = contract.embed(token_ids, table)["V"]
+    outside = token_ids[(token_ids < 0) | (token_ids >= vocab_size)]
     require(outside.size == 0, f"token_ids: got id {outside[:1]}, wanted 0 to {vocab_size - 1}")
-    rows = widen(table[ids])  # (T, E)
+    rows = widen(table[token_ids])  # (T, E)
     return rows * rows.dtype.type(scale)
 
 
@@ -34,10 +36,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
 
     Also the norm of each head's queries and keys in families that have one, with E read as D.
     """
-    match(weight=(weight, "E"))
-    require(
-        x.shape[-1] == weight.shape[0], f"x: got last axis {x.shape[-1]}, wanted {weight.shape[0]}, the weight's length"
-    )
+    contract.rms_norm(x, weight)
     x = widen(x)
     mean_square = np.mean(x * x, axis=-1, keepdims=True)
     return x / np.sqrt(mean_square + x.dtype.type(eps)) * weight.astype(x.dtype, copy=False)
@@ -48,9 +47,7 @@ def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
 
     The two halves of a head pair up, as in Hugging Face checkpoints. `Rope.table` makes the cosines and sines.
     """
-    sizes = match(x=(x, "H T D"), cosine=(cosine, "T D/2"), sine=(sine, "T D/2"))
-    half = sizes["D"] // 2
-    require(sizes["D/2"] == half, f"cosine: got {sizes['D/2']} angles, wanted {half}, half of head_dim")
+    half = contract.rotate(x, cosine, sine)["D/2"]
     x = widen(x)
     cosine, sine = cosine.astype(x.dtype, copy=False), sine.astype(x.dtype, copy=False)
     first, second = x[..., :half], x[..., half:]  # (H, T, D/2) each
@@ -59,7 +56,7 @@ def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """x Wᵀ + b: x (T, in), weight (out, in), bias (out,) -> (T, out)."""
-    match(x=(x, "T in"), weight=(weight, "out in"), **({} if bias is None else {"bias": (bias, "out")}))
+    contract.linear(x, weight, bias)
     x = widen(x)
     y = x @ weight.astype(x.dtype, copy=False).T
     return y if bias is None else y + bias.astype(x.dtype, copy=False)
@@ -81,20 +78,17 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi).astype(x.dtype) * (x + 0.044715 * x * x * x)))
 
 
-ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}
-
-
 def activate(x: np.ndarray, act: str) -> np.ndarray:
     """The activation called `act`, elementwise; ValueError for a name that is none of ACTIVATIONS."""
-    require(act in ACTIVATIONS, f"act: got {act!r}, wanted one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[act](x)
+    one_of("act", act, ACTIVATIONS)
+    return silu(x) if act == "silu" else gelu_tanh(x)
 
 
 def gated_ffn(
     x: np.ndarray, w_gate: np.ndarray, w_up: np.ndarray, w_down: np.ndarray, *, act: str = "silu"
 ) -> np.ndarray:
     """W_down (act(W_gate x) * (W_up x)): x (T, E), w_gate and w_up (F, E), w_down (E, F) -> (T, E)."""
-    match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
+    contract.gated_ffn(x, w_gate, w_up, w_down, act)
     return linear(activate(linear(x, w_gate), act) * linear(x, w_up), w_down)
 
 
@@ -103,6 +97,7 @@ def gated_ffn(
 
 def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The residual: x + y, both (T, E)."""
+    contract.add(x, y)
     return x + y
 
 
@@ -111,14 +106,18 @@ def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
-    """(T, H·D) -> (H, T, D)."""
-    return x.reshape(x.shape[0], heads, -1).transpose(1, 0, 2)
+def rotation_tables(
+    rope: Rope, head_dim: int, spans: Sequence[tuple[int, int, int]], dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines for `rotate`, (ΣT, D/2) each: spans of (first position, T, length of the prompt)."""
+    tables = [rope.table(head_dim, np.arange(first, first + count), length) for first, count, length in spans]
+    cosine, sine = (np.concatenate(parts).astype(dtype) for parts in zip(*tables, strict=True))
+    return cosine, sine
 
 
-def merge_heads(x: np.ndarray) -> np.ndarray:
-    """(H, T, D) -> (T, H·D)."""
-    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
+def draw(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
+    """The next token id from logits (V,), which leave the backend here at the latest."""
+    return sampling.draw(to_numpy(logits), rng)
 
 
 def to_backend(x: np.ndarray) -> np.ndarray:
@@ -133,4 +132,9 @@ def to_numpy(x: np.ndarray) -> np.ndarray:
 
 def prepare_weights(weights: Weights) -> Weights:
     """A model's weights in the layout that this backend computes with: here, as they were loaded."""
+    return weights
+
+
+def prepare_fastforward(weights: FastForwardWeights) -> FastForwardWeights:
+    """Trained predictors and compensators in the layout that this backend computes with: here, as they were loaded."""
     return weights

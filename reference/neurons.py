@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from reference import contract
 from reference.checks import match, require, widen
-from reference.layers import activate
+from reference.layers import activate, linear
 
 
 def mixing(mass: np.ndarray, first: int = 128) -> float:
@@ -26,12 +27,18 @@ def mixing(mass: np.ndarray, first: int = 128) -> float:
     return float(mass[:, first:].sum() / (sizes["H"] * sizes["S"]))
 
 
-def griffin_statistic(gate: np.ndarray, up: np.ndarray, *, act: str = "silu") -> np.ndarray:
-    """How much each neuron takes part in a block: gate = W_gate X and up = W_up X, (T, F) each -> (F,).
+def griffin_statistic(x: np.ndarray, w_gate: np.ndarray, w_up: np.ndarray, *, act: str = "silu") -> np.ndarray:
+    """How much each neuron takes part in a block: x (T, E), w_gate and w_up (F, E) -> (F,).
 
-    Z = act(gate) * up, each token's row divided by its L2 norm (a zero row stays zero), then the L2 norm over tokens.
+    Z = act(W_gate X) * (W_up X), each token's row divided by its L2 norm (a zero row stays zero), then the L2 norm over
+    tokens. It costs the two products that a sparse FFN would save.
     """
-    match(gate=(gate, "T F"), up=(up, "T F"))
+    contract.griffin_statistic(x, w_gate, w_up, act)
+    return statistic_of(linear(x, w_gate), linear(x, w_up), act)
+
+
+def statistic_of(gate: np.ndarray, up: np.ndarray, act: str) -> np.ndarray:
+    """GRIFFIN's statistic from gate = W_gate X and up = W_up X, (T, F) each -> (F,)."""
     z = activate(gate, act) * up  # (T, F)
     norms = np.linalg.norm(z, axis=1, keepdims=True)
     return np.linalg.norm(z / np.where(norms > 0, norms, 1), axis=0)
@@ -39,7 +46,7 @@ def griffin_statistic(gate: np.ndarray, up: np.ndarray, *, act: str = "silu") ->
 
 def neuron_magnitudes(w_gate: np.ndarray, w_up: np.ndarray, w_down: np.ndarray) -> np.ndarray:
     """‖gate row‖ · ‖up row‖ · ‖down column‖: (F, E), (F, E), (E, F) -> (F,)."""
-    match(w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
+    contract.neuron_magnitudes(w_gate, w_up, w_down)
     rows = np.linalg.norm(widen(w_gate), axis=1) * np.linalg.norm(widen(w_up), axis=1)
     return rows * np.linalg.norm(widen(w_down), axis=0)
 

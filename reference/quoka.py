@@ -19,16 +19,17 @@ be kept besides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from reference import contract
 from reference.attention import attention
 from reference.cache import LayerCache
-from reference.checks import match, one_of, require, whole
-from reference.eviction import protected_columns
+from reference.checks import one_of, require, whole
 from reference.similarity import unit
 from reference.topk import check_budget, keep_top, resolve_budget
 
@@ -44,11 +45,10 @@ def select_queries(q: np.ndarray, n_queries: int, *, queries: str = "least_simil
     Least similar to the mean first; all T in order where T ≤ N. `queries` names the teaching variants: "most_similar"
     (first) or "random" (drawn with `seed`, another draw per head). Raises ValueError for T = 0 and unknown names.
     """
-    sizes = match(q=(q, "H T D"))
-    require(sizes["T"] > 0, f"q: got shape {q.shape}, wanted at least one query")
+    sizes = contract.select_queries(q, n_queries)
     one_of("queries", queries, QUERIES)
     in_order = np.broadcast_to(np.arange(sizes["T"]), q.shape[:2])  # (H, T)
-    if sizes["T"] <= whole("n_queries", n_queries):
+    if sizes["T"] <= n_queries:
         return in_order.copy()
     if queries == "random":
         return np.random.default_rng(seed).permuted(in_order, axis=1)[:, :n_queries]
@@ -74,7 +74,7 @@ def key_scores(
     Higher = keep. Teaching variants: similarity "dot" leaves q and k at their lengths in steps 2 to 4, over "mean"
     averages the slots, `queries` and `seed` as in `select_queries`. ValueError for shapes and names that do not fit.
     """
-    sizes = match(q=(q, "H T D"), k=(k, "KV S D"))
+    sizes = contract.key_scores(q, k, n_queries)
     one_of("similarity", similarity, SIMILARITIES)
     one_of("over", over, OVERS)
     chosen = select_queries(q, n_queries, queries=queries, seed=seed)  # (H, N)
@@ -88,18 +88,46 @@ def key_scores(
 
 
 def select_keys(
-    q: np.ndarray, k: np.ndarray, budget: int, n_queries: int, *, protect: np.ndarray | None = None
+    q: np.ndarray,
+    k: np.ndarray,
+    budget: int,
+    n_queries: int,
+    *,
+    sinks: int = 0,
+    recent: int = 0,
+    positions: np.ndarray | None = None,
 ) -> np.ndarray:
     """Steps 1 to 5: q (H, T, D), past keys k (KV, S, D) -> (KV, min(B, S)) int64 columns of k, ascending.
 
-    Columns marked in `protect` (KV, S) bool are kept whatever their score and count in the budget.
+    `sinks`, `recent` and the keys' `positions` (KV, S) as in `keep_top`.
     """
-    return keep_top(key_scores(q, k, n_queries), budget, protect=protect)
+    return keep_top(key_scores(q, k, n_queries), budget, sinks=sinks, recent=recent, positions=positions)
 
 
-def with_chunk(kept: np.ndarray, past: int, size: int) -> np.ndarray:
-    """The kept past columns and then every column of the chunk, past … size-1: (KV, B) -> (KV, B + size - past)."""
-    own = np.broadcast_to(np.arange(past, size), (len(kept), size - past))
+def select_keys_each(
+    q: Sequence[np.ndarray],
+    k: np.ndarray,
+    pasts: Sequence[int],
+    budgets: Sequence[int],
+    n_queries: int,
+    *,
+    sinks: int = 0,
+    recent: int = 0,
+    positions: np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """`select_keys` for several chunks, as a backend may do it in one reading of the keys k (KV, S, D): chunk c, with
+    its queries q[c] (H, T, D), ranks the first pasts[c] columns and keeps budgets[c] of them -> (KV, B) each."""
+    contract.select_keys_each(q, k, pasts, budgets, n_queries)
+    places = [None if positions is None else positions[:, :past] for past in pasts]
+    return [
+        select_keys(queries, k[:, :past], budget, n_queries, sinks=sinks, recent=recent, positions=place)
+        for queries, past, budget, place in zip(q, pasts, budgets, places, strict=True)
+    ]
+
+
+def with_chunk(kept: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """The kept past columns and then every column of the chunk, start … stop-1: (KV, B) -> (KV, B + stop - start)."""
+    own = np.broadcast_to(np.arange(start, stop), (len(kept), stop - start))
     return np.concatenate([kept, own], axis=1)
 
 
@@ -107,7 +135,7 @@ def quoka_attention(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
-    q_positions: np.ndarray,
+    q_positions: np.ndarray | int,
     k_positions: np.ndarray,
     past: int,
     *,
@@ -122,11 +150,11 @@ def quoka_attention(
     `sinks` (tokens at positions below it) and `recent` (newest of the past) are always read, within the budget.
     ValueError for what does not fit, as in `attention`.
     """
-    sizes = match(q=(q, "H T D"), k=(k, "KV S D"), v=(v, "KV S D"), k_positions=(k_positions, "KV S"))
-    require(whole("past", past, 0) <= sizes["S"], f"past: got {past}, wanted at most the {sizes['S']} keys")
-    if past > whole("budget", budget):
-        protect = protected_columns(k_positions[:, :past], sinks, recent)
-        columns = with_chunk(select_keys(q, k[:, :past], budget, n_queries, protect=protect), past, sizes["S"])
+    sizes = contract.quoka_attention(q, k, v, q_positions, k_positions, past, budget, scale)
+    if past > budget:
+        places = k_positions[:, :past]
+        kept = select_keys(q, k[:, :past], budget, n_queries, sinks=sinks, recent=recent, positions=places)
+        columns = with_chunk(kept, past, sizes["S"])
         k, v = (np.take_along_axis(x, columns[:, :, None], axis=1) for x in (k, v))  # (KV, B + T, D)
         k_positions = np.take_along_axis(k_positions, columns, axis=1)
     return attention(q, k, v, q_positions, k_positions, scale=scale)
@@ -180,16 +208,39 @@ class Quoka:
         """Tokens read of a past of `past` tokens."""
         return min(past, max(resolve_budget(self.budget, past), self.sinks + self.recent))
 
-    def columns(self, backend: ModuleType, q: Any, cache: LayerCache, past: int) -> Any:
-        """Columns of the cache that a chunk reads, its own last: q (H, T, D) -> (KV, B + T) int64, ascending."""
-        budget = self.budget_of(past)
-        protect = backend.protected_columns(cache.positions[:, :past], self.sinks, self.recent)
+    def columns(self, backend: ModuleType, q: Sequence[Any], cache: LayerCache, pasts: Sequence[int]) -> list[Any]:
+        """Columns of the cache that each chunk reads, its own last: q[c] (H, T, D) -> (KV, B + T) int64, ascending.
+
+        All chunks are in the cache already; the c-th begins at column pasts[c].
+        """
+        budgets = [self.budget_of(past) for past in pasts]
+        kept_besides = {"sinks": self.sinks, "recent": self.recent, "positions": cache.positions}
         if (self.similarity, self.over, self.queries, self.share) == ("cosine", "max", "least_similar", False):
-            kept = backend.select_keys(q, cache.keys(past), budget, self.n_queries, protect=protect)
+            kept = backend.select_keys_each(q, cache.keys(), pasts, budgets, self.n_queries, **kept_besides)
         else:
-            scores = self._variant_scores(backend.to_numpy(q), backend.to_numpy(cache.k)[:, :past])
-            kept = backend.keep_top(backend.to_backend(scores), budget, protect=protect)
-        return backend.with_chunk(kept, past, cache.size)
+            kept = self._variant(backend, q, cache, pasts, budgets)
+        return [
+            backend.with_chunk(columns, past, past + queries.shape[1])
+            for columns, past, queries in zip(kept, pasts, q, strict=True)
+        ]
+
+    def _variant(
+        self, backend: ModuleType, q: Sequence[Any], cache: LayerCache, pasts: Sequence[int], budgets: Sequence[int]
+    ) -> list[Any]:
+        """The kept past columns of each chunk by a teaching variant, on the host."""
+        keys, positions = backend.to_numpy(cache.k), backend.to_numpy(cache.positions)
+        return [
+            backend.to_backend(
+                keep_top(
+                    self._variant_scores(backend.to_numpy(queries), keys[:, :past]),
+                    budget,
+                    sinks=self.sinks,
+                    recent=self.recent,
+                    positions=positions[:, :past],
+                )
+            )
+            for queries, past, budget in zip(q, pasts, budgets, strict=True)
+        ]
 
     def _variant_scores(self, q: np.ndarray, k: np.ndarray) -> np.ndarray:
         """(KV, S) of a teaching variant."""

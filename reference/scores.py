@@ -23,8 +23,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reference.attention import attention_mass
-from reference.checks import match, require, whole, widen
+from reference import contract
+from reference.attention import as_positions, attention_mass
+from reference.checks import whole, widen
 from reference.eviction import Evictor, Seen
 
 
@@ -32,8 +33,8 @@ def tova_scores(
     q: np.ndarray, k: np.ndarray, q_positions: np.ndarray, k_positions: np.ndarray, *, scale: float | None = None
 ) -> np.ndarray:
     """Attention row of the last query: q (H, T, D), k (KV, S, D), positions (T,) and (KV, S) -> (H, S)."""
-    _check_queries(q, q_positions)
-    return attention_mass(q[:, -1:], k, q_positions[-1:], k_positions, scale=scale)
+    contract.tova_scores(q, k, q_positions, k_positions, scale)
+    return newest_mass(q, k, q_positions, k_positions, 1, scale)
 
 
 def snapkv_scores(
@@ -50,16 +51,26 @@ def snapkv_scores(
 
     ValueError unless `kernel` is odd, so that the average is centred.
     """
-    _check_queries(q, q_positions)
-    newest = slice(-whole("window", window), None)
-    return pool(attention_mass(q[:, newest], k, q_positions[newest], k_positions, scale=scale), kernel)
+    contract.snapkv_scores(q, k, q_positions, k_positions, window, kernel, scale)
+    return pool(newest_mass(q, k, q_positions, k_positions, window, scale), kernel)
+
+
+def newest_mass(
+    q: np.ndarray,
+    k: np.ndarray,
+    q_positions: np.ndarray | int,
+    k_positions: np.ndarray,
+    count: int,
+    scale: float | None,
+) -> np.ndarray:
+    """`attention_mass` of the last min(count, T) queries alone."""
+    places = as_positions(q_positions, q.shape[1])
+    return attention_mass(q[:, -count:], k, places[-count:], k_positions, scale=scale)
 
 
 def pool(h: np.ndarray, kernel: int) -> np.ndarray:
     """Moving average of odd width `kernel`, zeros beyond both ends counted: (H, S) -> (H, S)."""
-    require(
-        whole("kernel", kernel) % 2 == 1, f"kernel: got {kernel}, wanted an odd number, so that the average is centred"
-    )
+    contract.odd("kernel", kernel)
     padded = np.pad(widen(h), ((0, 0), (kernel // 2, kernel // 2)))  # (H, S + kernel - 1)
     return np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=1).mean(axis=-1)
 
@@ -93,9 +104,8 @@ class H2O(AttentionEvictor):
 
     def observe(self, seen: Seen) -> None:
         """Add the chunk's attention to what every token has received."""
-        mass = seen.backend.attention_mass(seen.q, seen.k, seen.positions, seen.k_positions, scale=seen.scale)
-        mass, held = seen.spread(mass), seen.cache.received
-        seen.cache.received = mass if held is None else seen.backend.add(held, mass)
+        mass = seen.backend.attention_mass(seen.q, seen.k, seen.first, seen.k_positions, scale=seen.scale)
+        seen.cache.receive(mass, seen.columns)
 
     def head_scores(self, seen: Seen) -> np.ndarray:
         """The running sum, (H, S)."""
@@ -114,7 +124,7 @@ class Tova(AttentionEvictor):
 
     def head_scores(self, seen: Seen) -> np.ndarray:
         """The last query's attention row, (H, S)."""
-        return seen.spread(seen.backend.tova_scores(seen.q, seen.k, seen.positions, seen.k_positions, scale=seen.scale))
+        return seen.spread(seen.backend.tova_scores(seen.q, seen.k, seen.first, seen.k_positions, scale=seen.scale))
 
 
 @dataclass(frozen=True)
@@ -133,41 +143,27 @@ class SnapKV(AttentionEvictor):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("window", self.window)
-        require(
-            whole("kernel", self.kernel) % 2 == 1,
-            f"kernel: got {self.kernel}, wanted an odd number, so that the average is centred",
-        )
+        contract.odd("kernel", self.kernel)
 
     def observe(self, seen: Seen) -> None:
-        """Remember the last `window` queries: when decoding, a chunk brings only one."""
-        cache, held = seen.cache, seen.cache.query_positions
-        cache.queries = seen.backend.last_queries(cache.queries, seen.q, self.window)
-        positions = seen.positions if held is None else np.concatenate([held, seen.positions])
-        cache.query_positions = positions[-self.window :].copy()
+        """Remember the last `window` queries: when decoding, a chunk brings only one. They are the newest tokens of
+        the sequence, so their positions need not be kept."""
+        seen.cache.queries = seen.backend.last_queries(seen.cache.queries, seen.q, self.window)
 
     def head_scores(self, seen: Seen) -> np.ndarray:
         """The pooled attention of the window, (H, S)."""
-        q, positions = self._voters(seen)
+        q = self._voters(seen)
+        first = seen.first + seen.q.shape[1] - q.shape[1]
         pooled = seen.backend.snapkv_scores(
-            q, seen.k, positions, seen.k_positions, window=self.window, kernel=self.kernel, scale=seen.scale
+            q, seen.k, first, seen.k_positions, window=self.window, kernel=self.kernel, scale=seen.scale
         )
         return seen.spread(pooled)
 
-    def protected(self, seen: Seen) -> np.ndarray | None:
-        """The sinks, and of the newest as many as `recent`, or as vote where those are more and the budget allows."""
-        voters = min(self.window, len(self._voters(seen)[1]))
-        newest = max(self.recent, min(voters, int(self.budget) - self.sinks))
-        return seen.backend.protected_columns(seen.cache.positions, self.sinks, newest)
+    def newest_kept(self, seen: Seen) -> int:
+        """As many of the newest as `recent` says, or as vote where those are more and the budget allows."""
+        voters = min(self.window, self._voters(seen).shape[1])
+        return max(self.recent, min(voters, int(self.budget) - self.sinks))
 
-    def _voters(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
-        """The queries whose last `window` vote, (H, T, D), and their positions (T,)."""
-        cache = seen.cache
-        if seen.decoding and cache.queries is not None and cache.query_positions is not None:
-            return cache.queries, cache.query_positions
-        return seen.q, seen.positions
-
-
-def _check_queries(q: np.ndarray, q_positions: np.ndarray) -> None:
-    """ValueError unless there is a query to score with."""
-    sizes = match(q=(q, "H T D"), q_positions=(q_positions, "T"))
-    require(sizes["T"] > 0, f"q: got shape {q.shape}, wanted at least one query")
+    def _voters(self, seen: Seen) -> np.ndarray:
+        """The queries whose last `window` vote, (H, T, D)."""
+        return seen.cache.queries if seen.decoding and seen.cache.queries is not None else seen.q

@@ -6,30 +6,30 @@ import math
 
 import numpy as np
 
-from reference.checks import match, require, whole
+from reference import contract
+from reference.checks import require, whole
 
 
-def keep_top(scores: np.ndarray, budget: int, *, protect: np.ndarray | None = None) -> np.ndarray:
+def keep_top(
+    scores: np.ndarray, budget: int, *, sinks: int = 0, recent: int = 0, positions: np.ndarray | None = None
+) -> np.ndarray:
     """Columns of the `budget` highest scores of every row: scores (KV, S) -> (KV, min(budget, S)) int64, ascending.
 
-    Equal scores: the lower index wins. Columns marked in `protect` (KV, S) bool are always kept and count towards the
-    budget. Raises ValueError for a budget below 1, for NaN, and where a row protects more than the budget.
+    Equal scores: the lower index wins. Always kept, within the budget: tokens whose positions (KV, S) lie below
+    `sinks`, and the last `recent` columns. Positions ascend, so the sinks are the first columns of a row; how many
+    differs from row to row. Raises ValueError for a budget below 1, for NaN, and where more is protected than fits.
     """
-    sizes = match(scores=(scores, "KV S"))
-    budget = min(whole("budget", budget), sizes["S"])
+    sizes = contract.keep_top(scores, budget, sinks, recent, positions)
     require(not np.isnan(scores).any(), "scores: got NaN, wanted numbers that can be ranked")
     order = np.argsort(-scores, axis=1, kind="stable")  # best first; stable: among equals the lower index comes first
-    if protect is not None:
-        require(
-            protect.shape == scores.shape and protect.dtype == np.bool_,
-            f"protect: got shape {protect.shape} of {protect.dtype}, wanted {scores.shape} of bool",
-        )
-        most = int(protect.sum(axis=1).max(initial=0))
-        require(most <= budget, f"protect: got {most} protected columns, wanted at most the budget, {budget}")
+    if sinks or recent:
+        protected = np.broadcast_to(np.arange(sizes["S"]) >= sizes["S"] - recent, scores.shape)
+        if positions is not None:
+            protected = protected | (positions < sinks)
         # A second stable sort lifts the protected to the front and leaves the rest in order of score.
-        lifted = np.argsort(~np.take_along_axis(protect, order, axis=1), axis=1, kind="stable")
+        lifted = np.argsort(~np.take_along_axis(protected, order, axis=1), axis=1, kind="stable")
         order = np.take_along_axis(order, lifted, axis=1)
-    return np.sort(order[:, :budget], axis=1)
+    return np.sort(order[:, : sizes["B"]], axis=1)
 
 
 def check_budget(budget: int | float) -> None:

@@ -7,7 +7,7 @@ be inferred: nothing for a chunk that read all that was cached or a block that r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -29,6 +29,10 @@ class Counts:
     def zeros(cls, layers: int) -> Self:
         """Nothing done yet."""
         return cls(*(np.zeros(layers, np.int64) for _ in range(5)))
+
+    def copy(self) -> Self:
+        """The same counts, which go on by themselves."""
+        return type(self)(*(getattr(self, f.name).copy() for f in fields(self)))
 
     def read(self, layer: int, keys: int, of: int) -> None:
         """One chunk read `keys` of the `of` keys in the cache."""
@@ -94,6 +98,15 @@ class Trace:
     def ran(self, layer: int, at: int, neurons: np.ndarray | None) -> None:
         """The block at `at` ran these neurons (K,), or all."""
         self.neurons.append(Ran(layer, at, None if neurons is None else neurons.astype(np.int32)))
+
+    def sizes(self) -> tuple[int, ...]:
+        """How many entries there are of each kind, for `cut`."""
+        return len(self.reads), len(self.evictions), len(self.neurons)
+
+    def cut(self, sizes: tuple[int, ...]) -> None:
+        """Forget all entries after the first so many of each kind."""
+        reads, evictions, neurons = sizes
+        del self.reads[reads:], self.evictions[evictions:], self.neurons[neurons:]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The whole trace as a few flat arrays, for a file: `from_arrays` takes them back."""

@@ -9,54 +9,59 @@ For each layer and each chunk of T tokens (decoding is a chunk of one):
     5  feed-forward, dense or sparse, add the residual
     6  evict back to the budget, using what this chunk's attention saw
 
-Several chunks may share a pass, of several sequences or of one: their rows stand under each other in every matrix
-product (steps 1, 4 and 5), and each attends to its sequence's cache in its turn (2, 3 and 6). This file does not know
-NumPy's arrays from a GPU's, a checkpoint's file format, or a family's name.
+Several chunks share a pass, of one sequence or of several: their rows stand under each other in every matrix product
+(steps 1, 4 and 5); how they attend, and which of them together, is `attend`'s matter (2, 3 and 6). This file does not
+know NumPy's arrays from a GPU's, a checkpoint's file format, or a family's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from reference.attend import attend
 from reference.checks import whole
-from reference.config import ModelConfig, Rope
-from reference.eviction import Seen
 from reference.fastforward import Block
+from reference.model import Model
 from reference.policy import Policy
 from reference.state import Chunk, State, check_tokens
 from reference.trace import Counts, Trace
-from reference.weights import Weights, check_weights
 
 CHUNK = 128  # tokens per prefill chunk, as in the papers' tables
 TOGETHER = 4  # chunks of a prompt that share a pass: each weight is then read a quarter as often
 
 
-@dataclass(frozen=True)
-class Model:
-    """A config, the weights in the backend's own layout, and the backend that computes with them."""
-
-    config: ModelConfig
-    weights: Weights
-    backend: ModuleType
-
-    def __post_init__(self) -> None:
-        check_weights(self.weights, self.config)
-
-
 def forward(model: Model, chunks: Sequence[Chunk]) -> Any:
     """One pass: hidden states after the last norm, the chunks' rows under each other (ΣT, E). Advances every state."""
+    marks = [(state, state.mark()) for state in {id(chunk.state): chunk.state for chunk in chunks}.values()]
+    try:
+        hidden = _layers(model, chunks)
+        for chunk in chunks:
+            chunk.state.position += len(chunk.token_ids)
+    except BaseException as error:  # an interrupt too: a state must not be left with layers of different length
+        for state, mark in marks:
+            state.take_back(mark, f"interrupted ({type(error).__name__})")
+        raise
+    for state, _ in marks:
+        state.logits = None  # those of a position that has passed
+        for layer, window in zip(state.cache.layers, model.config.windows, strict=True):
+            if window is not None:
+                layer.keep_newest(window)
+    return hidden
+
+
+def _layers(model: Model, chunks: Sequence[Chunk]) -> Any:
+    """What `forward` returns, from the first embedding to the last norm."""
     config, weights, backend = model.config, model.weights, model.backend
     x = backend.embed(
         np.concatenate([chunk.token_ids for chunk in chunks]), weights.embedding, scale=config.embedding_scale
     )
-    ends = np.cumsum([len(chunk.token_ids) for chunk in chunks])
-    rows = [slice(end - len(chunk.token_ids), end) for chunk, end in zip(chunks, ends, strict=True)]
-    rotations = {rope: _rotation(model, rope, chunks, x.dtype) for rope in set(config.ropes) if rope}
+    spans = [(chunk.first, len(chunk.token_ids), chunk.length) for chunk in chunks]
+    rotations = {
+        rope: backend.rotation_tables(rope, config.head_dim, spans, x.dtype) for rope in set(config.ropes) if rope
+    }
     for n, w in enumerate(weights.layers):
         normed = backend.rms_norm(x, w.attention_norm, eps=config.rms_eps)
         q, k, v = backend.linear_each(normed, [(w.w_q, w.b_q), (w.w_k, w.b_k), (w.w_v, w.b_v)])  # (ΣT, H·D), (ΣT, KV·D)
@@ -67,62 +72,25 @@ def forward(model: Model, chunks: Sequence[Chunk]) -> Any:
             k = backend.rms_norm(k, w.k_norm, eps=config.rms_eps)
         if (rope := config.ropes[n]) is not None:
             q, k = (backend.rotate(heads, *rotations[rope]) for heads in (q, k))
-        attended = [_attend(model, n, chunk, q[:, r], k[:, r], v[:, r]) for chunk, r in zip(chunks, rows, strict=True)]
-        out = backend.linear(backend.concatenate(attended), w.w_o, w.b_o)
+        out = backend.linear(attend(model, n, chunks, q, k, v), w.w_o, w.b_o)
         if w.post_attention_norm is not None:
             out = backend.rms_norm(out, w.post_attention_norm, eps=config.rms_eps)
         x = backend.add(x, out)
 
         normed = backend.rms_norm(x, w.ffn_norm, eps=config.rms_eps)
-        out = _feed_forward(model, n, chunks, rows, normed)
+        out = _feed_forward(model, n, chunks, normed)
         if w.post_ffn_norm is not None:
             out = backend.rms_norm(out, w.post_ffn_norm, eps=config.rms_eps)
         x = backend.add(x, out)
-    for chunk in chunks:
-        chunk.state.position += len(chunk.token_ids)
     return backend.rms_norm(x, weights.final_norm, eps=config.rms_eps)
 
 
-def _rotation(model: Model, rope: Rope, chunks: Sequence[Chunk], dtype: np.dtype) -> tuple[Any, Any]:
-    """Cosines and sines of all rows' positions, (ΣT, D/2) each."""
-    tables = [rope.table(model.config.head_dim, chunk.positions, chunk.length) for chunk in chunks]
-    cosine, sine = (np.concatenate(parts).astype(dtype) for parts in zip(*tables, strict=True))
-    return model.backend.to_backend(cosine), model.backend.to_backend(sine)
-
-
-def _attend(model: Model, n: int, chunk: Chunk, q: Any, k: Any, v: Any) -> Any:
-    """Steps 2, 3 and 6 for one chunk from its q (H, T, D), k and v (KV, T, D): append, select, attend, evict.
-
-    Returns the heads' outputs side by side (T, H·D). Nothing reads the cache between steps 3 and 6, and the next
-    chunk of the same sequence must find it evicted.
-    """
-    config, backend = model.config, model.backend
-    cache, positions = chunk.state.cache.layers[n], chunk.positions
-    past = cache.size
-    cache.append(k, v, positions)
-    keys, values, k_positions, columns = cache.k, cache.v, cache.positions, None
-    select, window = chunk.state.policy.at(n).select, config.windows[n]
-    if select is not None and window is None and past > select.budget_of(past):
-        columns = select.columns(backend, q, cache, past)  # (KV, B + T)
-        keys, values, k_positions = cache.gather(columns)
-    out = backend.attention(
-        q, keys, values, positions, k_positions, scale=config.attention_scale, window=window
-    )  # (H, T, D)
-    chunk.state.counts.read(n, k_positions.shape[1], cache.size)
-    if chunk.state.trace is not None:
-        chosen = None if columns is None else backend.to_numpy(k_positions)[:, : -q.shape[1]]  # the past alone
-        chunk.state.trace.read(n, chunk.first, chosen)
-    seen = Seen(q, positions, keys, k_positions, columns, cache, config.attention_scale, chunk.decoding, backend)
-    _evict(model, n, chunk, seen)
-    return backend.merge_heads(out)
-
-
-def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], rows: list[slice], x: Any) -> Any:
+def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
     """Step 5: the FFN of every row, (ΣT, E) -> (ΣT, E). Where all are dense, one product serves all sequences."""
     parts = [chunk.state.policy.at(n).ffn for chunk in chunks]
     if any(parts):
-        each = zip(chunks, parts, rows, strict=True)
-        return model.backend.concatenate([_by_blocks(model, n, chunk, part, x[r]) for chunk, part, r in each])
+        each = zip(chunks, parts, strict=True)
+        return model.backend.concatenate([_by_blocks(model, n, chunk, part, x[chunk.rows]) for chunk, part in each])
     for chunk in chunks:
         _note_neurons(model, n, chunk, chunk.first, len(chunk.token_ids), None)
     w = model.weights.layers[n]
@@ -135,9 +103,7 @@ def _by_blocks(model: Model, n: int, chunk: Chunk, part: Any, x: Any) -> Any:
     step = part.block if part else len(x)
     for start in range(0, len(x), step):
         rows, first = x[start : start + step], chunk.first + start
-        block = Block(
-            rows, first, chunk.length, chunk.decoding, n, model.weights.layers[n], model.config, cache, model.backend
-        )
+        block = Block(rows, first, chunk.length, chunk.decoding, n, model, cache)
         output, neurons = part.run(block) if part else (block.dense(), None)
         _note_neurons(model, n, chunk, first, len(rows), neurons)
         outputs.append(output)
@@ -152,24 +118,9 @@ def _note_neurons(model: Model, n: int, chunk: Chunk, first: int, tokens: int, n
         state.trace.ran(n, first, None if neurons is None else model.backend.to_numpy(neurons))
 
 
-def _evict(model: Model, n: int, chunk: Chunk, seen: Seen) -> None:
-    """Step 6: a layer with a window keeps its window, any other its budget."""
-    state, to_numpy = chunk.state, model.backend.to_numpy
-    evict, window, cache = state.policy.at(n).evict, model.config.windows[n], state.cache.layers[n]
-    if window is not None:
-        cache.keep_newest(window)
-    elif evict is not None:
-        before = cache.positions
-        if (evicted := evict.evict(seen)) is not None:
-            scores, kept = evicted
-            state.counts.evicted(n, scores.shape[1] - kept.shape[1])
-            if state.trace is not None:
-                state.trace.evicted(n, chunk.first, to_numpy(before), to_numpy(scores), to_numpy(kept))
-
-
-def logits(model: Model, hidden: Any) -> np.ndarray:
-    """Scores of every vocabulary entry for the next token, on the host: hidden (T, E) -> (T, V)."""
-    return model.backend.to_numpy(model.backend.linear(hidden, model.weights.output))
+def logits(model: Model, hidden: Any) -> Any:
+    """Scores of every vocabulary entry for the next token: hidden (T, E) -> (T, V)."""
+    return model.backend.linear(hidden, model.weights.output)
 
 
 def new_state(model: Model, policy: Policy | None = None, *, trace: bool = False) -> State:
@@ -205,30 +156,34 @@ def prefill(
     rows = []
     for start in range(0, len(ids), TOGETHER * chunk):
         part, first = ids[start : start + TOGETHER * chunk], state.position
-        chunks = [Chunk(state, part[n : n + chunk], first + n, length) for n in range(0, len(part), chunk)]
-        hidden = forward(model, chunks)
+        steps = [slice(n, min(n + chunk, len(part))) for n in range(0, len(part), chunk)]
+        hidden = forward(model, [Chunk(state, part[step], first + step.start, length, step) for step in steps])
         if every:
             rows.append(logits(model, hidden))
         if progress is not None:
             progress(len(part))
     if not every:
-        rows.append(logits(model, hidden[-1:]))
-    state.logits = rows[-1][-1]
-    return np.concatenate(rows)
+        rows.append(logits(model, hidden[len(hidden) - 1 :]))
+    state.logits = rows[-1][len(rows[-1]) - 1]
+    return np.concatenate([model.backend.to_numpy(part) for part in rows])
 
 
 def _most_held(model: Model, state: State, n: int, length: int, chunk: int) -> int:
-    """Tokens that a layer holds at most while a prompt is read: its window or budget and one chunk, or all."""
+    """Tokens that a layer holds at most while a prompt is read: its window and a pass, its budget and a chunk, or
+    all."""
     evict, window = state.policy.at(n).evict, model.config.windows[n]
-    limit = window if window is not None else evict.budget if evict else length
-    return min(length, limit + chunk)
+    if window is not None:
+        return min(length, window + TOGETHER * chunk)
+    return min(length, evict.budget + chunk) if evict else length
 
 
 def decode(model: Model, states: Sequence[State], token_ids: Sequence[int]) -> None:
     """Give every sequence its next token, in one pass: writes each state's logits of the token after."""
-    chunks = []
+    chunks: list[Chunk] = []
     for state, token in zip(states, token_ids, strict=True):
         ids = check_tokens(model.config, state, [token])
-        chunks.append(Chunk(state, ids, state.position, state.position + 1, decoding=True))
-    for state, row in zip(states, logits(model, forward(model, chunks)), strict=True):
-        state.logits = row
+        place = len(chunks)
+        chunks.append(Chunk(state, ids, state.position, state.position + 1, slice(place, place + 1), decoding=True))
+    rows = logits(model, forward(model, chunks))
+    for n, state in enumerate(states):
+        state.logits = rows[n]

@@ -250,10 +250,10 @@ def keep_top(d: Drawing) -> Case:
     budget = d.budget(keys)
     few = np.array([-np.inf, -1.5, -0.0, 0.0, 2.0, np.inf])
     scores = d.rng.choice(few, (rows, keys)) if d.pick("ties", st.booleans()) else d.rng.standard_normal((rows, keys))
-    protect = None
-    if d.pick("protect", st.booleans()):
-        protect = d.rng.permuted(np.arange(keys) < min(budget, keys) // 2 * np.ones((rows, 1)), axis=1)
-    return d.case(d.store(scores), budget, protect=protect)
+    sinks = d.pick("sinks", st.integers(0, budget))
+    recent = d.pick("recent", st.integers(0, budget - sinks))
+    positions = np.cumsum(d.rng.integers(1, 4, (rows, keys)), axis=1) - 1
+    return d.case(d.store(scores), budget, sinks=sinks, recent=recent, positions=positions)
 
 
 def select_neurons(d: Drawing) -> Case:

@@ -4,64 +4,42 @@ Same names, arguments, errors and meaning as `reference`, equal to it within rou
 Kernels are compiled on first use and kept on disk; `warmup` compiles them all.
 """
 
-from accel.cpu.attention.call import attention
+from accel.cpu.attention.call import attention, attention_each
 from accel.cpu.attention.received import attention_mass
 from accel.cpu.cache import KVCache, LayerCache, new_cache, restore_cache
 from accel.cpu.ffn.call import gated_ffn, sparse_ffn
 from accel.cpu.ffn.predictor import predictor_scores
-from accel.cpu.layers import add, concatenate, embed, prepare_weights, rms_norm, rotate, to_numpy
+from accel.cpu.ffn.statistics import griffin_statistic, neuron_magnitudes
+from accel.cpu.layers import (
+    add,
+    concatenate,
+    embed,
+    prepare_fastforward,
+    prepare_weights,
+    rms_norm,
+    rotate,
+    to_numpy,
+)
 from accel.cpu.linear.maps import linear, linear_each
 from accel.cpu.methods.caote import caote_scores
 from accel.cpu.methods.keydiff import keydiff_scores
-from accel.cpu.methods.quoka import key_scores, quoka_attention, select_keys, select_queries, with_chunk
+from accel.cpu.methods.quoka import (
+    key_scores,
+    quoka_attention,
+    select_keys,
+    select_keys_each,
+    select_queries,
+    with_chunk,
+)
 from accel.cpu.methods.scores import snapkv_scores, tova_scores
 from accel.cpu.methods.topk import keep_top, select_neurons
 from accel.cpu.runtime.kernels import warmup
 from accel.cpu.runtime.team import THREADS, thread_count
-from reference.eviction import group_mean, protected_columns, scatter
+from reference.attention import merge_heads, split_heads
+from reference.backend import NAMES
+from reference.eviction import group_mean
 from reference.fastforward import layer_densities
-from reference.layers import merge_heads, split_heads, to_backend
+from reference.layers import draw, rotation_tables, to_backend
 from reference.scores import last_queries
 
-__all__ = [
-    "THREADS",
-    "KVCache",
-    "LayerCache",
-    "add",
-    "attention",
-    "attention_mass",
-    "caote_scores",
-    "concatenate",
-    "embed",
-    "gated_ffn",
-    "group_mean",
-    "keep_top",
-    "key_scores",
-    "keydiff_scores",
-    "last_queries",
-    "layer_densities",
-    "linear",
-    "linear_each",
-    "merge_heads",
-    "new_cache",
-    "predictor_scores",
-    "prepare_weights",
-    "protected_columns",
-    "quoka_attention",
-    "restore_cache",
-    "rms_norm",
-    "rotate",
-    "scatter",
-    "select_keys",
-    "select_neurons",
-    "select_queries",
-    "snapkv_scores",
-    "sparse_ffn",
-    "split_heads",
-    "thread_count",
-    "to_backend",
-    "to_numpy",
-    "tova_scores",
-    "warmup",
-    "with_chunk",
-]
+__all__ = [*NAMES, "KVCache", "LayerCache", "THREADS", "thread_count", "warmup"]

@@ -11,7 +11,9 @@ float64, so that a million additions and subtractions leave it where adding up a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numba import carray, njit
@@ -19,7 +21,7 @@ from numba import carray, njit
 import reference
 from accel.cpu.linear.inverse_norms import known_rate, unit_rate
 from accel.cpu.linear.rows import number_size, padded
-from accel.cpu.runtime.arrays import Chosen, Keys, address, readable, rows
+from accel.cpu.runtime.arrays import address, readable, rows
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
@@ -40,10 +42,12 @@ from accel.cpu.simd import (
     store_some_f16,
     words_at,
 )
-from reference.checks import require
+from accel.shared.lazy import Chosen, Consecutive, Keys
+from accel.shared.room import SPARE, Room
+from reference import contract
+from reference.cache import per_query_head
 from reference.config import ModelConfig
 
-SPARE = 256  # columns that a buffer grows by at least: an answer
 FEW = 8192  # numbers up to which one core writes a chunk by itself
 
 
@@ -53,72 +57,108 @@ class LayerCache(reference.LayerCache):
 
     def __post_init__(self) -> None:
         k, v, positions = self.k, self.v, np.ascontiguousarray(self.positions, np.int64)
-        self._positions, self._rates = positions, np.empty((0, 0), np.float32)
-        self._start, self._summed = 0, True  # the first column held; whether the sum is that of all keys held
-        self._sums = np.zeros((k.shape[0], k.shape[2]))  # of the keys' directions
+        received, self.received = self.received, None
+        self._room, self._rates = Room(0), np.empty((0, 0), np.float32)
+        self._received: np.ndarray | None = None
+        self._summed = True  # whether the sum of directions is that of all keys held
+        self._sums = np.zeros((k.shape[0], k.shape[2]))  # (KV, D)
         self._allocate(k.shape[1])
-        self._show(0)
-        self._write(k, v, positions)
+        self._show()
+        if k.shape[1]:
+            first = int(positions[0, 0])
+            self._write(k, v, positions, first)
+            follow = (positions == np.arange(first, first + k.shape[1])).all()
+            self._room.consecutive, self._room.newest = bool(follow), int(positions[:, -1].max())
+            self.newest = self._room.newest
+        if received is not None:
+            self.receive(received, None)
 
     @property
     def capacity(self) -> int:
         """Columns that fit before the buffers must grow."""
-        return self._positions.shape[1]
+        return self._room.capacity
 
     def keys(self, count: int | None = None) -> Keys:  # type: ignore[override]
         """The first `count` keys, or all, with what is known of them, for the functions that score keys."""
-        rates, every = self._rates[:, self._start : self._start + self.size], count in (None, self.size)
-        return Keys(self.k[:, :count], rates[:, :count], self._sums if every and self._summed else None)
+        room = self._room
+        every = Keys(self.k, self._rates[:, room.start : room.end], self._sums if self._summed else None)
+        return every if count is None else every.first(min(count, room.size))
 
     def reserve(self, tokens: int) -> None:
         """Make room for so many tokens per KV head, and for an answer."""
         if tokens > self.capacity:
             self._move(tokens + SPARE)
 
-    def append(self, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> None:
-        """Add a chunk: k and v (KV, T, D), positions (T,) that follow everything held."""
-        tokens, size = self.check(k, v, positions)["T"], self.size
-        if self._start + size + tokens > self.capacity:
-            grown = max(self.capacity, size + tokens + max(size // 2, SPARE))
-            self._move(grown if size + tokens > self.capacity else self.capacity)
-        self._write(k, v, np.ascontiguousarray(positions, np.int64)[None])
-        if self.received is not None:
-            self.received = np.pad(self.received, ((0, 0), (0, tokens)))
+    def append(self, k: np.ndarray, v: np.ndarray, first: int) -> None:
+        """Add tokens: k and v (KV, T, D), at positions first, first + 1, …, which follow everything held."""
+        tokens = contract.append(k, v, first, self.newest)["T"]
+        wanted = self._room.wanted_for(tokens)
+        if wanted > self.capacity or self._room.end + tokens > self.capacity:
+            self._move(wanted)
+        self._write(k, v, np.arange(first, first + tokens)[None], first)
+        self.newest = self._room.newest
 
-    def gather(self, columns: np.ndarray) -> tuple[Chosen, Chosen, Chosen]:  # type: ignore[override]
-        """Keys, values and positions of some columns per KV head: columns (KV, R) -> (KV, R, D) twice and (KV, R).
+    def gather(self, columns: np.ndarray | None) -> tuple[Any, Any, Any]:
+        """Keys, values and positions of some columns per KV head, as attention takes them: columns (KV, R), or None
+        for all -> (KV, R, D) twice and (KV, R).
 
         They are read where they are: they too are valid until the cache next changes.
         """
+        if columns is None:
+            consecutive, oldest = self._room.consecutive, self._room.oldest
+            return self.k, self.v, Consecutive(self.positions, oldest) if consecutive else self.positions
         columns = self._checked(columns)
         return Chosen(self.k, columns), Chosen(self.v, columns), Chosen(self.positions, columns)
 
     def keep(self, columns: np.ndarray) -> None:
         """Forget every column but these: columns (KV, B) ascending. Their room is used again."""
-        columns = self._checked(columns)
+        columns, room = self._checked(columns), self._room
         positions: np.ndarray = np.empty((len(columns), self.capacity), np.int64)
         memory = scratch.take(THREADS * padded(self.k.shape[2], LANES))
         _keep(
-            *rows(self.k), *rows(self.v), address(self._rates) + 4 * self._start, address(self.positions),
-            address(positions) + 8 * self._start, self.capacity, address(self._sums), address(columns),
+            *rows(self.k), *rows(self.v), address(self._rates) + 4 * room.start, address(self.positions),
+            address(positions) + 8 * room.start, self.capacity, address(self._sums), address(columns),
             address(memory), *columns.shape[:1], self.size, columns.shape[1], self.k.shape[2],
         )  # fmt: skip
         scratch.give(memory)
-        self._positions = positions
-        self._show(columns.shape[1])
         if self.received is not None:
-            per_head = np.repeat(columns, len(self.received) // len(columns), axis=0)  # (H, B)
-            self.received = np.take_along_axis(self.received, per_head, axis=1)
+            self.received[:, : columns.shape[1]] = np.take_along_axis(
+                self.received, per_query_head(columns, len(self.received)), axis=1
+            )
+        self._positions = positions
+        room.keep(columns.shape[1])
+        self._show()
 
     def keep_newest(self, count: int) -> None:
         """Forget all but the newest `count` columns, without moving them."""
-        forgotten = self.size - count
-        if forgotten > 0:
-            self._start += forgotten
+        if self.size > count:
             self._summed = False  # nothing asks for the sum of a layer with a window
-            self._show(count)
-            if self.received is not None:
-                self.received = self.received[:, forgotten:]
+            self._room.keep_newest(count)
+            self._show()
+
+    def take_back(self, count: int) -> None:
+        """Forget the newest `count` columns, as if they had not been appended."""
+        self.keep(np.broadcast_to(np.arange(self.size - count), (len(self.k), self.size - count)))
+        self.newest -= count
+        self._room.newest = self.newest
+
+    def receive(self, mass: np.ndarray, columns: np.ndarray | None) -> None:
+        """Add attention mass (H, R) to what the tokens at `columns` (KV, R), or all, have received."""
+        if self._received is None:
+            self._received = np.zeros((len(mass), self.capacity))
+        held = slice(self._room.start, self._room.end)
+        self._received[:, held] += self.spread(mass, columns)
+        self._show()
+
+    def copy(self) -> LayerCache:
+        """An independent cache with the same content."""
+        twin = copy.copy(self)
+        for name in ("_k", "_v", "_positions", "_rates", "_sums", "_received", "queries", "neurons"):
+            array = getattr(self, name)
+            setattr(twin, name, None if array is None else array.copy())
+        twin._room = replace(self._room)
+        twin._show()
+        return twin
 
     def _allocate(self, room: int) -> None:
         """Buffers of `room` columns, (KV, room, …) each."""
@@ -126,27 +166,32 @@ class LayerCache(reference.LayerCache):
         dtypes = (np.dtype(np.float32) if x.dtype == np.float64 else x.dtype for x in (self.k, self.v))
         self._k, self._v = (np.empty((kv_heads, room, dim), dtype) for dtype in dtypes)
         self._positions = np.empty((kv_heads, room), np.int64)
-        self._rates = np.empty((kv_heads, room), np.float32)  # 1/‖k‖, or NaN: see lengths.py
+        self._rates = np.empty((kv_heads, room), np.float32)  # 1/‖k‖, or NaN: see linear/inverse_norms.py
+        self._received = None if self._received is None else np.zeros((len(self._received), room))
+        self._room.moved(room)
 
-    def _show(self, size: int) -> None:
-        """Let k, v and positions be the `size` columns from the first one held."""
-        end = self._start + size
-        self.k, self.v = self._k[:, self._start : end], self._v[:, self._start : end]
-        self.positions = self._positions[:, self._start : end]
+    def _show(self) -> None:
+        """Let k, v, positions and received be the columns held."""
+        held = slice(self._room.start, self._room.end)
+        self.k, self.v, self.positions = self._k[:, held], self._v[:, held], self._positions[:, held]
+        self.received = None if self._received is None else self._received[:, held]
 
     def _move(self, room: int) -> None:
         """What is held, moved to the front of buffers of `room` columns."""
-        k, v, positions, rates, size = self.k, self.v, self.positions, self.keys().rates, self.size
+        k, v, positions, rates, received, size = (
+            self.k, self.v, self.positions, self.keys().rates, self.received, self.size,
+        )  # fmt: skip
         self._allocate(room)
-        self._start = 0
         self._k[:, :size], self._v[:, :size] = k, v
         self._positions[:, :size], self._rates[:, :size] = positions, rates
-        self._show(size)
+        if self._received is not None and received is not None:
+            self._received[:, :size] = received
+        self._show()
 
-    def _write(self, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> None:
+    def _write(self, k: np.ndarray, v: np.ndarray, positions: np.ndarray, first: int) -> None:
         """Write new columns after those held: k and v (KV, T, D), positions (KV or 1, T)."""
         kv_heads, tokens, dim = k.shape
-        end = self._start + self.size
+        end = self._room.end
         if k.size:
             k, v = (_storable(x, buffer.dtype) for x, buffer in ((k, self._k), (v, self._v)))
             memory = scratch.take(THREADS * padded(dim, LANES))
@@ -157,18 +202,21 @@ class LayerCache(reference.LayerCache):
                 dim, workers=1 if k.size <= FEW else None,
             )  # fmt: skip
             scratch.give(memory)
-        self._show(self.size + tokens)
+        if self._received is not None:
+            self._received[:, end : end + tokens] = 0
+        self._room.append(tokens, first)
+        self._show()
 
     def _checked(self, columns: np.ndarray) -> np.ndarray:
-        """The columns as kernels read them; ValueError where there is none of that number."""
-        require(
-            columns.ndim == 2 and len(columns) == len(self.k) and columns.dtype.kind in "iu",
-            f"columns: got shape {columns.shape} of {columns.dtype}, wanted ({len(self.k)}, R) of an integer type",
-        )
-        if columns.size:
-            low, high = int(columns[:, 0].min()), int(columns[:, -1].max())  # they ascend
-            require(low >= 0 and high < self.size, f"columns: got {low} to {high}, wanted 0 to {self.size - 1}")
-        return np.ascontiguousarray(columns, np.int64)
+        """The columns as kernels read them; ValueError where one is not there or they do not ascend: kernels would read
+        memory that is not the cache's."""
+        contract.columns(columns, len(self.k))
+        listed = np.ascontiguousarray(columns, np.int64)
+        wrong = np.zeros(1, np.int64)
+        _ascend(address(listed), *listed.shape, self.size, address(wrong), workers=1)
+        if wrong[0]:
+            self.check(columns)
+        return listed
 
 
 @dataclass
@@ -237,6 +285,17 @@ def _add_direction(sums, row, kind, dim, line, sign):
     into, x = carray(doubles_at(sums), dim), carray(floats_at(line), dim)
     for d in range(dim):
         into[d] += rate * np.float64(x[d])
+
+
+@kernel
+def _ascend(task, worker, columns, rows, count, size, wrong):
+    """Count what is wrong with lists of columns that should ascend within 0 … size-1."""
+    listed, found = carray(words_at(columns), (rows, count)), carray(words_at(wrong), 1)
+    for row in range(rows):
+        before = -1
+        for i in range(count):
+            found[0] += listed[row, i] <= before or listed[row, i] >= size
+            before = listed[row, i]
 
 
 @kernel

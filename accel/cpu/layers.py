@@ -16,8 +16,10 @@ from accel.cpu.runtime.arrays import address, readable, rows
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import Room, fresh
 from accel.cpu.simd import F32, LANES, fetch_add, fma, load, real, splat, store, store_some, total, words_at
+from reference import contract
 from reference import layers as meaning
-from reference.checks import match, require
+from reference.checks import match
+from reference.predictor import Compensator, FastForwardLayer, FastForwardWeights, Predictor
 from reference.weights import LayerWeights, Weights
 
 ROWS_READ = 16  # rows per item
@@ -30,9 +32,7 @@ def embed(token_ids: np.ndarray, table: np.ndarray, *, scale: float = 1.0) -> np
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
     """x / √(mean(x²) + eps) · weight over the last axis: x (..., E), weight (E,) -> (..., E) float32."""
-    match(weight=(weight, "E"))
-    dim = weight.shape[0]
-    require(x.shape[-1] == dim, f"x: got last axis {x.shape[-1]}, wanted {dim}, the weight's length")
+    dim = contract.rms_norm(x, weight)["E"]
     stacked = readable(x if x.ndim in (2, 3) else x.reshape(-1, dim))
     out = fresh(*x.shape)
     weight = np.ascontiguousarray(weight, np.float32)
@@ -44,9 +44,8 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
 
 def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
     """Turn each pair (x_i, x_{i + D/2}) by its angle: x (H, T, D), cosine and sine (T, D/2) -> (H, T, D) float32."""
-    sizes = match(x=(x, "H T D"), cosine=(cosine, "T D/2"), sine=(sine, "T D/2"))
-    half = sizes["D"] // 2
-    require(sizes["D/2"] == half, f"cosine: got {sizes['D/2']} angles, wanted {half}, half of head_dim")
+    sizes = contract.rotate(x, cosine, sine)
+    half = sizes["D/2"]
     x, out = readable(x), fresh(*x.shape)
     cosine, sine = np.ascontiguousarray(cosine, np.float32), np.ascontiguousarray(sine, np.float32)
     if out.size:
@@ -56,7 +55,7 @@ def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
 
 def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The residual: x + y, both (T, E) -> (T, E) float32."""
-    sizes = match(x=(x, "T E"), y=(y, "T E"))
+    sizes = contract.add(x, y)
     x, y, out = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.float32), fresh(*x.shape)
     if out.size:
         _add(address(x), address(y), address(out), sizes["T"], sizes["E"])
@@ -96,6 +95,18 @@ def prepare_weights(weights: Weights) -> Weights:
         layer["w_down"] = layer["w_down"].T
     kept = {name: room.put(x) for name, x in outer.items()}
     return Weights(layers=tuple(LayerWeights(**layer) for layer in placed), **{"output": kept["embedding"], **kept})
+
+
+def prepare_fastforward(weights: FastForwardWeights) -> FastForwardWeights:
+    """The same predictors and compensators as kernels read them: rows contiguous, float64 as float32."""
+    return FastForwardWeights([_prepared(layer) for layer in weights.layers], weights.metadata)
+
+
+def _prepared(layer: FastForwardLayer) -> FastForwardLayer:
+    """One layer's predictor and compensator."""
+    predictor = Predictor(*(readable(x) for x in (layer.predictor.q_pred, layer.predictor.w1, layer.predictor.w2)))
+    c = layer.compensator
+    return FastForwardLayer(predictor, c and Compensator(readable(c.c1), readable(c.c2)), layer.density)
 
 
 @kernel

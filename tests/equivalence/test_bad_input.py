@@ -43,12 +43,14 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "an unknown join": ("caote_scores", (H, V), {"group": "median"}),
     "scores that cannot be ranked": ("keep_top", (NAN, 3), {}),
     "a budget of half a token": ("keep_top", (NAN, 0.5), {}),
-    "more protected than fit": ("keep_top", (H[:2], 2), {"protect": np.ones((2, 6), bool)}),
-    "protection that is not bool": ("keep_top", (H[:2], 2), {"protect": np.zeros((2, 6))}),
+    "more protected than fit": ("keep_top", (H[:2], 2), {"sinks": 1, "recent": 2, "positions": KP}),
+    "sinks without positions": ("keep_top", (H[:2], 2), {"sinks": 1}),
     "no neurons kept": ("select_neurons", (H[0], 0), {}),
     "an unknown activation": ("gated_ffn", (X, GATE, GATE, DOWN), {"act": "relu"}),
     "W_down the wrong way": ("gated_ffn", (X, GATE, GATE, GATE), {}),
     "a neuron that is not there": ("sparse_ffn", (X, GATE, GATE, DOWN, np.array([3, 10])), {}),
+    "columns of no tokens at all": ("select_keys_each", ([Q[:, :0]], K, [3], [2], 2), {}),
+    "a chunk without a past": ("select_keys_each", ([Q, Q], K, [3], [2, 2], 2), {}),
     "a neuron twice": ("sparse_ffn", (X, GATE, GATE, DOWN, np.array([3, 3])), {}),
     "neurons as a mask": ("sparse_ffn", (X, GATE, GATE, DOWN, np.ones(10, bool)), {}),
     "a bias too short": ("linear", (X, GATE, X[0]), {}),
@@ -73,9 +75,9 @@ def test_the_same_words(backend: ModuleType, name: str) -> None:
 
 def test_a_cache_refuses_what_would_break_it(backend: ModuleType) -> None:
     layer = backend.restore_cache([{"k": K.copy(), "v": V.copy(), "positions": KP.copy()}]).layers[0]
-    with pytest.raises(ValueError, match=r"positions: got \[5\] first, wanted one after the newest held, 5"):
-        layer.append(K[:, :1], V[:, :1], np.array([5]))
+    with pytest.raises(ValueError, match="first: got position 5, wanted one after the newest held, 5"):
+        layer.append(K[:, :1], V[:, :1], 5)
     with pytest.raises(ValueError, match=r"k: got shape \(2, 1, 7\)|v: got shape \(2, 1, 8\)"):
-        layer.append(K[:, :1, :7], V[:, :1], np.array([6]))
+        layer.append(K[:, :1, :7], V[:, :1], 6)
     assert layer.size == 6
     np.testing.assert_array_equal(layer.k, K)

@@ -34,10 +34,8 @@ def unscaled_key(q, k, n_queries):  # type: ignore[no-untyped-def]
     return reference.key_scores(q, k, n_queries, similarity="dot")
 
 
-def higher_index_wins(scores, budget, *, protect=None):  # type: ignore[no-untyped-def]
-    kept = reference.keep_top(
-        scores[:, ::-1].copy(), budget, protect=None if protect is None else protect[:, ::-1].copy()
-    )
+def higher_index_wins(scores, budget, **protected):  # type: ignore[no-untyped-def]
+    kept = reference.keep_top(scores[:, ::-1].copy(), budget)
     return np.sort(scores.shape[1] - 1 - kept, axis=1)
 
 

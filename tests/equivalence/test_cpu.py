@@ -86,7 +86,7 @@ def test_a_cache_with_room_holds_what_the_plain_one_holds(steps: list[tuple[int,
     for tokens, step in steps:
         k, v = rng.standard_normal((2, 3, tokens, 6)).astype(np.float32)
         for layer in (ours, meant):
-            layer.append(k, v, np.arange(position, position + tokens))
+            layer.append(k, v, position)
         position += tokens
         kept = rng.integers(1, ours.size + 1)
         columns = np.sort(rng.permuted(np.tile(np.arange(ours.size), (3, 1)), axis=1)[:, :kept], axis=1)
@@ -125,7 +125,7 @@ def test_what_a_cache_knows_of_its_keys_stays_true(dtype: type, steps: list[tupl
         k = rng.standard_normal((3, tokens, 6)) * 10.0 ** rng.integers(-largest, largest + 1, (3, tokens, 1))
         k[:, rng.integers(tokens)] = 0
         layer = cache.layers[0]
-        layer.append(k.astype(np.float32), np.zeros_like(k, np.float32), np.arange(position, position + tokens))
+        layer.append(k.astype(np.float32), np.zeros_like(k, np.float32), position)
         position += tokens
         if step == "keep":
             kept = rng.integers(1, layer.size + 1)
@@ -173,12 +173,12 @@ def test_ranges_of_keys_are_merged_however_peaks_rise_and_fall(tokens: int, keys
 
 def test_room_reserved_is_room_enough() -> None:
     layer = cpu.new_cache(small_config(layers=1), np.dtype(np.float32)).layers[0]
-    layer.append(*np.ones((2, 2, 3, 8), np.float32), np.arange(3))
+    layer.append(*np.ones((2, 2, 3, 8), np.float32), 0)
     layer.reserve(1000)
     room = layer.capacity
     for start in range(3, 1000, 97):
         count = min(97, 1000 - start)
-        layer.append(*np.full((2, 2, count, 8), start, np.float32), np.arange(start, start + count))
+        layer.append(*np.full((2, 2, count, 8), start, np.float32), start)
     assert layer.capacity == room
     layer.reserve(10)
     assert layer.capacity == room
@@ -219,7 +219,7 @@ def test_a_budget_settles_in_one_buffer() -> None:
     layer = cpu.new_cache(config, np.dtype(np.float32)).layers[0]
     chunk, budget, rooms = np.ones((2, 64, 4), np.float32), 256, set()
     for start in range(0, 64 * 200, 64):
-        layer.append(chunk, chunk, np.arange(start, start + 64))
+        layer.append(chunk, chunk, start)
         if layer.size > budget:
             layer.keep(np.broadcast_to(np.arange(64, 64 + budget), (2, budget)))
             rooms.add(layer.capacity)
@@ -231,7 +231,7 @@ def test_a_budget_settles_in_one_buffer() -> None:
 def test_columns_that_are_not_there_are_refused() -> None:
     config = small_config(layers=1)
     layer = cpu.new_cache(config, np.dtype(np.float32)).layers[0]
-    layer.append(*np.ones((2, 2, 4, 8), np.float32), np.arange(4))
+    layer.append(*np.ones((2, 2, 4, 8), np.float32), 0)
     with pytest.raises(ValueError, match="columns: got 0 to 4, wanted 0 to 3"):
         layer.gather(np.array([[0, 4], [0, 1]]))
     with pytest.raises(ValueError, match=r"columns: got shape \(3, 1\) of int64, wanted \(2, R\)"):

@@ -16,7 +16,8 @@ def seen_of(case: Case, *, columns: np.ndarray | None = None, decoding: bool = F
     k, positions = case.k, case.k_positions
     if columns is not None:
         k, _, positions = cache.gather(columns)
-    return Seen(case.q, case.q_positions, k, positions, columns, cache, scale, decoding, reference)
+    first = int(case.q_positions[0]) if case.q_positions.size else 0
+    return Seen(case.q, first, k, positions, columns, cache, scale, decoding, reference)
 
 
 def attention_by_hand(

@@ -20,7 +20,7 @@ def test_appending_and_forgetting_follows_a_list(steps: list[tuple[int, int]], s
     at = 0
     for tokens, budget in steps:
         k, v = rng.standard_normal((2, 2, tokens, 8))
-        cache.append(k, v, np.arange(at, at + tokens))
+        cache.append(k, v, at)
         cache.received[:, -tokens:] = np.arange(at, at + tokens)
         for head in range(2):
             held[head] += [(at + t, k[head, t], v[head, t], float(at + t)) for t in range(tokens)]
@@ -41,7 +41,7 @@ def test_appending_and_forgetting_follows_a_list(steps: list[tuple[int, int]], s
 def filled(tokens: int) -> LayerCache:
     cache = new_cache(small_config(), np.dtype(np.float32)).layers[0]
     k = np.random.default_rng(0).standard_normal((2, tokens, 8))
-    cache.append(k, 2 * k, np.arange(tokens))
+    cache.append(k, 2 * k, 0)
     return cache
 
 
@@ -75,8 +75,8 @@ def test_a_copy_is_independent_and_arrays_restore() -> None:
 def test_appending_the_past_is_refused() -> None:
     cache = filled(5)
     k = np.zeros((2, 1, 8))
-    with pytest.raises(ValueError, match=r"positions: got \[4\] first, wanted one after the newest held, 4"):
-        cache.append(k, k, np.array([4]))
+    with pytest.raises(ValueError, match="first: got position 4, wanted one after the newest held, 4"):
+        cache.append(k, k, 4)
     with pytest.raises(ValueError, match="k: got shape"):
-        cache.append(k[0], k, np.array([9]))
+        cache.append(k[0], k, 9)
     assert cache.size == 5

@@ -123,12 +123,13 @@ def test_griffins_statistic(seed: int, tokens: int) -> None:
     gate, up = RNG(seed).standard_normal((2, tokens, 6))
     z = silu(gate) * up
     wanted = [math.sqrt(sum((z[t, f] / np.linalg.norm(z[t])) ** 2 for t in range(tokens))) for f in range(6)]
-    np.testing.assert_allclose(griffin_statistic(gate, up), wanted)
+    x = np.eye(tokens)  # so that W X is W itself
+    np.testing.assert_allclose(griffin_statistic(x, gate.T, up.T), wanted)
 
 
 def test_a_token_that_activates_nothing_does_not_count() -> None:
-    gate, up = np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[1.0, 1.0], [3.0, 3.0]])
-    np.testing.assert_allclose(griffin_statistic(gate, up), griffin_statistic(gate[:1], up[:1]))
+    x, gate, up = np.eye(2), np.array([[1.0, 0.0], [2.0, 0.0]]), np.array([[1.0, 3.0], [1.0, 3.0]])
+    np.testing.assert_allclose(griffin_statistic(x, gate, up), griffin_statistic(x[:1], gate, up))
 
 
 def test_training_targets_weigh_the_strongest_most() -> None:

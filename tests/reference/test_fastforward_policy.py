@@ -110,7 +110,7 @@ def test_every_layer_runs_its_own_density() -> None:
 def block_of(model: Model, x: np.ndarray, first: int = 128, layer: int = 0) -> Block:
     """A block in the middle of a long prompt."""
     cache = new_state(model).cache.layers[layer]
-    return Block(x, first, 4096, False, layer, model.weights.layers[layer], model.config, cache, reference)
+    return Block(x, first, 4096, False, layer, model, cache)
 
 
 @pytest.mark.parametrize("compensate", [True, False])

@@ -115,5 +115,5 @@ def test_shapes_are_checked() -> None:
         linear(np.ones((2, 4)), np.ones((3, 5)))
     with pytest.raises(ValueError, match=r"w_down: got shape \(3, 4\), wanted \(E=4, F=3\)"):
         gated_ffn(np.ones((2, 4)), np.ones((3, 4)), np.ones((3, 4)), np.ones((3, 4)))
-    with pytest.raises(ValueError, match="x: got last axis 4, wanted 5"):
+    with pytest.raises(ValueError, match=r"x: got shape \(2, 4\), wanted a last axis of 5"):
         rms_norm(np.ones((2, 4)), np.ones(5), eps=1e-5)

@@ -203,8 +203,8 @@ class Cache:
     def __init__(self, case: Case) -> None:
         self.k, self.positions, self.size = case.k, case.k_positions, case.k.shape[1]
 
-    def keys(self, count: int) -> np.ndarray:
-        return self.k[:, :count]
+    def keys(self) -> np.ndarray:
+        return self.k
 
 
 @pytest.mark.parametrize(
@@ -220,21 +220,20 @@ class Cache:
 )
 def test_columns_of_every_variant(variant: dict[str, object]) -> None:
     case = draw(tokens=20, keys=50)
-    columns = Quoka(7, n_queries=4, sinks=1, recent=2, **variant).columns(reference, case.q, Cache(case), 30)
+    (columns,) = Quoka(7, n_queries=4, sinks=1, recent=2, **variant).columns(reference, [case.q], Cache(case), [30])
     share = variant.pop("share", False)
     scores = key_scores(case.q, case.k[:, :30], 4, **variant)
     if share:
         scores = np.tile(scores.mean(axis=0), (2, 1))
-    protect = np.zeros((2, 30), bool)
-    protect[:, [0, 28, 29]] = True
-    kept = keep_top(scores, 7, protect=protect)
+    scores[:, [0, 28, 29]] = np.inf  # a sink and two recent
+    kept = keep_top(scores, 7)
     np.testing.assert_array_equal(columns, np.hstack([kept, np.tile(np.arange(30, 50), (2, 1))]))
 
 
 def test_sharing_gives_every_head_the_same_tokens() -> None:
     case = draw(tokens=20, keys=50)
-    apart = Quoka(7).columns(reference, case.q, Cache(case), 30)
-    together = Quoka(7, share=True).columns(reference, case.q, Cache(case), 30)
+    (apart,) = Quoka(7).columns(reference, [case.q], Cache(case), [30])
+    (together,) = Quoka(7, share=True).columns(reference, [case.q], Cache(case), [30])
     assert (apart[0] != apart[1]).any()
     np.testing.assert_array_equal(together[0], together[1])
 

@@ -66,7 +66,7 @@ def test_chunk_after_chunk(name: str, chunks: list[int]) -> None:
     for tokens in chunks:
         q, k, v, positions = chunk(rng, first, tokens, 6)
         decoding = tokens == 1
-        cache.append(k, v, positions)
+        cache.append(k, v, first)
         seen = seen_of(Case(q, cache.k, cache.v, positions, cache.positions), decoding=decoding)
         seen = type(seen)(**{**seen.__dict__, "cache": cache})
         evicted = method.evict(seen)

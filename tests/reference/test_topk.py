@@ -27,11 +27,17 @@ def test_keeps_the_highest_and_breaks_ties_to_the_lower_index(
     expected = [by_hand(list(r), budget, set()) for r in scores]
     np.testing.assert_array_equal(keep_top(scores, budget), expected)
 
-    protected = data.draw(st.sets(st.integers(0, len(row) - 1), max_size=min(budget, len(row))))
-    protect = np.zeros(scores.shape, bool)
-    protect[:, sorted(protected)] = True
-    expected = [by_hand(list(r), budget, protected) for r in scores]
-    kept = keep_top(scores, budget, protect=protect)
+    sinks = data.draw(st.integers(0, budget))
+    recent = data.draw(st.integers(0, budget - sinks))
+    # Positions with gaps: fewer sinks may be left than asked for, and another number in every row.
+    gaps = [data.draw(st.lists(st.integers(1, 3), min_size=len(row), max_size=len(row))) for _ in scores]
+    positions = np.cumsum(gaps, axis=1) - 1
+    size = len(row)
+    expected = [
+        by_hand(list(r), budget, {j for j in range(size) if places[j] < sinks or j >= size - recent})
+        for r, places in zip(scores, positions.tolist(), strict=True)
+    ]
+    kept = keep_top(scores, budget, sinks=sinks, recent=recent, positions=positions)
     np.testing.assert_array_equal(kept, expected)
     assert kept.dtype == np.int64
 
@@ -51,10 +57,15 @@ def test_bad_scores_and_protection() -> None:
         keep_top(np.array([[1.0, np.nan]]), 1)
     with pytest.raises(ValueError, match=r"scores: got shape \(3,\), wanted \(KV, S\)"):
         keep_top(np.zeros(3), 1)
-    with pytest.raises(ValueError, match="protect: got 2 protected columns, wanted at most the budget, 1"):
-        keep_top(np.zeros((1, 3)), 1, protect=np.array([[True, True, False]]))
-    with pytest.raises(ValueError, match=r"protect: got shape \(1, 2\)"):
-        keep_top(np.zeros((1, 3)), 1, protect=np.zeros((1, 2), bool))
+    places = np.arange(3)[None]
+    with pytest.raises(ValueError, match=r"sinks \+ recent: got 1 \+ 1, wanted at most the budget, 1"):
+        keep_top(np.zeros((1, 3)), 1, sinks=1, recent=1, positions=places)
+    with pytest.raises(ValueError, match=r"positions: got shape \(1, 2\), wanted \(KV=1, S=3\)"):
+        keep_top(np.zeros((1, 3)), 1, sinks=1, positions=places[:, :2])
+    with pytest.raises(ValueError, match="positions: got none, wanted those by which 1 sinks are known"):
+        keep_top(np.zeros((1, 3)), 1, sinks=1)
+    with pytest.raises(ValueError, match="recent: got -1"):
+        keep_top(np.zeros((1, 3)), 1, recent=-1)
 
 
 @pytest.mark.parametrize(

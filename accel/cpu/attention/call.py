@@ -8,6 +8,8 @@ of whose blocks keys and values are packed anew.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numba import carray
@@ -16,12 +18,14 @@ from accel.cpu.attention.by_block import KEYS, NOTHING, attend, places
 from accel.cpu.attention.by_key import FEW, attend_few, few_places
 from accel.cpu.attention.visible import bounds
 from accel.cpu.linear.rows import add_row, copy_row, power
-from accel.cpu.runtime.arrays import Chosen, address, readable, rows
+from accel.cpu.runtime.arrays import address, readable, rows
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import fresh, scratch
 from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import F32, LOG2E, fetch_add, floats_at
-from reference.checks import match, require, whole
+from accel.shared.lazy import Chosen
+from reference import contract
+from reference.attention import as_positions, merge_heads
 
 MOST_COLUMNS = 512  # query columns per item
 TOKENS = 32  # that items share a multiple of: whole blocks of columns, whatever the group
@@ -31,7 +35,7 @@ def attention(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
-    q_positions: np.ndarray,
+    q_positions: np.ndarray | int,
     k_positions: np.ndarray,
     *,
     scale: float | None = None,
@@ -41,8 +45,15 @@ def attention(
 
     As `reference.attention`, computed in float32 from any stored dtype. In memory the heads of a token are neighbours.
     """
-    match(k=(k, "KV S D"), v=(v, "KV S D"))
+    contract.attention(q, k, v, q_positions, k_positions, scale, window)
     return Plan(q, k, q_positions, k_positions, scale, window).output(v)
+
+
+def attention_each(
+    reads: Sequence[tuple[Any, Any, Any, Any, Any]], *, scale: float | None = None, window: int | None = None
+) -> list[np.ndarray]:
+    """Several calls of `attention`: (q, k, v, q_positions, k_positions) each -> (T, H·D) each."""
+    return [merge_heads(attention(*read, scale=scale, window=window)) for read in reads]
 
 
 class Plan:
@@ -52,24 +63,19 @@ class Plan:
         self,
         q: np.ndarray,
         k: np.ndarray | Chosen,
-        q_positions: np.ndarray,
+        q_positions: np.ndarray | int,
         k_positions: np.ndarray,
         scale: float | None,
         window: int | None,
     ) -> None:
-        sizes = match(
-            q=(q, "H T D"), k=(k, "KV S D"), q_positions=(q_positions, "T"), k_positions=(k_positions, "KV S")
-        )
-        if window is not None:
-            whole("window", window)
+        sizes = contract.attention_mass(q, k, q_positions, k_positions, scale, window)
         scale = 1 / math.sqrt(sizes["D"]) if scale is None else scale
-        require(math.isfinite(scale), f"scale: got {scale}, wanted a finite number")
         self.heads, self.kv, self.tokens, self.keys = sizes["H"], sizes["KV"], sizes["T"], sizes["S"]
         self.dim, self.group = sizes["D"], sizes["H"] // sizes["KV"]
         self.q = readable(q)
         self.k, self.columns = where_it_stands(k)
         self.scale = float(scale) * LOG2E
-        self.bounds = bounds(q_positions, k_positions, window)  # (KV, T, 2)
+        self.bounds = bounds(as_positions(q_positions, self.tokens), k_positions, window)  # (KV, T, 2)
         self.few = self.tokens * self.group <= FEW
         block = self.tokens if self.few else max(1, min(self.tokens, MOST_COLUMNS // self.group))
         items = max(1, self.kv * -(-self.tokens // max(block, 1)))

@@ -43,7 +43,7 @@ from accel.cpu.simd import (
 def attention_mass(
     q: np.ndarray,
     k: np.ndarray,
-    q_positions: np.ndarray,
+    q_positions: np.ndarray | int,
     k_positions: np.ndarray,
     *,
     scale: float | None = None,

@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.runtime.arrays import Chosen, address
+from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import words_at
+from accel.shared.lazy import Chosen, Lazy
 from reference.checks import ascending
 
 
 def bounds(q_positions: np.ndarray, k_positions: np.ndarray | Chosen, window: int | None) -> np.ndarray:
     """First and one past the last key that each query sees, (KV, T, 2) int64. ValueError for positions out of order."""
+    (kv_heads, keys), tokens = k_positions.shape, len(q_positions)
     asked = np.ascontiguousarray(q_positions, np.int64)
-    (kv_heads, keys), tokens = k_positions.shape, len(asked)
-    held = k_positions.held if isinstance(k_positions, Chosen) else k_positions
+    held = k_positions.held if isinstance(k_positions, Lazy) else k_positions
     listed = np.ascontiguousarray(k_positions.columns, np.int64) if isinstance(k_positions, Chosen) else None
     if held.dtype != np.int64 or held.strides[1] != 8:
         held = np.ascontiguousarray(held, np.int64)

@@ -26,8 +26,8 @@ from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import fresh, scratch
 from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import F32, LANES, fetch_add, floats_at, load, store, words_at
-from reference.checks import listed, match, one_of
-from reference.layers import ACTIVATIONS
+from reference import contract
+from reference.checks import listed
 from reference.predictor import Compensator
 
 MOST_NEURONS = 512  # per item
@@ -37,8 +37,7 @@ def gated_ffn(
     x: np.ndarray, w_gate: np.ndarray, w_up: np.ndarray, w_down: np.ndarray, *, act: str = "silu"
 ) -> np.ndarray:
     """W_down (act(W_gate x) * (W_up x)): x (T, E), w_gate and w_up (F, E), w_down (E, F) -> (T, E) float32."""
-    match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
-    one_of("act", act, ACTIVATIONS)
+    contract.gated_ffn(x, w_gate, w_up, w_down, act)
     return _feed_forward(x, w_gate, w_up, w_down, None, act == "silu")
 
 
@@ -53,11 +52,8 @@ def sparse_ffn(
     act: str = "silu",
 ) -> np.ndarray:
     """W_down[:, M] (act(W_gate[M] x) * (W_up[M] x)) + C2 act(C1 x): x (T, E), M = neurons (K,) ascending -> (T, E)."""
-    sizes = match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
-    one_of("act", act, ACTIVATIONS)
+    sizes = contract.sparse_ffn(x, w_gate, w_up, w_down, neurons, compensator, act)
     listed("neurons", neurons, sizes["F"])
-    if compensator is not None:
-        match(x=(x, "T E"), c1=(compensator.c1, "hidden E"), c2=(compensator.c2, "E hidden"))
     chosen = np.ascontiguousarray(neurons, np.int64)
     return _feed_forward(x, w_gate, w_up, w_down, chosen, act == "silu", compensator)
 

@@ -32,15 +32,14 @@ from accel.cpu.simd import (
     store,
     total,
 )
-from reference.checks import match, require
+from reference import contract
 from reference.predictor import Predictor
 
 
 def predictor_scores(x: np.ndarray, predictor: Predictor) -> np.ndarray:
     """s = ReLU(a W1) W2 with a the block pooled by attention to q_pred: x (T, E) of some tokens -> (F,) float32."""
-    sizes = match(x=(x, "T E"), q_pred=(predictor.q_pred, "E"), w1=(predictor.w1, "E r"), w2=(predictor.w2, "r F"))
+    sizes = contract.predictor_scores(x, predictor)
     tokens, width, rank, neurons = (sizes[axis] for axis in ("T", "E", "r", "F"))
-    require(tokens > 0, f"x: got shape {x.shape}, wanted at least one token")
     scores = np.zeros(neurons, np.float32)
     if rank == 0 or width == 0:
         return scores

@@ -47,7 +47,7 @@ from accel.cpu.simd import (
     transpose,
     words_at,
 )
-from reference.checks import match
+from reference import contract
 
 HEIGHT = 32 if MATRIX else 8 * ROWS  # rows of W that are packed at a time
 MOST_TOKENS = 256  # tokens per call of a kernel: what is packed of them should stay in the second-level cache
@@ -62,7 +62,7 @@ def linear_each(x: np.ndarray, maps: Sequence[tuple[np.ndarray, np.ndarray | Non
     """Several maps (W, b) of one input, as `linear`, in one pass: x is packed once for all of them."""
     outputs, tasks, held = [], [], []
     for weight, bias in maps:
-        sizes = match(x=(x, "T in"), weight=(weight, "out in"), **({} if bias is None else {"bias": (bias, "out")}))
+        sizes = contract.linear(x, weight, bias)
         tokens, outs = sizes["T"], sizes["out"]
         y = fresh(tokens, outs)
         weight = readable(weight)

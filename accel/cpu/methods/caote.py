@@ -32,8 +32,10 @@ from accel.cpu.simd import (
     total,
     words_at,
 )
-from reference.caote import GUARD, JOINS
-from reference.checks import match, one_of, require
+from reference import contract
+from reference.caote import GUARD
+from reference.checks import require
+from reference.contract import JOINS
 
 KEYS = 128  # values per block
 
@@ -43,8 +45,7 @@ def caote_scores(h: np.ndarray, v: np.ndarray, *, fast: bool = False, group: str
 
     `fast` puts the mean value in the place of o; `group` joins a group's heads by "mean", "max" or "rss".
     """
-    sizes = match(h=(h, "H S"), v=(v, "KV S D"))
-    one_of("group", group, JOINS)
+    sizes = contract.caote_scores(h, v, group)
     heads, kv_heads, keys, dim = sizes["H"], sizes["KV"], sizes["S"], sizes["D"]
     scores = np.empty((kv_heads, keys), np.float32)
     if keys == 0:
@@ -58,7 +59,7 @@ def caote_scores(h: np.ndarray, v: np.ndarray, *, fast: bool = False, group: str
     memory = scratch.take(THREADS * padded(dim, LANES))
     _distances(
         address(h), *rows(v), address(centres), address(rates), address(tops), address(top_scores), address(scores),
-        address(memory), heads, kv_heads, keys, dim, parts, span, int(fast), list(JOINS).index(group),
+        address(memory), heads, kv_heads, keys, dim, parts, span, int(fast), JOINS.index(group),
     )  # fmt: skip
     scratch.give(memory)
     return scores

@@ -12,13 +12,13 @@ from numba import carray
 
 from accel.cpu.linear.inverse_norms import unit_rate
 from accel.cpu.linear.rows import ahead, padded, product, widen
-from accel.cpu.runtime.arrays import Keys, address, readable, rows
+from accel.cpu.runtime.arrays import address, readable, rows
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import F32, LANES, doubles_at, fetch_add, floats_at, fma, load, splat, store
-from reference.checks import match, one_of
-from reference.keydiff import ANCHORS
+from accel.shared.lazy import Keys
+from reference import contract
 
 BLOCK = 32  # keys per block
 AHEAD = 16  # rows that are fetched ahead
@@ -26,8 +26,7 @@ AHEAD = 16  # rows that are fetched ahead
 
 def keydiff_scores(k: np.ndarray | Keys, *, anchor: str = "normalised") -> np.ndarray:
     """-cos(k_i, a) with a the mean of the unit keys, or of the "raw" ones: k (KV, S, D) -> (KV, S) float32."""
-    sizes = match(k=(k, "KV S D"))
-    one_of("anchor", anchor, ANCHORS)
+    sizes = contract.keydiff_scores(k, anchor)
     kv_heads, keys, dim = sizes["KV"], sizes["S"], sizes["D"]
     scores = np.empty((kv_heads, keys), np.float32)
     if scores.size == 0:

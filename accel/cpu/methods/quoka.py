@@ -8,6 +8,8 @@ cache, where their squares are summed on the way. Attention then gathers the cho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numba import carray, njit
 
@@ -15,7 +17,7 @@ from accel.cpu.attention.call import Plan
 from accel.cpu.linear.inverse_norms import unit_rate
 from accel.cpu.linear.rows import padded, product, widen
 from accel.cpu.methods.topk import keep_top
-from accel.cpu.runtime.arrays import Chosen, Keys, address, readable, rows
+from accel.cpu.runtime.arrays import address, readable, rows
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
@@ -33,8 +35,8 @@ from accel.cpu.simd import (
     tile_rows,
     words_at,
 )
-from reference.checks import match, require, whole
-from reference.eviction import protected_columns
+from accel.shared.lazy import Chosen, Keys
+from reference import contract
 
 BLOCK = 2 * TALL  # keys per block: two tall tiles
 
@@ -44,8 +46,7 @@ def select_queries(q: np.ndarray, n_queries: int) -> np.ndarray:
 
     Least similar to the mean first, ties to the lower index; all T in order where T ≤ N.
     """
-    sizes = match(q=(q, "H T D"))
-    return _slots(q, sizes["H"], whole("n_queries", n_queries))[0]
+    return _slots(q, contract.select_queries(q, n_queries)["H"], n_queries)[0]
 
 
 def key_scores(q: np.ndarray, k: np.ndarray | Keys, n_queries: int) -> np.ndarray:
@@ -53,35 +54,79 @@ def key_scores(q: np.ndarray, k: np.ndarray | Keys, n_queries: int) -> np.ndarra
 
     Higher = keep; float32.
     """
-    sizes = match(q=(q, "H T D"), k=(k, "KV S D"))
-    kv_heads, keys, dim = sizes["KV"], sizes["S"], sizes["D"]
-    slots = _slots(q, kv_heads, whole("n_queries", n_queries))[1]  # (KV, D, N padded)
+    keys = contract.key_scores(q, k, n_queries)["S"]
+    return _scores_each([q], k, [keys], n_queries)[0]
+
+
+def select_keys(
+    q: np.ndarray,
+    k: np.ndarray | Keys,
+    budget: int,
+    n_queries: int,
+    *,
+    sinks: int = 0,
+    recent: int = 0,
+    positions: np.ndarray | None = None,
+) -> np.ndarray:
+    """Steps 1 to 5: q (H, T, D), past keys k (KV, S, D) -> (KV, min(B, S)) int64 columns of k, ascending."""
+    return keep_top(key_scores(q, k, n_queries), budget, sinks=sinks, recent=recent, positions=positions)
+
+
+def select_keys_each(
+    q: Sequence[np.ndarray],
+    k: np.ndarray | Keys,
+    pasts: Sequence[int],
+    budgets: Sequence[int],
+    n_queries: int,
+    *,
+    sinks: int = 0,
+    recent: int = 0,
+    positions: np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """`select_keys` for several chunks in one reading of the keys: chunk c ranks the first pasts[c] columns of
+    k (KV, S, D) by its queries q[c] (H, T, D) and keeps budgets[c] of them -> (KV, B) each."""
+    contract.select_keys_each(q, k, pasts, budgets, n_queries)
+    places = [None if positions is None else positions[:, :past] for past in pasts]
+    return [
+        keep_top(scores, budget, sinks=sinks, recent=recent, positions=place)
+        for scores, budget, place in zip(_scores_each(q, k, pasts, n_queries), budgets, places, strict=True)
+    ]
+
+
+def _scores_each(
+    q: Sequence[np.ndarray], k: np.ndarray | Keys, pasts: Sequence[int], n_queries: int
+) -> list[np.ndarray]:
+    """Scores of the first pasts[c] keys by the queries of chunk c: (KV, past) float32 each."""
+    kv_heads, _, dim = k.shape
+    keys = max(pasts)
+    slots = [_slots(queries, kv_heads, n_queries)[1] for queries in q]  # (KV, D, N padded) each
+    joined = slots[0] if len(slots) == 1 else np.concatenate(slots, axis=2)
+    scores = [np.empty((kv_heads, past), np.float32) for past in pasts]
+    widths = np.array([x.shape[2] for x in slots])
+    table = np.array(
+        [
+            (address(x), past, last - n, n)
+            for x, past, last, n in zip(scores, pasts, widths.cumsum(), widths, strict=True)
+        ]
+    )
     held, rates = (k.held, k.rates) if isinstance(k, Keys) else (readable(k), None)
     known = (0, 0) if rates is None else (address(rates), rates.strides[0])
-    scores = np.empty((kv_heads, keys), np.float32)
     span = -(-keys // (-(-8 * THREADS // kv_heads) * BLOCK)) * BLOCK  # keys per item
-    size = BLOCK * (padded(dim, LANES) + slots.shape[2] + 1)
+    size = BLOCK * (padded(dim, LANES) + joined.shape[2] + 1)
     memory = scratch.take(size * THREADS)
     _score(
-        address(slots), slots.shape[2], *rows(held), *known, address(scores), address(memory), size, kv_heads, keys,
-        dim, max(span, 1),
+        address(joined), joined.shape[2], *rows(held), *known, address(table), len(table), address(memory), size,
+        kv_heads, keys, dim, max(span, 1),
     )  # fmt: skip
     scratch.give(memory)
     return scores
 
 
-def select_keys(
-    q: np.ndarray, k: np.ndarray | Keys, budget: int, n_queries: int, *, protect: np.ndarray | None = None
-) -> np.ndarray:
-    """Steps 1 to 5: q (H, T, D), past keys k (KV, S, D) -> (KV, min(B, S)) int64 columns of k, ascending."""
-    return keep_top(key_scores(q, k, n_queries), budget, protect=protect)
-
-
-def with_chunk(kept: np.ndarray, past: int, size: int) -> np.ndarray:
-    """The kept past columns and then every column of the chunk, past … size-1: (KV, B) -> (KV, B + size - past)."""
-    columns = np.empty((len(kept), kept.shape[1] + size - past), np.int64)
+def with_chunk(kept: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """The kept past columns and then every column of the chunk, start … stop-1: (KV, B) -> (KV, B + stop - start)."""
+    columns = np.empty((len(kept), kept.shape[1] + stop - start), np.int64)
     columns[:, : kept.shape[1]] = kept
-    columns[:, kept.shape[1] :] = np.arange(past, size)
+    columns[:, kept.shape[1] :] = np.arange(start, stop)
     return columns
 
 
@@ -89,7 +134,7 @@ def quoka_attention(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
-    q_positions: np.ndarray,
+    q_positions: np.ndarray | int,
     k_positions: np.ndarray,
     past: int,
     *,
@@ -100,11 +145,11 @@ def quoka_attention(
     recent: int = 0,
 ) -> np.ndarray:
     """Attention over the `budget` best of the first `past` columns and all later ones, shapes as in `attention`."""
-    sizes = match(q=(q, "H T D"), k=(k, "KV S D"), v=(v, "KV S D"), k_positions=(k_positions, "KV S"))
-    require(whole("past", past, 0) <= sizes["S"], f"past: got {past}, wanted at most the {sizes['S']} keys")
-    if past > whole("budget", budget):
-        protect = protected_columns(k_positions[:, :past], sinks, recent)
-        columns = with_chunk(select_keys(q, k[:, :past], budget, n_queries, protect=protect), past, sizes["S"])
+    sizes = contract.quoka_attention(q, k, v, q_positions, k_positions, past, budget, scale)
+    if past > budget:
+        places = k_positions[:, :past]
+        kept = select_keys(q, k[:, :past], budget, n_queries, sinks=sinks, recent=recent, positions=places)
+        columns = with_chunk(kept, past, sizes["S"])
         chosen = (Chosen(x, columns) for x in (k, v, k_positions))
         k, v, k_positions = chosen  # type: ignore[assignment]
     return Plan(q, k, q_positions, k_positions, scale, None).output(v)
@@ -114,7 +159,6 @@ def _slots(q: np.ndarray, kv_heads: int, n_queries: int) -> tuple[np.ndarray, np
     """The chosen queries (H, N) of every head, and their unit vectors averaged over each of `kv_heads` groups slot by
     slot, transposed: (KV, D, N padded to whole vectors with copies of slot 0)."""
     heads, tokens, dim = q.shape
-    require(tokens > 0, f"q: got shape {q.shape}, wanted at least one query")
     q = readable(q)
     n = min(n_queries, tokens)
     chosen = np.empty((heads, n), np.int64)
@@ -185,12 +229,12 @@ def _mean_direction(q, q_row, q_kind, tokens, dim, out):
 
 @kernel
 def _score(
-    task, worker, slots, wide, k, k_head, k_row, k_kind, known, known_head, scores, memory, size, kv_heads, keys,
-    dim, span,
+    task, worker, slots, wide, k, k_head, k_row, k_kind, known, known_head, table, chunks, memory, size, kv_heads,
+    keys, dim, span,
 ):  # fmt: skip
     wide_dim, spans = padded(dim, LANES), (keys + span - 1) // span
     whole = k_kind == F32 and dim == wide_dim
-    found = carray(floats_at(scores), (kv_heads, keys))
+    described = carray(words_at(table), (chunks, 4))
     block = memory + 4 * size * worker
     products = block + 4 * BLOCK * wide_dim
     rates = carray(floats_at(products + 4 * BLOCK * wide), BLOCK)
@@ -222,11 +266,15 @@ def _score(
                     coming = k + kv * k_head + (start + BLOCK + i) * k_row
                     tall_tile(row + i * step, step, averages, 4 * wide, products + 4 * i * wide, 4 * wide, dim, coming)
             else:
-                for first in range(0, wide, VECTORS * LANES):
-                    vectors, to = min(VECTORS, (wide - first) // LANES), products + 4 * first
-                    tile_rows(vectors, count, 1, row, step, 4, averages + 4 * first, 4 * wide, to, 4 * wide, dim)
-            for i in range(count):
-                best = load(products + 4 * i * wide)
-                for j in range(LANES, wide, LANES):
-                    best = larger(best, load(products + 4 * (i * wide + j)))
-                found[kv, start + i] = highest(best) * rates[i]
+                for j in range(0, wide, VECTORS * LANES):
+                    vectors, to = min(VECTORS, (wide - j) // LANES), products + 4 * j
+                    tile_rows(vectors, count, 1, row, step, 4, averages + 4 * j, 4 * wide, to, 4 * wide, dim)
+            for c in range(chunks):
+                scores, past, first, columns = described[c]
+                found = carray(floats_at(scores + 4 * kv * past), past)
+                for i in range(min(count, past - start)):
+                    at = products + 4 * (i * wide + first)
+                    best = load(at)
+                    for j in range(LANES, columns, LANES):
+                        best = larger(best, load(at + 4 * j))
+                    found[start + i] = highest(best) * rates[i]

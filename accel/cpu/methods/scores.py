@@ -5,21 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from accel.cpu.attention.received import attention_mass
-from reference.checks import match, require, whole
+from reference import contract
+from reference.attention import as_positions
 from reference.scores import pool
 
 
 def tova_scores(
-    q: np.ndarray, k: np.ndarray, q_positions: np.ndarray, k_positions: np.ndarray, *, scale: float | None = None
+    q: np.ndarray, k: np.ndarray, q_positions: np.ndarray | int, k_positions: np.ndarray, *, scale: float | None = None
 ) -> np.ndarray:
     """Attention row of the last query: q (H, T, D), k (KV, S, D), positions (T,) and (KV, S) -> (H, S) float32."""
+    contract.tova_scores(q, k, q_positions, k_positions, scale)
     return _newest_mass(q, k, q_positions, k_positions, 1, scale)
 
 
 def snapkv_scores(
     q: np.ndarray,
     k: np.ndarray,
-    q_positions: np.ndarray,
+    q_positions: np.ndarray | int,
     k_positions: np.ndarray,
     *,
     window: int = 32,
@@ -27,13 +29,18 @@ def snapkv_scores(
     scale: float | None = None,
 ) -> np.ndarray:
     """Attention of the last min(window, T) queries, summed, then averaged along the keys: shapes as above -> (H, S)."""
-    return pool(_newest_mass(q, k, q_positions, k_positions, whole("window", window), scale), kernel)
+    contract.snapkv_scores(q, k, q_positions, k_positions, window, kernel, scale)
+    return pool(_newest_mass(q, k, q_positions, k_positions, window, scale), kernel)
 
 
 def _newest_mass(
-    q: np.ndarray, k: np.ndarray, q_positions: np.ndarray, k_positions: np.ndarray, count: int, scale: float | None
+    q: np.ndarray,
+    k: np.ndarray,
+    q_positions: np.ndarray | int,
+    k_positions: np.ndarray,
+    count: int,
+    scale: float | None,
 ) -> np.ndarray:
-    """Attention mass of the last `count` queries, of which there must be one."""
-    sizes = match(q=(q, "H T D"), q_positions=(q_positions, "T"))
-    require(sizes["T"] > 0, f"q: got shape {q.shape}, wanted at least one query")
-    return attention_mass(q[:, -count:], k, q_positions[-count:], k_positions, scale=scale)
+    """Attention mass of the last `count` queries."""
+    places = as_positions(q_positions, q.shape[1])[-count:]
+    return attention_mass(q[:, -count:], k, places, k_positions, scale=scale)

@@ -16,31 +16,31 @@ from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import bits_at, bytes_at, fetch_add, words_at
-from reference.checks import match, require, whole
+from reference import contract
+from reference.checks import require
 
 BUCKETS = 2048
 FEW = 4  # columns to drop up to which they are looked for one by one: decoding under a budget
 
 
-def keep_top(scores: np.ndarray, budget: int, *, protect: np.ndarray | None = None) -> np.ndarray:
+def keep_top(
+    scores: np.ndarray, budget: int, *, sinks: int = 0, recent: int = 0, positions: np.ndarray | None = None
+) -> np.ndarray:
     """Columns of the `budget` highest scores of every row: scores (KV, S) -> (KV, min(budget, S)) int64, ascending.
 
     As `reference.keep_top`, which also does float64 scores: rounding them would make ties.
     """
-    sizes = match(scores=(scores, "KV S"))
+    sizes = contract.keep_top(scores, budget, sinks, recent, positions)
     if scores.dtype == np.float64 or sizes["S"] == 0:
-        return reference.keep_top(scores, budget, protect=protect)
-    budget = min(whole("budget", budget), sizes["S"])
+        return reference.keep_top(scores, budget, sinks=sinks, recent=recent, positions=positions)
+    budget = sizes["B"]
     scores = np.ascontiguousarray(scores, np.float32)
     marks = 0
-    if protect is not None:
-        require(
-            protect.shape == scores.shape and protect.dtype == np.bool_,
-            f"protect: got shape {protect.shape} of {protect.dtype}, wanted {scores.shape} of bool",
-        )
-        most = int(protect.sum(axis=1).max(initial=0))
-        require(most <= budget, f"protect: got {most} protected columns, wanted at most the budget, {budget}")
-        protect = np.ascontiguousarray(protect)
+    if budget < sizes["S"] and (sinks or recent):
+        protect = np.zeros(scores.shape, bool)
+        if sinks and positions is not None:
+            protect |= np.asarray(positions) < sinks
+        protect[:, sizes["S"] - recent :] = True
         marks = address(protect)
     kept = np.empty((sizes["KV"], budget), np.int64)
     not_numbers = np.zeros(1, np.int64)
@@ -55,8 +55,8 @@ def keep_top(scores: np.ndarray, budget: int, *, protect: np.ndarray | None = No
 
 def select_neurons(scores: np.ndarray, keep: int) -> np.ndarray:
     """The `keep` highest-scoring neurons, ties to the lower: scores (F,) -> (min(keep, F),) int64, ascending."""
-    match(scores=(scores, "F"))
-    return keep_top(scores[None], whole("keep", keep))[0]
+    contract.select_neurons(scores, keep)
+    return keep_top(scores[None], keep)[0]
 
 
 @njit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ctypes import c_void_p
-from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -47,52 +46,3 @@ def rows(array: np.ndarray) -> tuple[int, int, int, int]:
 def matrix(array: np.ndarray) -> tuple[int, int, int]:
     """(address, bytes from row to row, kind) of a readable matrix."""
     return address(array), array.strides[0], _KINDS[array.dtype]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Some columns of a cached array, read where they stand: `held` (KV, S, …) at `columns` (KV, R) is (KV, R, …).
-
-    Attention copies rows into its blocks anyway, so that gathering them before would be a second copy. Anything else
-    sees an array.
-    """
-
-    held: np.ndarray
-    columns: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(KV, R, …)."""
-        return (*self.columns.shape, *self.held.shape[2:])
-
-    @property
-    def dtype(self) -> np.dtype:
-        """How the numbers are stored."""
-        return self.held.dtype
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        columns = self.columns if self.held.ndim == 2 else self.columns[:, :, None]
-        return np.take_along_axis(self.held, columns, axis=1).astype(dtype or self.dtype, copy=False)
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Keys (KV, S, D) and what a cache knows of them: their inverse lengths (KV, S), and for all of a cache's keys the
-    sum of their directions (KV, D) in float64. Anything but the functions that score keys sees an array."""
-
-    held: np.ndarray
-    rates: np.ndarray
-    sums: np.ndarray | None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(KV, S, D)."""
-        return self.held.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        """How the keys are stored."""
-        return self.held.dtype
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.held, dtype)

@@ -1,0 +1,1 @@
+"""What every accelerated backend needs once, whatever its arrays are: lazy arrays, and where a cache's columns lie."""

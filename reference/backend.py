@@ -1,0 +1,17 @@
+"""What a backend offers: the names, once. `reference` defines them all; `verify`, exports and tests read these lists.
+
+A backend is a module. Its arrays offer shape, dtype, `len` and slices of their leading axes; nothing else is asked of
+them outside of it. Its calls may return before the work is done: `to_numpy` is the only place where the host waits.
+"""
+
+FUNCTIONS = (  # the kernel contract
+    *("attention", "attention_mass", "select_queries", "key_scores", "select_keys", "quoka_attention"),
+    *("keydiff_scores", "tova_scores", "snapkv_scores", "caote_scores", "keep_top", "predictor_scores"),
+    *("select_neurons", "sparse_ffn", "layer_densities", "rms_norm", "rotate", "linear", "gated_ffn", "embed"),
+)
+MOVES = (  # what else a forward pass does to an array
+    *("attention_each", "select_keys_each", "linear_each", "add", "concatenate", "split_heads", "merge_heads"),
+    *("with_chunk", "group_mean", "last_queries", "rotation_tables", "griffin_statistic", "neuron_magnitudes"),
+    *("draw", "to_backend", "to_numpy", "prepare_weights", "prepare_fastforward", "new_cache", "restore_cache"),
+)
+NAMES = FUNCTIONS + MOVES

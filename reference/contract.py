@@ -1,0 +1,234 @@
+"""What every contract function demands of its arguments: checked once, here, from shapes and dtypes alone.
+
+Each check bears the name of its function, takes what that takes, and returns the sizes of the axes by their letters.
+Every backend calls it first, so that the same mistake is the same ValueError everywhere. Nothing here looks at the
+numbers in an array: on a device that would be a wait. What only numbers can tell is checked where they enter: order of
+positions by `attention` and the cache's `append`, token ids by `check_tokens`, NaN by whoever ranks scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from reference.checks import is_float, match, one_of, require, whole
+
+Sizes = dict[str, int]
+
+ACTIVATIONS = ("silu", "gelu_tanh")
+ANCHORS = ("normalised", "raw")
+JOINS = ("mean", "max", "rss")
+
+
+def attention_mass(
+    q: Any, k: Any, q_positions: Any, k_positions: Any, scale: float | None, window: int | None
+) -> Sizes:
+    """H, T, D, KV and S. `q_positions` are (T,), or the first of them where they follow one another."""
+    arguments = {"q": (q, "H T D"), "k": (k, "KV S D")}
+    if isinstance(q_positions, int):
+        whole("q_positions", q_positions, least=0)
+    else:
+        arguments["q_positions"] = (q_positions, "T")
+    sizes = match(**arguments, k_positions=(k_positions, "KV S"))
+    require(scale is None or math.isfinite(scale), f"scale: got {scale}, wanted a finite number")
+    if window is not None:
+        whole("window", window)
+    return sizes
+
+
+def attention(
+    q: Any, k: Any, v: Any, q_positions: Any, k_positions: Any, scale: float | None, window: int | None
+) -> Sizes:
+    """As `attention_mass`, and v like k."""
+    match(k=(k, "KV S D"), v=(v, "KV S D"))
+    return attention_mass(q, k, q_positions, k_positions, scale, window)
+
+
+def select_queries(q: Any, n_queries: int) -> Sizes:
+    """H, T of at least 1, D."""
+    sizes = match(q=(q, "H T D"))
+    _some_queries(q)
+    whole("n_queries", n_queries)
+    return sizes
+
+
+def key_scores(q: Any, k: Any, n_queries: int) -> Sizes:
+    """H, T of at least 1, D, KV and S."""
+    sizes = match(q=(q, "H T D"), k=(k, "KV S D"))
+    select_queries(q, n_queries)
+    return sizes
+
+
+def quoka_attention(
+    q: Any, k: Any, v: Any, q_positions: Any, k_positions: Any, past: int, budget: int, scale: float | None
+) -> Sizes:
+    """As `attention`; past is 0 to S."""
+    sizes = attention(q, k, v, q_positions, k_positions, scale, None)
+    whole("budget", budget)
+    require(whole("past", past, 0) <= sizes["S"], f"past: got {past}, wanted at most the {sizes['S']} keys")
+    return sizes
+
+
+def keydiff_scores(k: Any, anchor: str) -> Sizes:
+    """KV, S and D."""
+    one_of("anchor", anchor, ANCHORS)
+    return match(k=(k, "KV S D"))
+
+
+def tova_scores(q: Any, k: Any, q_positions: Any, k_positions: Any, scale: float | None) -> Sizes:
+    """As `attention_mass`, with T of at least 1."""
+    sizes = attention_mass(q, k, q_positions, k_positions, scale, None)
+    _some_queries(q)
+    return sizes
+
+
+def snapkv_scores(
+    q: Any, k: Any, q_positions: Any, k_positions: Any, window: int, kernel: int, scale: float | None
+) -> Sizes:
+    """As `tova_scores`; kernel is odd."""
+    whole("window", window)
+    odd("kernel", kernel)
+    return tova_scores(q, k, q_positions, k_positions, scale)
+
+
+def caote_scores(h: Any, v: Any, group: str) -> Sizes:
+    """H, S, KV and D."""
+    one_of("group", group, JOINS)
+    return match(h=(h, "H S"), v=(v, "KV S D"))
+
+
+def keep_top(scores: Any, budget: int, sinks: int, recent: int, positions: Any) -> Sizes:
+    """KV, S, and B = min(budget, S), the columns kept. What is protected must fit the budget where anything goes."""
+    sizes = match(scores=(scores, "KV S"), **({} if positions is None else {"positions": (positions, "KV S")}))
+    protected = whole("sinks", sinks, least=0) + whole("recent", recent, least=0)
+    require(
+        protected <= whole("budget", budget) or sizes["S"] <= budget,
+        f"sinks + recent: got {sinks} + {recent}, wanted at most the budget, {budget}",
+    )
+    require(not sinks or positions is not None, f"positions: got none, wanted those by which {sinks} sinks are known")
+    return {**sizes, "B": min(budget, sizes["S"])}
+
+
+def predictor_scores(x: Any, predictor: Any) -> Sizes:
+    """T of at least 1, E, r and F."""
+    sizes = match(x=(x, "T E"), q_pred=(predictor.q_pred, "E"), w1=(predictor.w1, "E r"), w2=(predictor.w2, "r F"))
+    require(sizes["T"] > 0, f"x: got shape {tuple(x.shape)}, wanted at least one token")
+    return sizes
+
+
+def select_neurons(scores: Any, keep: int) -> Sizes:
+    """F."""
+    whole("keep", keep)
+    return match(scores=(scores, "F"))
+
+
+def gated_ffn(x: Any, w_gate: Any, w_up: Any, w_down: Any, act: str) -> Sizes:
+    """T, E and F."""
+    one_of("act", act, ACTIVATIONS)
+    return match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
+
+
+def sparse_ffn(x: Any, w_gate: Any, w_up: Any, w_down: Any, neurons: Any, compensator: Any, act: str) -> Sizes:
+    """T, E, F and K, and `hidden` where there is a compensator."""
+    sizes = gated_ffn(x, w_gate, w_up, w_down, act)
+    require(
+        len(neurons.shape) == 1 and neurons.dtype.kind in "iu",
+        f"neurons: got shape {tuple(neurons.shape)} of {neurons.dtype}, wanted (K,) of an integer type",
+    )
+    sizes |= {"K": neurons.shape[0]}
+    if compensator is not None:
+        sizes |= match(x=(x, "T E"), c1=(compensator.c1, "hidden E"), c2=(compensator.c2, "E hidden"))
+    return sizes
+
+
+def griffin_statistic(x: Any, w_gate: Any, w_up: Any, act: str) -> Sizes:
+    """T, E and F."""
+    one_of("act", act, ACTIVATIONS)
+    return match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"))
+
+
+def neuron_magnitudes(w_gate: Any, w_up: Any, w_down: Any) -> Sizes:
+    """E and F."""
+    return match(w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
+
+
+def rms_norm(x: Any, weight: Any) -> Sizes:
+    """E, the last axis of x (…, E)."""
+    sizes = match(weight=(weight, "E"))
+    require(is_float(x.dtype), f"x: got dtype {x.dtype}, wanted a floating-point type")
+    require(
+        len(x.shape) > 0 and x.shape[-1] == sizes["E"],
+        f"x: got shape {tuple(x.shape)}, wanted a last axis of {sizes['E']}, the weight's length",
+    )
+    return sizes
+
+
+def rotate(x: Any, cosine: Any, sine: Any) -> Sizes:
+    """H, T, D and D/2."""
+    sizes = match(x=(x, "H T D"), cosine=(cosine, "T D/2"), sine=(sine, "T D/2"))
+    require(
+        2 * sizes["D/2"] == sizes["D"],
+        f"cosine: got {sizes['D/2']} angles, wanted half of head_dim, which is {sizes['D']}",
+    )
+    return sizes
+
+
+def linear(x: Any, weight: Any, bias: Any) -> Sizes:
+    """T, in and out."""
+    return match(x=(x, "T in"), weight=(weight, "out in"), **({} if bias is None else {"bias": (bias, "out")}))
+
+
+def embed(token_ids: Any, table: Any) -> Sizes:
+    """T, V and E."""
+    shape, dtype = tuple(token_ids.shape), token_ids.dtype
+    require(len(shape) == 1, f"token_ids: got shape {shape}, wanted (T,)")
+    require(dtype.kind in "iu", f"token_ids: got dtype {dtype}, wanted an integer type")
+    return {"T": shape[0], **match(table=(table, "V E"))}
+
+
+def add(x: Any, y: Any) -> Sizes:
+    """T and E."""
+    return match(x=(x, "T E"), y=(y, "T E"))
+
+
+def append(k: Any, v: Any, first: int, newest: int) -> Sizes:
+    """KV, T and D of a chunk whose tokens stand at `first`, first + 1, …, after the newest position held."""
+    sizes = match(k=(k, "KV T D"), v=(v, "KV T D"))
+    require(
+        whole("first", first, least=0) > newest,
+        f"first: got position {first}, wanted one after the newest held, {newest}",
+    )
+    return sizes
+
+
+def columns(listed: Any, kv_heads: int) -> Sizes:
+    """KV and R of columns of a cache with so many heads."""
+    shape = tuple(listed.shape)
+    require(
+        len(shape) == 2 and shape[0] == kv_heads and listed.dtype.kind in "iu",
+        f"columns: got shape {shape} of {listed.dtype}, wanted ({kv_heads}, R) of an integer type",
+    )
+    return {"KV": shape[0], "R": shape[1]}
+
+
+def select_keys_each(q: Sequence[Any], k: Any, pasts: Sequence[int], budgets: Sequence[int], n_queries: int) -> Sizes:
+    """KV, S and D; for each chunk's queries (H, T, D) a past of 0 to S columns and a budget."""
+    require(
+        len(q) == len(pasts) == len(budgets),
+        f"pasts and budgets: got {len(pasts)} and {len(budgets)}, wanted one of each for {len(q)} chunks",
+    )
+    for queries, past in zip(q, pasts, strict=True):
+        sizes = key_scores(queries, k, n_queries)
+        require(whole("pasts", past, 0) <= sizes["S"], f"pasts: got {past}, wanted at most the {sizes['S']} keys")
+    return match(k=(k, "KV S D"))
+
+
+def odd(name: str, value: int) -> int:
+    """`value`, or a ValueError unless it is odd, so that an average over it is centred."""
+    require(whole(name, value) % 2 == 1, f"{name}: got {value}, wanted an odd number, so that the average is centred")
+    return value
+
+
+def _some_queries(q: Any) -> None:
+    require(q.shape[1] > 0, f"q: got shape {tuple(q.shape)}, wanted at least one query")
