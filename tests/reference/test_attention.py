@@ -93,3 +93,15 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
     } | change
     with pytest.raises(ValueError, match=message):
         attention(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32, np.uint64])
+def test_positions_of_any_integer_type_mean_the_same(dtype: type) -> None:
+    """Differences of unsigned positions wrap: a key in the future would look far in the past."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((2, 5, 4)), rng.standard_normal((2, 9, 4)), rng.standard_normal((2, 9, 4))
+    q_positions, k_positions = np.arange(3, 8), np.stack([np.arange(9), np.arange(9) + 90])
+    wanted = attention(q, k, v, q_positions, k_positions, window=4)
+    got = attention(q, k, v, q_positions.astype(dtype), k_positions.astype(dtype), window=4)
+    np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_array_equal(attention(q, k, v, 3, k_positions, window=4), wanted)

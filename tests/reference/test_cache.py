@@ -80,3 +80,24 @@ def test_appending_the_past_is_refused() -> None:
     with pytest.raises(ValueError, match="k: got shape"):
         cache.append(k[0], k, 9)
     assert cache.size == 5
+
+
+def test_attention_received_goes_on_growing() -> None:
+    """In float32 a sum of 20,000 stops growing by shares of a thousandth."""
+    cache = filled(3)
+    for _ in range(3):
+        cache.receive(np.full((4, 3), 20_000, np.float32), None)
+    for _ in range(1000):
+        cache.receive(np.full((4, 3), 1e-3, np.float32), None)
+    assert cache.received is not None
+    np.testing.assert_allclose(cache.received, 60_001, rtol=1e-9)
+    cache.receive(np.ones((4, 1), np.float32), np.array([[0], [2]]))
+    np.testing.assert_allclose(cache.received[:, 0] - cache.received[:, 1], [1, 1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(cache.received[:, 2] - cache.received[:, 1], [0, 0, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [[0, 2**40, 1], [0, 1, 1], [2, 1, 3], [-1, 0, 1], [0, 1, 5]])
+def test_columns_that_are_not_there_or_not_in_order_are_refused(columns: list[int]) -> None:
+    for step in (filled(5).gather, filled(5).keep):
+        with pytest.raises(ValueError, match="columns: got"):
+            step(np.array([[0, 1, 2], columns]))
