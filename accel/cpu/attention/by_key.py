@@ -6,13 +6,16 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.attention.by_block import KEYS, NOTHING
+from accel.cpu.attention.by_block import KEYS, NOTHING, SLACK
+from accel.cpu.attention.hidden_values import all_numbers
+from accel.cpu.attention.sums import collect, settle
 from accel.cpu.linear.rows import ahead, copy_row, list_rows, padded, power, product, widen
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
     F32,
     LANES,
     VECTORS,
+    doubles_at,
     exp2,
     fetch_add,
     floats_at,
@@ -29,6 +32,7 @@ from accel.cpu.simd import (
 )
 
 FEW = 8  # query columns up to which keys are read where they are: decoding
+SETTLE = 64  # blocks, after which sums are moved to the totals
 
 
 @register_jitable
@@ -37,12 +41,13 @@ def few_places(dim):
     wide_dim = padded(dim, LANES)
     queries = 0  # (FEW, wide_dim)
     scores = queries + FEW * wide_dim  # (FEW, KEYS)
-    out = scores + FEW * padded(KEYS, LANES)  # (FEW, wide_dim)
-    wide = out + FEW * wide_dim  # (KEYS, wide_dim)
+    out = scores + FEW * padded(KEYS, LANES)  # (3, FEW, wide_dim): sums, totals, and what those have lost
+    wide = out + 3 * FEW * wide_dim  # (KEYS, wide_dim)
     lines = wide + KEYS * wide_dim  # addresses
     coming = lines + 2 * KEYS  # addresses of what is read after them
-    state = coming + 2 * KEYS  # peaks and sums (2, FEW)
-    return queries, scores, out, wide, lines, coming, state, padded(state + 2 * FEW, 16)
+    sums = coming + 2 * KEYS  # of weights (FEW,), float64
+    peaks = sums + 2 * FEW  # (FEW,)
+    return queries, scores, out, wide, lines, coming, sums, peaks, padded(peaks + FEW, 16)
 
 
 @njit
@@ -64,6 +69,18 @@ def score_few(queries, rows, lines, kind, count, dim, wide, scores, coming, comi
             out[r, i] = product(queries + 4 * r * wide_dim, key, dim)
 
 
+@njit
+def spoil_few(wide, key, dim, seen, tokens, columns, out):
+    """Take NaN and infinity out of a widened row of values, and add them to the sums of the columns that see it."""
+    row, wide_dim = carray(floats_at(wide), dim), padded(dim, LANES)
+    for d in range(dim):
+        if not abs(row[d]) < np.inf:
+            for r in range(columns):
+                if seen[r % tokens, 0] <= key < seen[r % tokens, 1]:
+                    carray(floats_at(out + 4 * r * wide_dim), dim)[d] += row[d]
+            row[d] = 0.0
+
+
 @kernel
 def attend_few(
     task, worker, q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, chosen, seen,
@@ -81,7 +98,7 @@ def attend_few(
         mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3], mine + 4 * p[4], mine + 4 * p[5],
     )  # fmt: skip
     stand = carray(words_at(lines), KEYS)
-    peaks, sums = carray(floats_at(mine + 4 * p[6]), FEW), carray(floats_at(mine + 4 * p[6] + 4 * FEW), FEW)
+    sums, peaks = carray(doubles_at(mine + 4 * p[6]), FEW), carray(floats_at(mine + 4 * p[7]), FEW)
     while True:
         item = fetch_add(task, 1)
         if item >= kv_heads * parts:
@@ -92,9 +109,10 @@ def attend_few(
             at = q + (kv * group + r // tokens) * q_head + r % tokens * q_row
             widen(at, q_kind, dim, queries + 4 * r * wide_dim, real(scale))
             peaks[r], sums[r] = NOTHING, 0.0
-        carray(floats_at(out), FEW * wide_dim)[:] = 0.0
-        begin = max(part * span, limits[kv, 0, 0] // KEYS * KEYS)
+        carray(floats_at(out), 3 * FEW * wide_dim)[:] = 0.0
+        begin = max(part * span, limits[kv, 0, 0])
         end = min((part + 1) * span, limits[kv, tokens - 1, 1])
+        first_common, last_common = limits[kv, tokens - 1, 0], limits[kv, 0, 1]  # the keys that all tokens see
         for start in range(begin, end, KEYS):
             count = min(KEYS, end - start)
             list_rows(lines, k + kv * k_head, k_row, start, count, picked)
@@ -111,28 +129,40 @@ def attend_few(
                     x = only(load(row + 4 * i), low - i, last - i)
                     store(row + 4 * i, x)
                     top = larger(top, x)
-                peak = max(peaks[r], highest(top))
-                if peak > peaks[r]:
+                peak = highest(top)
+                if peak - peaks[r] > SLACK:  # often raised, sums would lose a little each time
                     factor = power(peaks[r] - peak)
                     sums[r] *= factor
-                    copy_row(out + 4 * r * wide_dim, out + 4 * r * wide_dim, dim, factor)
+                    for i in range(3):
+                        line = out + 4 * (i * FEW + r) * wide_dim
+                        copy_row(line, line, dim, factor)
                     peaks[r] = peak
                 mass = splat(np.float32(0.0))
                 for i in range(0, count, LANES):
-                    x = exp2(load(row + 4 * i) - splat(peak))
+                    x = exp2(load(row + 4 * i) - splat(peaks[r]))
                     store(row + 4 * i, x)
                     mass = mass + x
                 sums[r] += total(mass)
             if v:
                 at, step = v + kv * v_head + start * v_row, v_row
-                if chosen or v_kind != F32 or dim != wide_dim:
-                    list_rows(lines, v + kv * v_head, v_row, start, count, picked)
+                list_rows(lines, v + kv * v_head, v_row, start, count, picked)
+                spoiled = False
+                for i in range(count):
+                    if start + i < first_common or start + i >= last_common:
+                        spoiled |= not all_numbers(stand[i], v_kind, dim)
+                if chosen or v_kind != F32 or dim != wide_dim or spoiled:
                     for i in range(count):
                         widen(stand[i], v_kind, dim, wide + 4 * i * wide_dim, 1.0)
+                        if spoiled and (start + i < first_common or start + i >= last_common):
+                            spoil_few(wide + 4 * i * wide_dim, start + i, dim, limits[kv], tokens, columns, out)
                     at, step = wide, 4 * wide_dim
                 for d in range(0, wide_dim, VECTORS * LANES):
                     vectors, to = min(VECTORS, (wide_dim - d) // LANES), out + 4 * d
                     tile_rows(vectors, columns, 0, scores, score_row, 4, at + 4 * d, step, to, 4 * wide_dim, count)
+                if ((start - begin) // KEYS + 1) % SETTLE == 0:
+                    settle(out, FEW * wide_dim)
+        if end - begin > SETTLE * KEYS:
+            collect(out, FEW * wide_dim)
         for r in range(columns):
             head, token = kv * group + r // tokens, r % tokens
             summary[part, head, token, 0] = peaks[r]
@@ -140,6 +170,6 @@ def attend_few(
             if v:
                 factor = np.float32(1.0)
                 if final:
-                    factor = np.float32(1.0) / sums[r] if sums[r] != 0.0 else np.float32(0.0)
+                    factor = np.float32(1.0 / sums[r]) if sums[r] != 0.0 else np.float32(0.0)
                 to = target + part * target_part + head * target_head + token * target_row
                 copy_row(out + 4 * r * wide_dim, to, dim, factor)

@@ -17,12 +17,12 @@ from numba import carray
 from accel.cpu.attention.by_block import KEYS, NOTHING, attend, places
 from accel.cpu.attention.by_key import FEW, attend_few, few_places
 from accel.cpu.attention.visible import bounds
-from accel.cpu.linear.rows import add_row, copy_row, power
+from accel.cpu.linear.rows import load_kind, power
 from accel.cpu.runtime.arrays import address, readable, rows
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import fresh, scratch
 from accel.cpu.runtime.team import THREADS
-from accel.cpu.simd import F32, LOG2E, fetch_add, floats_at
+from accel.cpu.simd import F32, LANES, LOG2E, fetch_add, floats_at, splat, store, store_some, with_rest
 from accel.shared.lazy import Chosen
 from reference import contract
 from reference.attention import as_positions, merge_heads
@@ -146,15 +146,22 @@ def _merge(task, worker, partial, stats, out, out_head, out_row, parts, heads, t
             return
         for r in range(first, min(first + 64, heads * tokens)):
             to = out + r // tokens * out_head + r % tokens * out_row
-            peak, mass = np.float32(NOTHING), np.float32(0.0)
+            peak, mass = np.float32(NOTHING), 0.0
             for p in range(parts):
                 peak = max(peak, summary[p, r, 0])
             for p in range(parts):
-                mass += summary[p, r, 1] * power(summary[p, r, 0] - peak)
-            rate = np.float32(1.0) / mass if mass != 0.0 else np.float32(0.0)
-            for p in range(parts):
-                factor, source = power(summary[p, r, 0] - peak) * rate, partial + 4 * (p * heads * tokens + r) * dim
-                if p == 0:
-                    copy_row(source, to, dim, factor)
+                summary[p, r, 0] = power(summary[p, r, 0] - peak)
+                mass += np.float64(summary[p, r, 1]) * np.float64(summary[p, r, 0])
+            rate = splat(np.float32(1.0 / mass)) if mass != 0.0 else splat(np.float32(0.0))
+            for d in range(0, dim, LANES):
+                total, lost = splat(np.float32(0.0)), splat(np.float32(0.0))
+                for p in range(parts):
+                    source = partial + 4 * ((p * heads * tokens + r) * dim + d)
+                    x = load_kind(source, F32, dim - d) * splat(summary[p, r, 0])
+                    new = total + x
+                    added = new - total
+                    lost, total = lost + ((total - (new - added)) + (x - added)), new
+                if dim - d >= LANES:
+                    store(to + 4 * d, with_rest(total, lost) * rate)
                 else:
-                    add_row(source, F32, dim, factor, to)
+                    store_some(to + 4 * d, dim - d, with_rest(total, lost) * rate)

@@ -13,7 +13,7 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.attention.by_block import KEYS, bound_columns, hide, pack_queries, places
+from accel.cpu.attention.by_block import KEYS, at_edge, bound_columns, hide, pack_queries, places
 from accel.cpu.attention.by_key import FEW, few_places, score_few
 from accel.cpu.attention.call import Plan
 from accel.cpu.linear.packed_product import multiply_packing, nothing_planned, plan_left, ready_left
@@ -36,6 +36,7 @@ from accel.cpu.simd import (
     splat,
     store,
     total,
+    where_seen,
     words_at,
 )
 
@@ -54,9 +55,10 @@ def attention_mass(
     mass = np.zeros((plan.heads, plan.keys), np.float32)
     if plan.tokens == 0:
         return mass
-    stats = plan.peaks_and_sums()  # (P, H, T, 2)
+    stats = plan.peaks_and_sums().astype(np.float64)  # (P, H, T, 2)
     peaks = stats[..., 0].max(axis=0)  # (H, T)
-    sums = (stats[..., 1] * np.exp2(stats[..., 0] - peaks)).sum(axis=0)
+    with np.errstate(invalid="ignore"):  # of infinite peaks
+        sums = (stats[..., 1] * np.exp2(stats[..., 0] - peaks)).sum(axis=0)
     rates = np.divide(1, sums, out=np.zeros_like(sums), where=sums != 0)  # a query that sees nothing gives nothing
     rows_of = np.ascontiguousarray(np.stack([peaks, rates], axis=-1), np.float32)  # (H, T, 2)
     size = few_places(plan.dim)[-1] if plan.few else mass_places(plan.group * padded(plan.block, WIDTH), plan.dim)[-1]
@@ -81,13 +83,15 @@ def mass_places(columns, dim):
 
 
 @njit
-def add_weights(vectors, count, scores, of_columns, sums):
-    """sums (KEYS, LANES) += rate · 2^(x - peak) of a block of scores, lane by lane."""
+def add_weights(vectors, count, scores, of_columns, sums, edge):
+    """sums (KEYS, LANES) += rate · 2^(x - peak) of a block of scores, lane by lane; at an edge nothing where a key is
+    hidden, though the rate be NaN."""
     for j in range(0, vectors * LANES, LANES):
         peak, rate = load(of_columns + 4 * j), load(of_columns + 4 * (WIDTH + j))
         for i in range(count):
-            at = sums + 4 * LANES * i
-            store(at, load(at) + exp2(load(scores + 4 * (i * WIDTH + j)) - peak) * rate)
+            at, x = sums + 4 * LANES * i, load(scores + 4 * (i * WIDTH + j))
+            weight = exp2(x - peak) * rate
+            store(at, load(at) + (where_seen(x, weight) if edge else weight))
 
 
 @kernel
@@ -120,7 +124,7 @@ def _mass(
                 source = q + (kv * group + g) * q_head + first_token * q_row
                 to = queries + 4 * g * each // WIDTH * right_size(dim)
                 pack_queries(source, q_head, q_row, q_kind, 1, here, dim, to, real(scale), k_kind, lines, temporary)
-            begin = max(part * span, limits[kv, first_token, 0] // KEYS * KEYS)
+            begin = max(part * span, limits[kv, first_token, 0])
             end = min((part + 1) * span, limits[kv, first_token + here - 1, 1])
             for start in range(begin, end, KEYS):
                 count = min(KEYS, end - start)
@@ -137,7 +141,7 @@ def _mass(
                     list_rows(lines, k + kv * k_head, k_row, start + KEYS, coming, picked)
                     plan_left(plan, lines, k_kind, coming, 0, dim, left_keys + (1 - turn) * place)
                 last_token = first_token + here - 1
-                edge = limits[kv, last_token, 0] > start or limits[kv, first_token, 1] < start + count
+                edge = at_edge(limits[kv], first_token, last_token, start, count)
                 for g in range(group):
                     for i in range(0, count * LANES, LANES):
                         store(sums + 4 * i, splat(np.float32(0.0)))
@@ -151,7 +155,7 @@ def _mass(
                         for i in range(vectors * LANES):  # columns beyond the last repeat it, and add nothing
                             of_token = summary[kv * group + g, first_token + c + min(i, columns - 1)]
                             state[0, i], state[1, i] = of_token[0], of_token[1] if i < columns else np.float32(0.0)
-                        add_weights(vectors, count, scores, of_columns, sums)
+                        add_weights(vectors, count, scores, of_columns, sums, edge)
                     for i in range(count):
                         received[kv * group + g, start + i] += total(load(sums + 4 * LANES * i))
 
@@ -180,7 +184,7 @@ def _mass_few(
         for r in range(columns):
             at = q + (kv * group + r // tokens) * q_head + r % tokens * q_row
             widen(at, q_kind, dim, queries + 4 * r * wide_dim, real(scale))
-        begin = max(part * span, limits[kv, 0, 0] // KEYS * KEYS)
+        begin = max(part * span, limits[kv, 0, 0])
         end = min((part + 1) * span, limits[kv, tokens - 1, 1])
         for start in range(begin, end, KEYS):
             count = min(KEYS, end - start)
@@ -194,5 +198,5 @@ def _mass_few(
                 peak, rate = splat(summary[head, token, 0]), splat(summary[head, token, 1])
                 for i in range(0, count, LANES):
                     store(row + 4 * i, exp2(only(load(row + 4 * i), low - i, last - i) - peak) * rate)
-                for i in range(count):
+                for i in range(max(low, 0), last):
                     received[head, start + i] += found[r, i]

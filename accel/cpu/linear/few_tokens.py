@@ -36,6 +36,7 @@ from accel.cpu.simd import (
 FEW = 4  # tokens up to which weights are read row by row
 BYTES_READ = 147456  # of a matrix per item
 STREAMS = 8  # rows that are read at a time
+LINE = 64  # bytes that memory is read by: rows that stand closer take no less
 
 
 def whole_vectors(x: np.ndarray) -> np.ndarray:
@@ -50,8 +51,9 @@ def whole_vectors(x: np.ndarray) -> np.ndarray:
 
 
 def rows_read(row: int) -> int:
-    """Rows of `row` bytes that an item of a few tokens reads."""
-    return max(STREAMS, BYTES_READ // int(row) // STREAMS * STREAMS)
+    """Rows that an item of a few tokens reads, where they stand `row` bytes apart: any number, 0 where one row is
+    repeated."""
+    return max(STREAMS, BYTES_READ // max(abs(int(row)), LINE) // STREAMS * STREAMS)
 
 
 @njit

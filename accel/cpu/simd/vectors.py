@@ -19,6 +19,7 @@ from accel.cpu.simd.emit import (
     FLOAT,
     I16,
     I32,
+    I64,
     INTS,
     REAL,
     VECTOR,
@@ -238,6 +239,31 @@ for _symbol, _emit in (
     (operator.truediv, "fdiv"),
 ):
     _operator(_symbol, _emit)
+
+
+@machine_function(WORD, Vector, REAL)
+def any_above(b, x, limit):
+    """1 if a lane exceeds the limit, which NaN does not, else 0."""
+    over = b.fcmp_ordered(">", x, spread(b, limit, VECTOR))
+    return b.zext(b.icmp_unsigned("!=", b.bitcast(over, ir.IntType(LANES)), ir.Constant(ir.IntType(LANES), 0)), I64)
+
+
+@machine_function(Vector, Vector, REAL, Vector, Vector)
+def where_above(b, x, limit, y, z):
+    """y in the lanes where x exceeds the limit, z in all others."""
+    return b.select(b.fcmp_ordered(">", x, spread(b, limit, VECTOR)), y, z)
+
+
+@machine_function(Vector, Vector, Vector)
+def where_seen(b, x, y):
+    """y in the lanes where x is not minus infinity, 0 in all others."""
+    return b.select(b.fcmp_unordered("!=", x, each(VECTOR, float("-inf"))), y, each(VECTOR, 0.0))
+
+
+@machine_function(Vector, Vector, Vector)
+def with_rest(b, x, rest):
+    """x + rest, or x where the rest is NaN: that of an infinite sum is."""
+    return b.select(b.fcmp_ordered("ord", rest, rest), b.fadd(x, rest), x)
 
 
 @machine_function(Vector, Vector, Vector, Vector, REAL)

@@ -67,4 +67,6 @@ def _pointer(element: Any, stored: ir.Type) -> Any:
 
 floats_at, doubles_at = _pointer(REAL, FLOAT), _pointer(types.float64, ir.DoubleType())
 words_at = _pointer(WORD, I64)
-bits_at, bytes_at = _pointer(types.uint32, ir.IntType(32)), _pointer(types.uint8, ir.IntType(8))
+bits_at, halves_at, bytes_at = (
+    _pointer(element, ir.IntType(size)) for element, size in ((types.uint32, 32), (types.uint16, 16), (types.uint8, 8))
+)
