@@ -40,6 +40,7 @@ _CHECK = 4  # bytes of a checksum
 
 def stamp() -> str:
     """A hash of this package's sources, the compiler, Python, and the machine that code is compiled for."""
+    cpu_target.target_context.refresh()  # before the first kernel is asked for, since it takes a while
     machine = cpu_target.target_context.codegen().magic_tuple()  # system, processor, features
     parts = sys.version_info[:2], numba.__version__, llvmlite.__version__, machine, LANES, REGISTERS, MATRIX
     digest = hashlib.sha256(repr(parts).encode())
