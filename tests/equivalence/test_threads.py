@@ -143,34 +143,35 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 TWO = {"proc/self/cgroup": "0::/a/b\n"}
 ONE = {"proc/self/cgroup": "9:name=systemd:/\n4:memory:/m\n3:cpu,cpuacct:/docker/12\n0::/\n"}
+
+
+def granted(folder: str, quota: str, period: str = "100000") -> dict[str, str]:
+    """A group's two files of version 1."""
+    return {f"sys/fs/cgroup/{folder}/cpu.cfs_quota_us": quota, f"sys/fs/cgroup/{folder}/cpu.cfs_period_us": period}
+
+
 FILES = {
     "version 2, a group of its own": (TWO | {"sys/fs/cgroup/a/b/cpu.max": "150000 100000\n"}, 1.5),
     "version 2, no limit": (TWO | {"sys/fs/cgroup/a/b/cpu.max": "max 100000\n"}, math.inf),
     "version 2, the group above": (
-        TWO | {"sys/fs/cgroup/a/b/cpu.max": "400000 100000\n", "sys/fs/cgroup/a/cpu.max": "50000 100000\n"}, 0.5,
+        TWO | {"sys/fs/cgroup/a/b/cpu.max": "400000 100000\n", "sys/fs/cgroup/a/cpu.max": "50000 100000\n"},
+        0.5,
     ),
-    "version 2, the host's path inside a container": (
-        TWO | {"sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2.0,
-    ),
+    "version 2, the host's path inside a container": (TWO | {"sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2.0),
     "version 2, a path out of the container": (
-        {"proc/self/cgroup": "0::/../../other\n", "sys/fs/cgroup/cpu.max": "300000 100000\n"}, 3.0,
+        {"proc/self/cgroup": "0::/../../other\n", "sys/fs/cgroup/cpu.max": "300000 100000\n"},
+        3.0,
     ),
     "version 2 beside version 1": (
-        {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/unified/a/cpu.max": "100000 50000\n"}, 2.0,
+        {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/unified/a/cpu.max": "100000 50000\n"},
+        2.0,
     ),
-    "version 1": (
-        ONE | {f"sys/fs/cgroup/cpu,cpuacct/docker/12/cpu.cfs_{name}_us": text
-               for name, text in (("quota", "250000\n"), ("period", "100000\n"))}, 2.5,
-    ),
-    "version 1, the host's path inside a container": (
-        ONE | {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 1.0,
-    ),
-    "version 1, no limit": (
-        ONE | {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, math.inf,
-    ),
+    "version 1": (ONE | granted("cpu,cpuacct/docker/12", "250000\n"), 2.5),
+    "version 1, the host's path inside a container": (ONE | granted("cpu", "100000\n"), 1.0),
+    "version 1, no limit": (ONE | granted("cpu", "-1\n"), math.inf),
     "damaged": (TWO | {"sys/fs/cgroup/a/b/cpu.max": "many\n", "sys/fs/cgroup/a/cpu.max": "1 0\n"}, math.inf),
     "another system": ({}, math.inf),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILES)
