@@ -2,12 +2,13 @@
 
     y = W_down[:, M] (act(W_gate[M] x) * (W_up[M] x)) + C2 act(C1 x)
 
-How it tiles. An item is some neurons, fewer towards the end, so that all cores end together: their rows of W_gate and
-W_up are multiplied with all tokens (products.py), activated, and turned into the left side of the second product, with
-their rows of W_down, which adds to the worker's own y. The neurons are rows of a list of addresses, so choosing half of
-them halves the work and nothing is gathered beforehand. W_down must lie transposed in memory, neuron by neuron, as
-`prepare_weights` leaves it. FastForward's compensator is an item of its own. A few tokens (decoding) go neuron by
-neuron: two products with its rows, one row of W_down added. The product is the limit for chunks, memory for decoding.
+How it tiles. For chunks, an item is some neurons, fewer towards the end, so that all cores end together: their rows of
+W_gate and W_up are multiplied with all tokens (linear/maps.py), activated, and packed as the left side of the second
+product. A second kernel then adds up their rows of W_down, an item being some columns of y: so the order of every sum
+is fixed, whoever does what. The neurons are rows of a list of addresses, so choosing half of them halves the work and
+nothing is gathered beforehand. W_down must lie transposed in memory, neuron by neuron, as `prepare_weights` leaves it.
+A few tokens (decoding) go neuron by neuron: two products with its rows, one row of W_down added; an item, some neurons,
+has sums of its own, which are then added in order. The product is the limit for chunks, memory for decoding.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ import numpy as np
 from numba import carray
 
 from accel.cpu.ffn.activation import activated, gated
-from accel.cpu.ffn.chunk import feed_chunk, places, row_of_sums
+from accel.cpu.ffn.chunk import DOWN_BLOCKS, activate_chunk, down_places, gate_places, hidden_size, project_chunk
 from accel.cpu.linear.few_tokens import FEW, STREAMS, add_few, multiply_few, rows_read, whole_vectors
-from accel.cpu.linear.maps import MOST_TOKENS, linear, rows_per_item
-from accel.cpu.linear.packing import STEP
+from accel.cpu.linear.maps import MOST_TOKENS, blocks_of, linear, rows_per_item
+from accel.cpu.linear.packing import WIDTH
 from accel.cpu.linear.rows import add_row, copy_row, padded
 from accel.cpu.runtime.arrays import address, matrix, readable
 from accel.cpu.runtime.kernels import kernel
-from accel.cpu.runtime.memory import fresh, scratch
+from accel.cpu.runtime.memory import SMALL, fresh, scratch
 from accel.cpu.runtime.team import THREADS
-from accel.cpu.simd import F32, LANES, fetch_add, floats_at, load, store, words_at
+from accel.cpu.simd import F32, LANES, fetch_add, floats_at, load, store
 from reference import contract
 from reference.checks import listed
 from reference.predictor import Compensator
 
-MOST_NEURONS = 512  # per item
+PARTS = 64  # of the neurons, at most, that have sums of their own where tokens are few
 
 
 def gated_ffn(
@@ -77,81 +78,95 @@ def _feed_forward(
     gate, up, down = readable(w_gate), readable(w_up), readable(w_down.T)  # (F, E): a copy unless it lies so in memory
     chosen = 0 if neurons is None else address(neurons)
     weights = *matrix(gate), *matrix(up), *matrix(down), chosen
-    y, began = fresh(tokens, dim), np.zeros(THREADS, np.int64)  # which workers had something to do
+    y = fresh(tokens, dim)
     if tokens <= FEW:
         wide = whole_vectors(x)
-        row, each = 4 * wide.shape[1], padded(rows_read(gate.strides[0]), LANES)  # neurons per item
-        memory = scratch.take(THREADS * (2 * STREAMS + tokens * (2 * each + wide.shape[1])))
-        sums = address(memory) + 8 * THREADS * (STREAMS + tokens * each)
-        _few(address(wide), *weights, sums, tokens, dim, count, int(silu), address(memory), address(began), each)
-        _join(sums, row * tokens, row, address(began), tokens, dim, THREADS, address(y), workers=1)
+        each = padded(rows_read(gate.strides[0]), LANES)  # neurons that are read together
+        part = padded(-(-max(count, 1) // PARTS), each)  # neurons per item: by shape alone, as the sums depend on it
+        parts, own = -(-max(count, 1) // part), wide.size
+        memory = scratch.take(parts * own + THREADS * 2 * (STREAMS + tokens * each))
+        sums = address(memory)
+        _few(address(wide), *weights, sums, tokens, dim, count, int(silu), sums + 4 * parts * own, part, each)
+        _join(sums, parts, tokens, dim, address(y), workers=1 if parts * own < SMALL else None)
         scratch.give(memory)
         if compensator is not None:
             y += linear(activated(linear(x, compensator.c1), silu), compensator.c2)
         return y
-    x, correction = readable(x), (0, 0, 0, 0, 0, 0)
+    x, narrow, back = readable(x), (0, 0, 0), (0, 0, 0)
     if compensator is not None:
         c1, c2 = readable(compensator.c1), readable(compensator.c2)
-        correction = *matrix(c1), *matrix(c2)
-    each = rows_per_item(dim, count)  # neurons that are passed over the tokens together
-    most = max(each, MOST_NEURONS, padded(extra, STEP))
+        narrow, back = matrix(c1), matrix(c2)
+    each, wide = rows_per_item(dim, count), columns_per_item(dim)
     for start in range(0, tokens, MOST_TOKENS):
         here = min(MOST_TOKENS, tokens - start)
-        size = places(here, dim, most, each)[-1]
-        memory = scratch.take(size * THREADS)
-        began[:] = 0
-        feed_chunk(
-            *matrix(x[start:]), *weights, *correction, extra, here, dim, count, int(silu), address(memory), size, most,
-            each, THREADS, address(began),
+        size = max(gate_places(here, dim, each)[-1], down_places(here, extra, wide)[-1])
+        packed = blocks_of(here) * hidden_size(count), blocks_of(here) * hidden_size(extra)
+        memory = scratch.take(sum(packed) + size * THREADS)
+        hidden = address(memory)
+        corrections = hidden + 4 * packed[0]
+        own = corrections + 4 * packed[1]
+        activate_chunk(
+            *matrix(x[start:]), *matrix(gate), *matrix(up), *matrix(down)[2:], chosen, *narrow, extra, here, dim, count,
+            int(silu), hidden, corrections, own, size, each, THREADS,
         )  # fmt: skip
-        row = row_of_sums(dim)
-        _join(address(memory), 4 * size, row, address(began), here, dim, THREADS, address(y[start:]))
+        project_chunk(
+            hidden, *matrix(down), chosen, count, corrections, *back, extra, address(y[start:]), here, dim, own, size,
+            wide,
+        )  # fmt: skip
         scratch.give(memory)
     return y
 
 
+def columns_per_item(dim: int) -> int:
+    """Columns of y per item: so many that all cores end together, or nearly, and rather more than fewer."""
+
+    def longest(blocks: int) -> int:
+        """Blocks of columns that the busiest core multiplies."""
+        items = -(-dim // (blocks * WIDTH))
+        return -(-items // THREADS) * blocks
+
+    return WIDTH * min(range(DOWN_BLOCKS, 0, -1), key=longest)
+
+
 @kernel
-def _join(task, worker, sums, apart, row, began, tokens, dim, workers, y):
-    """y = the sums of all workers that had any."""
-    begun = carray(words_at(began), workers)
+def _join(task, worker, sums, parts, tokens, dim, y):
+    """y = the sums of all parts, the first part's first; an item is a span of columns."""
+    span, row = 64 * LANES, 4 * padded(dim, LANES)
     while True:
-        first = fetch_add(task, 1) * 8
-        if first >= tokens:
+        first = fetch_add(task, 1) * span
+        if first >= dim:
             return
-        for t in range(first, min(first + 8, tokens)):
-            fresh = True
-            for other in range(workers):
-                if begun[other]:
-                    source = sums + other * apart + t * row
-                    if fresh:
-                        copy_row(source, y + 4 * t * dim, dim, 1.0)
-                    else:
-                        add_row(source, F32, dim, 1.0, y + 4 * t * dim)
-                    fresh = False
+        here = min(span, dim - first)
+        for t in range(tokens):
+            to = y + 4 * (t * dim + first)
+            copy_row(sums + t * row + 4 * first, to, here, 1.0)
+            for part in range(1, parts):
+                add_row(sums + (part * tokens + t) * row + 4 * first, F32, here, 1.0, to)
 
 
 @kernel
 def _few(
     task, worker, x, gate, gate_row, gate_kind, up, up_row, up_kind, down, down_row, down_kind, chosen, sums,
-    tokens, dim, count, silu, memory, began, each,
+    tokens, dim, count, silu, memory, part, each,
 ):  # fmt: skip
     wide_dim, lines = padded(dim, LANES), memory + 8 * worker * (STREAMS + tokens * each)
     gates = lines + 8 * STREAMS
     ups = gates + 4 * tokens * each
-    begun, mine = carray(words_at(began), worker + 1), sums + 4 * worker * tokens * wide_dim
     carray(floats_at(gates), 2 * tokens * each)[:] = 0.0
     while True:
-        first = fetch_add(task, 1) * each
-        if first >= count:
+        item = fetch_add(task, 1)
+        if item * part >= max(count, 1):
             return
-        if not begun[worker]:
-            begun[worker] = 1
-            carray(floats_at(mine), tokens * wide_dim)[:] = 0.0
-        here = min(each, count - first)
-        multiply_few(
-            lines, gate, gate_row, gate_kind, first, here, chosen, x, 4 * wide_dim, tokens, dim, gates, 4 * each
-        )
-        multiply_few(lines, up, up_row, up_kind, first, here, chosen, x, 4 * wide_dim, tokens, dim, ups, 4 * each)
-        for i in range(0, tokens * each, LANES):
-            store(ups + 4 * i, gated(load(gates + 4 * i), silu) * load(ups + 4 * i))
-        add_few(lines, down, down_row, down_kind, first, here, chosen, ups, 4 * each, tokens, dim, mine, 4 * wide_dim)
+        mine, end = sums + 4 * item * tokens * wide_dim, min(item * part + part, count)
+        carray(floats_at(mine), tokens * wide_dim)[:] = 0.0
+        for first in range(item * part, end, each):
+            here = min(each, end - first)
+            multiply_few(
+                lines, gate, gate_row, gate_kind, first, here, chosen, x, 4 * wide_dim, tokens, dim, gates, 4 * each
+            )
+            multiply_few(lines, up, up_row, up_kind, first, here, chosen, x, 4 * wide_dim, tokens, dim, ups, 4 * each)
+            for i in range(0, tokens * each, LANES):
+                store(ups + 4 * i, gated(load(gates + 4 * i), silu) * load(ups + 4 * i))
+            add_few(
+                lines, down, down_row, down_kind, first, here, chosen, ups, 4 * each, tokens, dim, mine, 4 * wide_dim
+            )

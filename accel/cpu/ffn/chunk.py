@@ -1,4 +1,4 @@
-"""The gated FFN of a chunk: the kernel behind ffn.py."""
+"""The gated FFN of a chunk: the two kernels behind ffn/call.py, one up to the activation and one from there on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from accel.cpu.linear.packing import (
     store_pieces,
     vectors_of,
 )
-from accel.cpu.linear.rows import list_rows, number_size, padded
+from accel.cpu.linear.rows import copy_row, list_rows, number_size, padded
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
     BF16,
@@ -39,6 +39,7 @@ from accel.cpu.simd import (
     MATRIX,
     TILE,
     close_tiles,
+    fetch_add,
     load,
     open_tiles,
     peek,
@@ -53,29 +54,36 @@ DOWN, DOWN_BLOCKS = 128, 4  # neurons, and blocks of columns, of W_down that are
 
 
 @register_jitable
-def places(tokens, dim, most, each):
-    """Where each part of a worker's memory begins, in floats, for items of at most so many neurons; the last is how
-    many there are."""
+def gate_places(tokens, dim, each):
+    """Where each part of a worker's memory begins in `activate_chunk`, in floats, for so many neurons that are passed
+    over the tokens together; the last is how many there are."""
     blocks = blocks_of(tokens)
-    sums = 0  # y (tokens padded, row): the first, so that workers' sums can be joined
-    right = sums + padded(tokens, WIDTH) * row_of_sums(dim) // 4  # x, packed (blocks,)
-    left = right + blocks * right_size(dim)  # two parts of W_gate and W_up, or of W_down, in turns
-    gates = left + 2 * max(left_size(HEIGHT, DEPTH), DOWN_BLOCKS * right_size(DOWN), right_size(most))
-    ups = gates + blocks * each * WIDTH  # both (blocks, each, WIDTH)
-    hidden = ups + blocks * each * WIDTH  # packed (blocks,)
-    temporary = hidden + blocks * hidden_size(most)
+    right = 0  # x, packed (blocks,)
+    left = right + blocks * right_size(dim)  # two parts of W_gate and W_up, in turns
+    gates = left + 2 * left_size(HEIGHT, DEPTH)
+    ups = gates + blocks * padded(each, HIGH) * WIDTH  # both (blocks, each, WIDTH)
+    temporary = ups + blocks * padded(each, HIGH) * WIDTH
     plan = temporary + TEMPORARY
-    lines = plan + max(plan_size(HEIGHT, DEPTH), plan_size(DOWN, DOWN_BLOCKS * WIDTH))  # addresses
-    coming = lines + 2 * padded(max(WIDTH, each + HEIGHT, DOWN), LANES)  # addresses of the rows after them
-    return (
-        sums, right, left, gates, ups, hidden, temporary, plan, lines, coming,
-        padded(coming + 2 * max(each, DOWN), 16),
-    )  # fmt: skip
+    lines = plan + plan_size(HEIGHT, DEPTH)  # addresses
+    coming = lines + 2 * padded(max(WIDTH, each + HEIGHT), LANES)  # addresses of the rows after them
+    return right, left, gates, ups, temporary, plan, lines, coming, padded(coming + 2 * each, 16)
+
+
+@register_jitable
+def down_places(tokens, extra, wide):
+    """The same for `project_chunk`, for items of so many columns."""
+    sums = 0  # (tokens padded, row)
+    left = sums + padded(tokens, WIDTH) * row_of_sums(wide) // 4  # two parts of W_down, in turns, or one of C2
+    temporary = left + max(2 * DOWN_BLOCKS * right_size(DOWN), right_size(extra))
+    plan = temporary + TEMPORARY
+    lines = plan + plan_size(DOWN, DOWN_BLOCKS * WIDTH)  # addresses
+    coming = lines + 2 * padded(max(WIDTH, DOWN), LANES)  # addresses of the rows after them
+    return sums, left, temporary, plan, lines, coming, padded(coming + 2 * DOWN, 16)
 
 
 @register_jitable
 def row_of_sums(dim):
-    """Bytes from token to token of a worker's sums: an odd number of cache lines, which spreads them over the
+    """Bytes from token to token of sums: an odd number of cache lines, which spreads them over the
     caches."""
     return 4 * (padded(dim, 32) + 16)
 
@@ -141,7 +149,7 @@ def pack_activated(gates, ups, rows, first, tokens, silu, hidden, size, kind, te
 
 
 @njit
-def claim(counter, extra, count, unit, most, workers):
+def claim(counter, extra, count, unit, workers):
     """Take the next item: the compensator's neurons together, or so many of the others that as much is left for every
     core to take a few more. Returns the first and one past the last; of the others counted from `extra` on."""
     while True:
@@ -149,32 +157,26 @@ def claim(counter, extra, count, unit, most, workers):
         left = extra + count - start
         if left <= 0:
             return start, start
-        size = extra if start < extra else min(left, max(unit, min(most, left // (3 * workers) // unit * unit)))
+        size = extra if start < extra else min(left, max(unit, left // (3 * workers) // unit * unit))
         if swap_if(counter, start, start + size):
             return start, start + size
 
 
 @kernel
-def feed_chunk(
-    task, worker, x, x_row, x_kind, gate, gate_row, kind, up, up_row, _, down, down_row, down_kind, chosen, c1,
-    c1_row, c1_kind, c2, c2_row, c2_kind, extra, tokens, dim, count, silu, memory, size, most, each, workers, began,
+def activate_chunk(
+    task, worker, x, x_row, x_kind, gate, gate_row, kind, up, up_row, _, down_kind, chosen, c1, c1_row, c1_kind, extra,
+    tokens, dim, count, silu, hidden, corrections, memory, size, each, workers,
 ):  # fmt: skip
-    """The work of `feed_forward` for more than a few tokens."""
-    mine = memory + 4 * worker * size
-    p = places(tokens, dim, most, each)
-    sums, right, left, gates = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3]
-    ups, hidden, temporary = mine + 4 * p[4], mine + 4 * p[5], mine + 4 * p[6]
-    plan, lines, coming = mine + 4 * p[7], mine + 4 * p[8], mine + 4 * p[9]
-    begun, first_part = carray(words_at(began), worker + 1), min(DEPTH, dim)
-    packed, turn, place, hidden_block = -1, 0, 4 * left_size(HEIGHT, DEPTH), hidden_size(most)
+    """hidden = act(W_gate x) * (W_up x), packed for the second product (blocks, neurons), and of the compensator's
+    neurons `corrections` = act(C1 x)."""
+    mine, p = memory + 4 * worker * size, gate_places(tokens, dim, each)
+    right, left, gates, ups = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3]
+    temporary, plan, lines, coming = mine + 4 * p[4], mine + 4 * p[5], mine + 4 * p[6], mine + 4 * p[7]
+    packed, turn, place, first_part = -1, 0, 4 * left_size(HEIGHT, DEPTH), min(DEPTH, dim)
     unit = padded(64, each)
     open_tiles()
-    start, stop = claim(task, extra, count, unit, most, workers)
+    start, stop = claim(task, extra, count, unit, workers)
     while start < stop:
-        if not begun[worker]:
-            begun[worker] = 1
-            for i in range(0, padded(tokens, WIDTH) * row_of_sums(dim), 4 * LANES):
-                store(sums + i, splat(np.float32(0.0)))
         corrects = start < extra
         wanted = c1_kind if corrects else kind
         if packed != wanted:
@@ -186,77 +188,87 @@ def feed_chunk(
                 list_rows(lines, c1, c1_row, first, rows, 0)
                 plan_left(plan, lines, c1_kind, min(HEIGHT, rows), 0, first_part, left + turn * place)
                 turn = multiply_rows(lines, c1_kind, rows, tokens, dim, right, left, turn, gates, plan, coming, 0)
-                pack_activated(gates, 0, rows, first, tokens, silu, hidden, hidden_block, F32, temporary)
-            _add_correction(
-                c2, c2_row, c2_kind, extra, tokens, dim, hidden, hidden_block, left, sums, plan, lines, temporary
-            )
+                pack_activated(gates, 0, rows, first, tokens, silu, corrections, hidden_size(extra), F32, temporary)
         else:
             list_rows(lines, gate, gate_row, start - extra, min(each, stop - start), chosen)
             plan_left(plan, lines, kind, min(HEIGHT, stop - start), 0, first_part, left + turn * place)
-            for first in range(start, stop, each):
-                rows, at = min(each, stop - first), first - extra
+            for at in range(start - extra, stop - extra, each):
+                rows = min(each, stop - extra - at)
                 list_rows(lines, gate, gate_row, at, rows, chosen)
                 list_rows(coming, up, up_row, at, rows, chosen)
                 turn = multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, gates, plan, coming, rows)
                 list_rows(lines, up, up_row, at, rows, chosen)
-                after = min(each, stop - first - rows)
+                after = min(each, stop - extra - at - rows)
                 list_rows(coming, gate, gate_row, at + rows, after, chosen)
                 turn = multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, ups, plan, coming, after)
-                pack_activated(
-                    gates, ups, rows, first - start, tokens, silu, hidden, hidden_block, down_kind, temporary
-                )
-            _add_down(
-                down, down_row, down_kind, chosen, start - extra, stop - extra, tokens, dim, hidden, hidden_block, left,
-                sums, plan, lines, coming,
-            )  # fmt: skip
-        start, stop = claim(task, extra, count, unit, most, workers)
+                pack_activated(gates, ups, rows, at, tokens, silu, hidden, hidden_size(count), down_kind, temporary)
+        start, stop = claim(task, extra, count, unit, workers)
     close_tiles()
 
 
-@njit
-def _add_down(down, row, kind, chosen, start, stop, tokens, dim, hidden, hidden_block, left, sums, plan, lines, coming):
-    """The second product: sums (tokens, dim) += hidden (tokens, neurons) · their rows of W_down."""
-    form, step, wide, turn = RIGHT if kind == BF16 else kind, number_size(kind), DOWN_BLOCKS * WIDTH, 0
-    place, sum_row = 4 * DOWN_BLOCKS * right_size(DOWN), row_of_sums(dim)
-    deep = min(DOWN, stop - start)
-    list_rows(lines, down, row, start, deep, chosen)
-    plan_right(plan, lines, kind, deep, 0, min(wide, dim), left)
-    for column in range(0, dim, wide):
+@kernel
+def project_chunk(
+    task, worker, hidden, down, down_row, kind, chosen, count, corrections, c2, c2_row, c2_kind, extra, y, tokens, dim,
+    memory, size, wide,
+):  # fmt: skip
+    """y (tokens, dim) = hidden · its neurons' rows of W_down + corrections · C2ᵀ. An item is `wide` columns of y: one
+    worker adds up all that goes into a number, neuron by neuron."""
+    mine, p = memory + 4 * worker * size, down_places(tokens, extra, wide)
+    sums, left, temporary, plan = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3]
+    lines, coming = mine + 4 * p[4], mine + 4 * p[5]
+    form, step, sum_row = RIGHT if kind == BF16 else kind, number_size(kind), row_of_sums(wide)
+    place, turn, planned = 4 * DOWN_BLOCKS * right_size(DOWN), 0, False
+    open_tiles()
+    column, following = fetch_add(task, 1) * wide, fetch_add(task, 1) * wide
+    while column < dim:
         columns = min(wide, dim - column)
-        for depth in range(start, stop, DOWN):
-            deep, packed = min(DOWN, stop - depth), left + turn * place
-            list_rows(lines, down + column * step, row, depth, deep, chosen)
+        if extra:
+            _correct(
+                corrections, c2 + column * c2_row, c2_row, c2_kind, extra, tokens, columns, left, sums, sum_row, plan,
+                lines, temporary,
+            )  # fmt: skip
+        if not planned:
+            list_rows(lines, down + column * step, down_row, 0, min(DOWN, count), chosen)
+            plan_right(plan, lines, kind, min(DOWN, count), 0, columns, left + turn * place)
+        for depth in range(0, count, DOWN):
+            deep, packed = min(DOWN, count - depth), left + turn * place
+            list_rows(lines, down + column * step, down_row, depth, deep, chosen)
             ready_right(plan, lines, kind, deep, columns, packed)
             turn = 1 - turn
             next_column, next_depth = column, depth + DOWN
-            if next_depth >= stop:
-                next_column, next_depth = column + wide, start
-            further = min(DOWN, stop - next_depth)
-            if next_column < dim:
-                list_rows(coming, down + next_column * step, row, next_depth, further, chosen)
+            if next_depth >= count:
+                next_column, next_depth = following, 0
+            planned = next_column < dim and (next_depth > 0 or not extra)  # a correction needs the room
+            if planned:
+                further = min(DOWN, count - next_depth)
+                list_rows(coming, down + next_column * step, down_row, next_depth, further, chosen)
                 plan_right(plan, coming, kind, further, 0, min(wide, dim - next_column), left + turn * place)
             else:
                 nothing_planned(plan)
             for n in range(blocks_of(tokens)):
-                at = hidden_at(hidden + 4 * n * hidden_block, depth - start, kind)
-                here = min(WIDTH, tokens - n * WIDTH)
+                at, here = hidden_at(hidden + 4 * n * hidden_size(count), depth, kind), min(WIDTH, tokens - n * WIDTH)
                 for c in range(0, columns, WIDTH):
-                    to, vectors = sums + n * WIDTH * sum_row + 4 * (column + c), vectors_of(columns - c)
-                    part = packed + c // WIDTH * (4 * right_size(deep))
-                    multiply_packing(form, 0, vectors, here, deep, at, 4 * WIDTH, part, to, sum_row, plan)
+                    to, part = sums + n * WIDTH * sum_row + 4 * c, packed + c // WIDTH * (4 * right_size(deep))
+                    fresh, vectors = depth == 0 and not extra, vectors_of(columns - c)
+                    multiply_packing(form, fresh, vectors, here, deep, at, 4 * WIDTH, part, to, sum_row, plan)
+        for t in range(tokens):
+            copy_row(sums + t * sum_row, y + 4 * (t * dim + column), columns, 1.0)
+        column, following = following, fetch_add(task, 1) * wide
+    close_tiles()
 
 
 @njit
-def _add_correction(c2, c2_row, c2_kind, extra, tokens, dim, hidden, hidden_block, left, sums, plan, lines, temporary):
-    """sums (tokens, dim) += hidden (tokens, extra) · C2ᵀ, whose columns are rows of C2, packed as columns are."""
-    stand, sum_row = carray(words_at(lines), WIDTH), row_of_sums(dim)
+def _correct(corrections, c2, row, kind, extra, tokens, columns, left, sums, sum_row, plan, lines, temporary):
+    """sums (tokens, columns) = corrections (tokens, extra) · C2ᵀ, whose columns are rows of C2, packed as columns
+    are."""
+    stand = carray(words_at(lines), WIDTH)
     nothing_planned(plan)
-    for column in range(0, dim, WIDTH):
-        columns = min(WIDTH, dim - column)
-        for i in range(columns):
-            stand[i] = c2 + (column + i) * c2_row
-        pack_right(lines, c2_kind, columns, extra, left, 1.0, F32, temporary)
+    for c in range(0, columns, WIDTH):
+        some = min(WIDTH, columns - c)
+        for i in range(some):
+            stand[i] = c2 + (c + i) * row
+        pack_right(lines, kind, some, extra, left, 1.0, F32, temporary)
         for n in range(blocks_of(tokens)):
-            here, to = min(WIDTH, tokens - n * WIDTH), sums + n * WIDTH * sum_row + 4 * column
-            at = hidden + 4 * n * hidden_block
-            multiply_packing(F32, 0, vectors_of(columns), here, extra, at, 4 * WIDTH, left, to, sum_row, plan)
+            here, to = min(WIDTH, tokens - n * WIDTH), sums + n * WIDTH * sum_row + 4 * c
+            at = corrections + 4 * n * hidden_size(extra)
+            multiply_packing(F32, 1, vectors_of(some), here, extra, at, 4 * WIDTH, left, to, sum_row, plan)

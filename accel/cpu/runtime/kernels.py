@@ -1,46 +1,25 @@
-"""Compiled kernels: how a Python function becomes machine code, and how it is kept on disk.
+"""Kernels: Python functions of (task, worker, …) as machine code on all cores.
 
-A kernel is a Python function of (task, worker, …): `task` is the address of a block of 64-bit words, of which the first
-counts the work items taken and the second the words that follow, `worker` the number of the thread, and the other
-arguments are those words. Every worker takes items until none is left, so that a slow core delays a call by one item at
-most.
+`task` is the address of a block of 64-bit words, of which the first counts the work items taken and the second the
+words that follow, `worker` the number of the thread, and the other arguments are those words. Every worker takes items
+until none is left, so that a slow core delays a call by one item at most.
+
+Which worker takes which item is a matter of chance, and how many workers there are too: no number of a result may
+depend on it. What several items add to is added up in a fixed order, by one worker or by another call.
 """
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Callable
 from inspect import signature
-from pathlib import Path
 from struct import pack
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from numba import types
-from numba.core.caching import FunctionCache
-from numba.core.ccallback import CFunc
-
-from accel.cpu.runtime.team import THREADS, run
-from accel.cpu.simd import LANES, MATRIX, MOST_WORDS, REGISTERS
+from accel.cpu.runtime.compiling import callback
+from accel.cpu.runtime.team import THREADS, compile_team, run
+from accel.cpu.simd import MOST_WORDS
 from reference.checks import require
-
-
-def _stamp() -> str:
-    """Changes with any source file of this package: a kernel's code lies in several of them, and so do tile sizes."""
-    digest = hashlib.sha256(f"{LANES} {REGISTERS} {MATRIX}".encode())
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-class _PackageCache(FunctionCache):
-    """Numba's cache on disk, which is out of date when any file of this package changed, not only the kernel's own."""
-
-    stamp = _stamp()
-
-    def __init__(self, function: Callable) -> None:
-        super().__init__(function)
-        self._cache_file._source_stamp = self.stamp
 
 
 class Kernel:
@@ -52,10 +31,7 @@ class Kernel:
         self.name = f"{function.__module__.removeprefix('accel.cpu.')}.{function.__name__.lstrip('_')}"
         self.arguments = tuple(signature(function).parameters)[2:]
         require(len(self.arguments) <= MOST_WORDS, f"{self.name}: got more than {MOST_WORDS} arguments")
-        words = (types.int64,) * (2 + len(self.arguments))
-        code: Any = CFunc(function, (words, types.void), locals={}, options={"nopython": True, "error_model": "numpy"})
-        code._cache = _PackageCache(function)
-        self._code = code
+        self._code = callback(function, 2 + len(self.arguments))
         self._address = 0
         self._form = ""
         self.known.append(self)
@@ -88,6 +64,7 @@ class Kernel:
 def warmup(progress: Callable[[str, int, int], None] | None = None) -> int:
     """Compile every kernel, or load it from disk; returns how many. `progress` gets (name, number from 0, of how many)
     before each, and ("", n, n) at the end."""
+    compile_team()
     for n, known in enumerate(Kernel.known):
         if progress is not None:
             progress(known.name, n, len(Kernel.known))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from collections.abc import Iterable
 from math import prod
@@ -31,6 +32,10 @@ class Scratch:
     """Memory that workers write to during a call, kept for the next: fresh pages cost more than small kernels do."""
 
     def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin with nothing, as a forked child must: another thread of its parent may have held the lock."""
         self._free: list[np.ndarray] = []
         self._lock = threading.Lock()
 
@@ -51,6 +56,8 @@ class Scratch:
 
 
 scratch = Scratch()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=scratch.renew)
 
 
 class Room:

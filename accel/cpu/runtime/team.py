@@ -1,135 +1,127 @@
 """How the cores share the work of one call.
 
 The caller is worker 0 and starts at once. Helper threads join when they can: each waits in compiled code without the
-interpreter's lock, looking for work for a millisecond after its last task (a chunk calls hundreds of
-kernels, with some Python between them) before it goes to sleep. A call whose helper is asleep, busy with another
-thread's call, or lost in a fork simply does everything itself: nothing depends on a helper, so any number of Python
-threads may call at once.
+interpreter's lock, looking for work for about a millisecond after its last task (a chunk calls hundreds of kernels,
+with some Python between them) before it goes to sleep. A call whose helper is asleep, busy with another thread's call,
+or lost in a fork simply does everything itself: nothing depends on a helper, so any number of Python threads may call
+at once.
+
+From the taking of the team to its release a call is one compiled step. Python hands an interrupt (Ctrl-C) over between
+two of its own steps only, so none can leave the team taken, or a helper with a task that is gone.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from time import perf_counter
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray, int64
 
+from accel.cpu.runtime.compiling import compiled
+from accel.cpu.runtime.cores import thread_count
+from accel.cpu.runtime.waiting import SPINS, YIELDS, pause
 from accel.cpu.simd import call, peek, swap_if, words_at
-from reference.checks import require
-
-PATIENCE = 1e-3  # seconds that a helper looks at an empty board before it goes to sleep
-LOOKS = 1000  # that are timed to find how many that is
-
-
-def thread_count() -> int:
-    """Cores that this process may use, or THRESHER_NUM_THREADS."""
-    wanted = os.environ.get("THRESHER_NUM_THREADS")
-    if wanted is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    require(
-        wanted.isdigit() and int(wanted) >= 1,
-        f"THRESHER_NUM_THREADS: got {wanted!r}, wanted a whole number of at least 1",
-    )
-    return int(wanted)
-
 
 THREADS = thread_count()
 
-# A helper's board: [state, kernel, task, asleep]. States: nothing offered, offered, taken, done.
+# A helper's board: [state, kernel, task]. States: nothing offered, offered, taken, done.
 _EMPTY, _OFFERED, _TAKEN, _DONE = 0, 1, 2, 3
-_BOARD = 8  # words: a cache line for each helper
+_LINE = 64  # bytes: a cache line for the gate, and one for each board
+_FREE, _IN_USE = 0, 1  # states of the gate
 
 
-@njit("void(int64, int64, int64)", nogil=True, cache=True)
-def _serve(board, worker, patience):
+@compiled
+def _serve(board, worker):
     """A helper's life between two naps: take what is offered on its board, run it, say so."""
     looks = 0
-    while looks < patience:
-        looks += 1
+    while looks < SPINS + YIELDS:
         if peek(board) == _OFFERED and swap_if(board, _OFFERED, _TAKEN):
             call(peek(board + 8), peek(board + 16), worker)
             swap_if(board, _TAKEN, _DONE)
             looks = 0
+        pause(looks)
+        looks += 1
 
 
-@njit("void(int64, int64, int64)", nogil=True, cache=True)
-def _alone(function, task, worker):
-    call(function, task, worker)
-
-
-@njit("int64(int64, int64, int64, int64)", nogil=True, cache=True)
-def _offer(boards, helpers, function, task):
-    """Write a task on the boards; returns how many of their helpers may be asleep."""
-    asleep = 0
+@compiled
+def _share(gate, helpers, function, task):
+    """Run a kernel together with so many helpers, whose boards follow the gate; alone where the team is in use."""
+    if helpers < 1 or not swap_if(gate, _FREE, _IN_USE):
+        call(function, task, 0)
+        return
+    boards = gate + _LINE
     for helper in range(helpers):
-        words = carray(words_at(boards + helper * 8 * _BOARD), _BOARD)
+        words = carray(words_at(boards + helper * _LINE), 3)
         words[1], words[2] = function, task
-        swap_if(boards + helper * 8 * _BOARD, _EMPTY, _OFFERED)
-        asleep += words[3]
-    return asleep
-
-
-@njit("void(int64, int64)", nogil=True, cache=True)
-def _withdraw(boards, helpers):
-    """Take back what no helper took, and wait for those that are on their last item."""
-    for helper in range(helpers):
-        board = boards + helper * 8 * _BOARD
+        swap_if(boards + helper * _LINE, _EMPTY, _OFFERED)
+    call(function, task, 0)
+    for helper in range(helpers):  # take back what was not taken, and wait for those that are on their last item
+        board, looks = boards + helper * _LINE, 0
         if not swap_if(board, _OFFERED, _EMPTY):
             while peek(board) == _TAKEN:
-                pass
+                pause(looks)
+                looks += 1
             swap_if(board, _DONE, _EMPTY)
+    swap_if(gate, _IN_USE, _FREE)
 
 
 class _Team:
     """The helper threads. They start with the first call that wants them, and again in a forked child."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.boards = np.zeros((0, _BOARD), np.int64)
-        self.bells: list[threading.Semaphore] = []
-
-    def start(self, helpers: int) -> None:
-        self.boards = np.zeros((helpers, _BOARD), np.int64)
-        self.address = self.boards.__array_interface__["data"][0]
-        self.bells = [threading.Semaphore(0) for _ in range(helpers)]
-        # How long a look takes differs tenfold between machines. Nothing is offered yet, so that looking is all it
-        # does.
-        _serve(self.address, 1, LOOKS)
-        started = perf_counter()
-        _serve(self.address, 1, LOOKS)
-        patience = int(LOOKS * PATIENCE / (perf_counter() - started))
-        for n in range(helpers):
-            threading.Thread(target=self.help, args=(self.boards, self.bells[n], n, patience), daemon=True).start()
-
-    @staticmethod
-    def help(boards: np.ndarray, bell: threading.Semaphore, n: int, patience: int) -> None:
-        board = boards.__array_interface__["data"][0] + n * 8 * _BOARD
-        while True:
-            _serve(board, n + 1, patience)
-            boards[n, 3] = 1  # asleep; an offer made before this line was written is seen by one more look
-            _serve(board, n + 1, 1)
-            bell.acquire()
-            boards[n, 3] = 0
+    def __init__(self, helpers: int) -> None:
+        self._words = np.zeros((helpers + 2) * _LINE, np.int8)  # the gate and the boards, from a cache line on
+        start = self._words.__array_interface__["data"][0]
+        self._gate = start + -start % _LINE
+        self._bells: list[Any] = []  # of the helpers that run: a lock that is taken until someone rings
+        self._asleep = [False] * helpers
+        self._starting = threading.Lock()
 
     def run(self, function: int, task: int, workers: int) -> None:
-        if workers < 2 or not self.lock.acquire(blocking=False):
-            _alone(function, task, 0)
-            return
-        try:
-            if not self.bells:
-                self.start(THREADS - 1)
-            if _offer(self.address, workers - 1, function, task):
-                for n in np.flatnonzero(self.boards[: workers - 1, 3]):
-                    self.bells[n].release()
-            _alone(function, task, 0)
-        finally:  # also on an interrupt: no helper may be left with a task that is gone
-            _withdraw(self.address, workers - 1)
-            self.lock.release()
+        helpers = min(workers - 1, len(self._asleep))
+        if helpers > 0:
+            if len(self._bells) < helpers:
+                helpers = self._start(helpers)
+            if True in self._asleep:
+                self._wake(helpers)
+        _share(self._gate, helpers, function, task)
+
+    def _start(self, helpers: int) -> int:
+        """Start so many helpers, as far as the system lets us; returns how many there are."""
+        compile_team()  # before a helper would
+        with self._starting, suppress(RuntimeError):  # no more threads, or none at the end of the interpreter
+            while (n := len(self._bells)) < helpers:
+                bell = threading.Lock()
+                bell.acquire()
+                threading.Thread(target=self._help, args=(n, bell), daemon=True).start()
+                self._bells.append(bell)
+        return min(helpers, len(self._bells))
+
+    def _wake(self, helpers: int) -> None:
+        """Ring for the first helpers that sleep. One that falls asleep right after is missing in one call."""
+        for asleep, bell in zip(self._asleep, self._bells[:helpers], strict=False):
+            if asleep:
+                with suppress(RuntimeError):  # somebody rang already
+                    bell.release()
+
+    def _help(self, n: int, bell: Any) -> None:
+        board = self._gate + (n + 1) * _LINE
+        while True:
+            _serve(board, n + 1)
+            self._asleep[n] = True
+            bell.acquire()
+            self._asleep[n] = False
 
 
-_team = _Team()
+_team = _Team(THREADS - 1)
+
+
+def compile_team() -> None:
+    """Compile what the team itself runs, or load it from disk."""
+    _serve.compile((int64,) * 2)
+    _share.compile((int64,) * 4)
 
 
 def run(function: int, task: int, workers: int) -> None:
@@ -138,9 +130,9 @@ def run(function: int, task: int, workers: int) -> None:
 
 
 def _after_fork() -> None:
-    """A forked child has no helper threads and must not wait for the parent's lock."""
+    """A forked child has no helper threads, and perhaps a team that the parent had taken."""
     global _team
-    _team = _Team()
+    _team = _Team(THREADS - 1)
 
 
 if hasattr(os, "register_at_fork"):

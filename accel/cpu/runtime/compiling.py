@@ -1,0 +1,142 @@
+"""Compiled code, and how it is kept on disk.
+
+Every function has a file of its own for each stamp: a hash of all that its code depends on, which stands in the file's
+name. Machines that share a home, and versions of this package, so keep their code side by side. A file is written
+whole or not at all, and begins with a checksum: one that is damaged counts as none. Where nothing can be written code
+is compiled in memory, at every start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import sys
+import time
+import uuid
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+import llvmlite
+import numba
+from numba import config, njit, types
+from numba.core.caching import NullCache
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
+from numba.core.serialize import dumps
+from numba.misc.appdirs import AppDirs
+
+from accel.cpu.simd import LANES, MATRIX, REGISTERS
+
+PACKAGE = Path(__file__).parents[1]
+UNUSED = 90 * 86400  # seconds after which code of another stamp is deleted
+_CHECK = 4  # bytes of a checksum
+
+
+def stamp() -> str:
+    """A hash of this package's sources, the compiler, Python, and the machine that code is compiled for."""
+    cpu_target.target_context.refresh()  # before the first kernel is asked for, since it takes a while
+    machine = cpu_target.target_context.codegen().magic_tuple()  # system, processor, features
+    parts = sys.version_info[:2], numba.__version__, llvmlite.__version__, machine, LANES, REGISTERS, MATRIX
+    digest = hashlib.sha256(repr(parts).encode())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def folders() -> list[Path]:
+    """Where code may lie, the first choice first: $NUMBA_CACHE_DIR and nowhere else, if it is set; or beside this
+    package, where who installed it may have compiled for all; or in the user's cache."""
+    if config.CACHE_DIR:
+        return [Path(config.CACHE_DIR) / "accel-cpu"]
+    users = Path(AppDirs("numba", appauthor=False).user_cache_dir) / "accel-cpu"
+    return [PACKAGE / "__pycache__", *([users] if users.is_absolute() else [])]  # "~/…" where nobody has a home
+
+
+class _Kept(NullCache):
+    """The code of one function on disk, as Numba's compilers ask for it."""
+
+    stamp: ClassVar[str] = ""
+    folders: ClassVar[list[Path]] = []
+    told: ClassVar[bool] = False  # that nothing can be kept
+
+    def __init__(self, function: Callable) -> None:
+        self._name = f"{function.__module__.removeprefix('accel.cpu.')}.{function.__name__}"
+
+    def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
+        """The code, from the first folder that has it whole."""
+        target_context.refresh()
+        for folder in self.folders:
+            path = folder / f"{self._name}-{self.stamp}.code"
+            with suppress(OSError):
+                data = path.read_bytes()
+                if data[:_CHECK] == _checksum(data[_CHECK:]):
+                    with suppress(OSError):
+                        os.utime(path)  # still in use
+                    return CompileResult._rebuild(target_context, *pickle.loads(data[_CHECK:]))
+        return None
+
+    def save_overload(self, sig: Any, data: CompileResult) -> None:
+        """Write it to the first folder that takes it; says once where none does."""
+        code, why = dumps(data._reduce()), ""
+        for folder in self.folders:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _write(folder / f"{self._name}-{self.stamp}.code", _checksum(code) + code)
+            except OSError as error:
+                why += f" {folder} ({error.strerror});"
+            else:
+                self._tidy(folder)
+                return
+        if not _Kept.told:
+            _Kept.told = True
+            logging.getLogger("accel.cpu").warning(
+                "compiled kernels cannot be kept, so every start compiles them anew:%s set NUMBA_CACHE_DIR to a folder "
+                "that can be written", why,
+            )  # fmt: skip
+
+    def _tidy(self, folder: Path) -> None:
+        """Delete this function's code of other stamps that nobody loaded for long. Who wanted it would compile it."""
+        with suppress(OSError):
+            for path in folder.glob(f"{self._name}-*.code"):
+                if time.time() - path.stat().st_mtime > UNUSED:
+                    path.unlink()
+
+
+_Kept.stamp, _Kept.folders = stamp(), folders()
+
+
+def _checksum(code: bytes) -> bytes:
+    return zlib.crc32(code).to_bytes(_CHECK, "little")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that others see whole or not at all."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except BaseException:  # an interrupt too
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def callback(function: Callable, words: int) -> CFunc:
+    """A function of so many words that other code calls by its address."""
+    signature = (types.int64,) * words, types.void
+    code: Any = CFunc(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
+    code._cache = _Kept(function)
+    return code
+
+
+def compiled(function: Callable) -> Any:
+    """Decorator: a function of words that Python calls, and that runs without the interpreter's lock."""
+    code: Any = njit(nogil=True, error_model="numpy")(function)
+    code._cache = _Kept(function)
+    return code
