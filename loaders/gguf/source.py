@@ -92,6 +92,10 @@ class GGUF:
         made = makers[name](self._metadata) if name in makers else None
         return None if made is None else json.dumps(made, ensure_ascii=False)
 
+    def texts_in(self, folder: str, suffix: str) -> list[str]:
+        """None: a GGUF file has no folders."""
+        return []
+
     def _stored_name(self, name: str) -> str:
         require(name in self._stored, f"{self.path}: tensor {name!r}: got no such tensor, wanted it here")
         return self._stored[name]
