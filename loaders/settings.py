@@ -10,7 +10,6 @@ from typing import Any
 
 from reference.checks import require
 
-
 MOST = 2**53  # larger whole numbers have no exact float, and no model has one
 
 

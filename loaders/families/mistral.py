@@ -1,5 +1,5 @@
-"""mistral: Llama with one sliding window in all layers, where the config sets one. A config with `layer_types` is read as
-ministral, as in transformers. `attention_bias` means nothing in either."""
+"""mistral: Llama with one sliding window in all layers, where the config sets one. A config with `layer_types` is read
+as ministral, as in transformers. `attention_bias` means nothing in either."""
 
 from typing import Any
 

@@ -37,6 +37,7 @@ INNER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+BIASED = tuple(f".self_attn.{letter}_proj.weight" for letter in "qkvo")
 GEMMA3_INNER = INNER | {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
@@ -54,21 +55,30 @@ class GGUF:
         self._metadata = Settings(self._file.metadata, str(path))
         self._metadata.choice("general.architecture", MODEL_TYPES)
         self._arch = self._metadata.get("general.architecture")
+        kind = self._metadata.get("general.type", "model")
+        self._metadata.require("general.type", kind == "model", "model: no adapter, projector or table for quantising")
         whole_file = self._metadata.get("split.count", 1) in (0, 1)
         self._metadata.require("split.count", whole_file, "one whole file: llama-gguf-split --merge joins the parts")
-        self._stored = {self._hugging_face_name(name): name for name in self._file.shapes if name != ROPE_FACTORS}
+        passed_over = {ROPE_FACTORS} if self._arch == "llama" else set()
+        stored = [name for name in self._file.shapes if name not in passed_over]
+        self._stored = {self._hugging_face_name(name): name for name in stored}
         self.config = hugging_face_config(self._arch, self._metadata, self._file)
+        self._zeros = self._absent_biases() if self.config["attention_bias"] else {}
 
     def names(self) -> list[str]:
         """Every tensor's Hugging Face name."""
-        return list(self._stored)
+        return [*self._stored, *self._zeros]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's shape, without reading it."""
+        if name in self._zeros:
+            return (self._zeros[name],)
         return self._file.shapes[self._stored_name(name)]
 
     def tensor(self, name: str) -> np.ndarray:
         """The tensor as a Hugging Face checkpoint holds it: stored floats as they are, quantised ones as float32."""
+        if name in self._zeros:
+            return np.zeros(self._zeros[name], np.float32)
         x = self._file.tensor(self._stored_name(name))
         if self._arch == "llama" and ".q_proj." in name:
             return self._halves(name, x, self.config["num_attention_heads"])
@@ -95,6 +105,12 @@ class GGUF:
     def texts_in(self, folder: str, suffix: str) -> list[str]:
         """None: a GGUF file has no folders."""
         return []
+
+    def _absent_biases(self) -> dict[str, int]:
+        """Biases that the file leaves out beside others that it has, with their lengths: zeros. Hugging Face's layers
+        have all four or none."""
+        maps = [name.removesuffix(".weight") for name in self._stored if name.endswith(BIASED)]
+        return {f"{m}.bias": self.shape(f"{m}.weight")[0] for m in maps if f"{m}.bias" not in self._stored}
 
     def _stored_name(self, name: str) -> str:
         require(name in self._stored, f"{self.path}: tensor {name!r}: got no such tensor, wanted it here")
