@@ -72,13 +72,13 @@ class GGUF:
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's shape, without reading it."""
         if name in self._zeros:
-            return (self._zeros[name],)
+            return self._zeros[name].shape
         return self._file.shapes[self._stored_name(name)]
 
     def tensor(self, name: str) -> np.ndarray:
         """The tensor as a Hugging Face checkpoint holds it: stored floats as they are, quantised ones as float32."""
         if name in self._zeros:
-            return np.zeros(self._zeros[name], np.float32)
+            return self._zeros[name]
         x = self._file.tensor(self._stored_name(name))
         if self._arch == "llama" and ".q_proj." in name:
             return self._halves(name, x, self.config["num_attention_heads"])
@@ -106,11 +106,13 @@ class GGUF:
         """None: a GGUF file has no folders."""
         return []
 
-    def _absent_biases(self) -> dict[str, int]:
-        """Biases that the file leaves out beside others that it has, with their lengths: zeros. Hugging Face's layers
-        have all four or none."""
-        maps = [name.removesuffix(".weight") for name in self._stored if name.endswith(BIASED)]
-        return {f"{m}.bias": self.shape(f"{m}.weight")[0] for m in maps if f"{m}.bias" not in self._stored}
+    def _absent_biases(self) -> dict[str, np.ndarray]:
+        """Zeros for the biases that the file leaves out beside others that it has: Hugging Face's layers have all four
+        or none."""
+        maps = {name: stored for name, stored in self._stored.items() if name.endswith(BIASED)}
+        absent = {name.removesuffix("weight") + "bias": stored for name, stored in maps.items()}
+        rows = {name: self._file.shapes[stored][0] for name, stored in absent.items() if name not in self._stored}
+        return {name: np.zeros(count, np.float32) for name, count in rows.items()}
 
     def _stored_name(self, name: str) -> str:
         require(name in self._stored, f"{self.path}: tensor {name!r}: got no such tensor, wanted it here")
