@@ -76,17 +76,24 @@ def load_checkpoint(
     cannot be right or is not supported.
     """
     require(dtype in DTYPES, f"dtype: got {dtype!r}, wanted one of {', '.join(DTYPES)}")
-    source = open_source(Path(path))
+    try:
+        return _load(Path(path), DTYPES[dtype], None if adapter is None else Path(adapter))
+    except MemoryError:
+        raise ValueError(f"{path}: got a checkpoint that needs more memory than there is, wanted it smaller") from None
+
+
+def _load(path: Path, dtype: np.dtype, adapter: Path | None) -> Checkpoint:
+    source = open_source(path)
     where = str(source.path / "config.json" if source.path.is_dir() else source.path)
     family = family_of(source.config.get("model_type"), where)
     settings = family.settings(source.config, where)
     config = family.model_config(settings)
     if adapter is not None:
-        source = Adapted(source, Adapter(Path(adapter)), family)
+        source = Adapted(source, Adapter(adapter), family)
     reader = WeightReader(source, family, settings, config)
     if isinstance(source, Adapted):
         source.check(reader.names.values())
-    weights = reader.read_all(DTYPES[dtype])
+    weights = reader.read_all(dtype)
     return Checkpoint(replace(config, tied=weights.output is weights.embedding), weights, source)
 
 

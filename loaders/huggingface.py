@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loaders.settings import Settings, json_object
+from loaders.settings import Settings, json_object, shown
 from loaders.tensors import TensorFile
 from reference.checks import require
 
@@ -36,7 +36,9 @@ class HuggingFace:
 
     def tensor(self, name: str) -> np.ndarray:
         """The tensor as a view of its file. Raises ValueError naming the directory where it has no such tensor."""
-        require(name in self._files, f"{self.path}: tensor {name!r}: got no such tensor, wanted it in one of its files")
+        require(
+            name in self._files, f"{self.path}: tensor {shown(name)}: got no such tensor, wanted it in one of its files"
+        )
         return self._files[name].tensor(name)
 
     def file_of(self, name: str) -> Path:
@@ -88,15 +90,17 @@ def _open_shards(directory: Path) -> dict[str, TensorFile]:
     for name, shard in Settings(read_json(index), str(index)).part("weight_map").values.items():
         require(
             isinstance(shard, str) and Path(shard).name == shard,
-            f"{index}: tensor {name!r}: got file {shard!r}, wanted the name of a file beside the index",
+            f"{index}: tensor {shown(name)}: got file {shown(shard)}, wanted the name of a file beside the index",
         )
         if shard not in shards:
             if not (directory / shard).is_file():
-                raise FileNotFoundError(f"{directory / shard}: got no such file, wanted the shard that holds {name!r}")
+                raise FileNotFoundError(
+                    f"{directory / shard}: got no such file, wanted the shard that holds {shown(name)}"
+                )
             shards[shard] = TensorFile(directory / shard)
         require(
             name in shards[shard].entries,
-            f"{directory / shard}: tensor {name!r}: got no such tensor, wanted it here as {INDEX} says",
+            f"{directory / shard}: tensor {shown(name)}: got no such tensor, wanted it here as {INDEX} says",
         )
         files[name] = shards[shard]
     return {name: file for file in shards.values() for name in file.entries} | files

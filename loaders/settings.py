@@ -10,6 +10,7 @@ from typing import Any
 
 from reference.checks import require
 
+LONGEST = 200  # characters of a wrong value that an error line shows
 MOST = 2**53  # larger whole numbers have no exact float, and no model has one
 
 
@@ -22,6 +23,15 @@ def json_object(text: str | bytes, where: str, what: str = "a JSON object") -> d
         raise ValueError(f"{where}: got text that is not JSON ({error}), wanted {what}") from None
     require(isinstance(value, dict), f"{where}: got a JSON {type(value).__name__}, wanted an object")
     return value
+
+
+def shown(value: Any) -> str:
+    """The value as an error line shows it: its repr, cut where it would not fit a line."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "something nested without end"
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 @dataclass(frozen=True)
@@ -70,5 +80,5 @@ class Settings:
 
     def require(self, key: str, holds: bool, wanted: str) -> None:
         """ValueError naming the key, what it holds and what was wanted, unless `holds`."""
-        got = repr(self.values[key]) if key in self.values else "nothing"
+        got = shown(self.values[key]) if key in self.values else "nothing"
         require(holds, f"{self.where}: {key}: got {got}, wanted {wanted}")

@@ -10,11 +10,12 @@ Source: transformers' tokenization_utils_base.py and tokenization_utils_tokenize
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from loaders.settings import Settings, json_object
+from loaders.settings import Settings, json_object, shown
 from loaders.source import Source
 
 DECODER = "added_tokens_decoder"  # {"7": {"content": "<x>", "special": true, …}, …}
@@ -27,17 +28,18 @@ def load_tokenizer(source: Source) -> Tokenizer:
     text = source.text("tokenizer.json")
     if text is None:
         raise FileNotFoundError(f"{source.path}: got no tokenizer.json, wanted one (no other tokenizer file is read)")
+    listed, named = _listed_tokens(source), _named_tokens(source)
     try:
         tokenizer = Tokenizer.from_str(text)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.add_tokens(listed)
+        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        tokenizer.add_tokens([token for token in named if token.content not in known])
     except Exception as error:  # the package raises nothing narrower
         raise ValueError(
-            f"{source.path}: tokenizer.json: got one that does not load ({error}), wanted one that does"
+            f"{source.path}: tokenizer.json: got one that does not load ({_line(error)}), wanted one that does"
         ) from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.add_tokens(_listed_tokens(source))  # those that are listed by name
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    tokenizer.add_tokens([token for token in _named_tokens(source) if token.content not in known])
     return tokenizer
 
 
@@ -66,9 +68,10 @@ def read_settings(source: Source, name: str) -> Settings:
 
 
 def token_text(value: Any) -> str | None:
-    """A token that is written as a string or as {"content": string, …}."""
+    """A token that is written as a string or as {"content": string, …}, None for anything else. Half a surrogate pair,
+    which JSON can write, is no text."""
     content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else None
+    return content if isinstance(content, str) and not re.search("[\ud800-\udfff]", content) else None
 
 
 def _listed_tokens(source: Source) -> list[AddedToken]:
@@ -97,6 +100,11 @@ def _named_tokens(source: Source) -> list[AddedToken]:
     for group in lists:
         values += group if isinstance(group, list) else group.values() if isinstance(group, dict) else []
     return [_added(value, special=True) for value in values if token_text(value)]
+
+
+def _line(error: Exception) -> str:
+    """What the error says, in one line that can be printed."""
+    return shown(str(error)).strip("'\"")
 
 
 def _added(value: Any, *, special: bool) -> AddedToken:

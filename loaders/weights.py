@@ -16,7 +16,7 @@ import numpy as np
 
 from loaders.family import EMBEDDING, FINAL_NORM, Family
 from loaders.finite import check_finite
-from loaders.settings import Settings
+from loaders.settings import Settings, shown
 from loaders.source import Source
 from reference import LayerWeights, ModelConfig, Weights
 from reference.checks import is_float, require
@@ -72,7 +72,7 @@ class WeightReader:
         for name in sorted(self._stored - set(self.names.values())):
             require(
                 self._family.has_no_use_for(name) or math.prod(self._source.shape(name)) <= 1,
-                f"{self._source.file_of(name)}: tensor {name!r}: got a weight that {self._family.model_type} with "
+                f"{self._source.file_of(name)}: tensor {shown(name)}: got a weight that {self._family.model_type} with "
                 f"{self._config.layers} layers and this config does not have, wanted it absent",
             )
 
@@ -81,7 +81,7 @@ class WeightReader:
         name, kind = self.names[weight], weight.rpartition(".")[2]
         shape = (layer_shapes(self._config) | model_shapes(self._config))[kind]
         stored = self._source.tensor(name)
-        where = f"{self._source.file_of(name)}: tensor {name!r}"
+        where = f"{self._source.file_of(name)}: tensor {shown(name)}"
         require(stored.shape == shape, f"{where}: got shape {stored.shape}, wanted {shape} as the config says")
         require(is_float(stored.dtype), f"{where}: got dtype {stored.dtype}, wanted a floating-point type")
         with np.errstate(over="ignore"):  # an overflow is reported below
