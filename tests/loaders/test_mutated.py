@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,7 @@ rotations = st.fixed_dictionaries(
     {"rope_type": st.sampled_from(["linear", "dynamic", "llama3", "yarn"])},
     optional={key: st.sampled_from(NUMBERS) for key in ROTATION},
 )
-values = st.sampled_from(VALUES) | st.sampled_from([50, 700]).map(nested) | rotations
+values = st.sampled_from(VALUES) | st.sampled_from([5, 50]).map(nested) | rotations
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -151,6 +152,24 @@ def test_a_changed_file_loads_or_is_named(
     else:
         file.write_bytes(changed_bytes(data, content, len(content)))
     check(file if name == "m.gguf" else directory)
+
+
+@pytest.mark.parametrize("name", JSONS)
+def test_nesting_without_end_is_named(whole: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text('{"a": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as caught:
+        _ = load_checkpoint(tmp_path).generation
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [*LLAMA, *KEYS])
+def test_any_value_under_any_key_of_the_config(whole: Path, tmp_path: Path, key: str) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    rotations = [{"rope_type": kind, part: n} for kind in ("linear", "yarn") for part in ROTATION for n in NUMBERS]
+    for value in [*VALUES, *(rotations if key.startswith("rope_") and key != "rope_theta" else [])]:
+        (tmp_path / "config.json").write_text(json.dumps({**CONFIG, key: value}))
+        check(tmp_path)
 
 
 def test_a_model_beyond_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
