@@ -19,36 +19,47 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from loaders.settings import Settings
 from loaders.source import Source
 from loaders.tokenizer import read_settings, special_tokens
 from reference.checks import require
 
 Message = Mapping[str, Any]
+FOLDER = "additional_chat_templates"
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names for the same field; templates read the first
 
 
 class ChatTemplate:
-    """A checkpoint's templates by name ("default", and "tool_use" for calls with tools) and its special tokens."""
+    """A checkpoint's templates by name and its special tokens. "tool_use" answers calls with tools, "default" all
+    others; any other name is asked for."""
 
     def __init__(self, templates: Mapping[str, str], tokens: Mapping[str, str]) -> None:
         self.tokens = dict(tokens)
         self._templates = {name: _compile(name, text) for name, text in templates.items()}
-        require(
-            "default" in templates, f"chat_template: got {', '.join(templates) or 'nothing'}, wanted one called default"
-        )
+        require(bool(templates), "chat_template: got no templates, wanted at least one")
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        **variables: Any,
+    ) -> str:
         """The text of a conversation, up to where the model's answer starts with `add_generation_prompt`.
 
-        messages: [{"role": "user", "content": "…"}, …]. variables: whatever the template knows besides (`tools` as JSON
-        schemas, `documents`, `enable_thinking`, …); one called like a special token replaces it. Raises ValueError for
-        no messages, for one without a role, and where the template refuses them.
+        messages: [{"role": "user", "content": "…"}, …]. chat_template: the name of another template. variables:
+        whatever the template knows besides (`tools` as JSON schemas, `documents`, `enable_thinking`, …); one called
+        like a special token replaces it. Raises ValueError for no messages, for one without a role, for a template
+        that there is not, and where the template refuses them.
         """
         require(len(messages) > 0, "messages: got none, wanted at least one")
         for message in messages:
             good = isinstance(message, Mapping) and isinstance(message.get("role"), str)
             require(good, f"messages: got {message!r}, wanted a mapping with a role and content")
-        name = "tool_use" if variables.get("tools") is not None and "tool_use" in self._templates else "default"
+        usual = "tool_use" if variables.get("tools") is not None and "tool_use" in self._templates else "default"
+        name, there = chat_template or usual, ", ".join(self._templates)
+        require(name in self._templates, f"chat_template: got {name!r}, wanted one of the checkpoint's: {there}")
         given = {"tools": None, "documents": None, **self.tokens, **variables}
         try:
             return self._templates[name].render(
@@ -61,23 +72,38 @@ class ChatTemplate:
 
 
 def load_template(source: Source) -> ChatTemplate | None:
-    """The checkpoint's chat template, or None where it has none: chat_template.jinja, or else what
-    tokenizer_config.json holds, one template or a list of named ones. Raises ValueError for one that is not Jinja."""
+    """The checkpoint's chat templates, or None where it has none. Raises ValueError for one that is not Jinja.
+
+    The first of these that is there counts, as in transformers: files of their own (chat_template.jinja for "default",
+    additional_chat_templates/NAME.jinja), what tokenizer_config.json holds, chat_template.json. The last two hold one
+    template, a list of {name, template} or an object of templates by name.
+    """
+    named = {name: source.text(f"{FOLDER}/{name}.jinja") for name in source.texts_in(FOLDER, ".jinja")}
+    named |= {"default": source.text("chat_template.jinja")}
+    files = {name: text for name, text in named.items() if text is not None}
     settings = read_settings(source, "tokenizer_config.json")
-    found = source.text("chat_template.jinja") or settings.get("chat_template")
-    if found is None:
+    if not files and settings.get("chat_template") is None:
+        settings = read_settings(source, "chat_template.json")
+    templates = files or _in_settings(settings)
+    if not templates:
         return None
-    named = {"default": found} if isinstance(found, str) else found
+    try:
+        return ChatTemplate(templates, special_tokens(source))
+    except ValueError as error:
+        raise ValueError(f"{source.path}: {error}") from None
+
+
+def _in_settings(settings: Settings) -> dict[str, str]:
+    """The templates by name under "chat_template"."""
+    found = settings.get("chat_template")
+    named = {} if found is None else {"default": found} if isinstance(found, str) else found
     if isinstance(found, list):
         good = all(isinstance(t, dict) and {"name", "template"} <= t.keys() for t in found)
         settings.require("chat_template", good, "a template or a list of {name, template}")
         named = {t["name"]: t["template"] for t in found}
-    good = isinstance(named, dict) and all(isinstance(text, str) for text in named.values())
+    good = isinstance(named, dict) and all(isinstance(text, str) for pair in named.items() for text in pair)
     settings.require("chat_template", good, "text")
-    try:
-        return ChatTemplate(named, special_tokens(source))
-    except ValueError as error:
-        raise ValueError(f"{source.path}: {error}") from None
+    return dict(named)
 
 
 def _plain(message: Message) -> dict[str, Any]:
@@ -106,7 +132,7 @@ def _compile(name: str, text: str) -> Template:
     environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
     try:
         return environment.from_string(text)
-    except TemplateError as error:
+    except Exception as error:  # beside its own errors jinja2 lets out Python's, for text nested without end
         raise ValueError(f"chat_template {name!r}: got text that is not a Jinja template ({error})") from None
 
 

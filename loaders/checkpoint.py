@@ -7,7 +7,7 @@ of that name says what they are, and an adapter may be added to them on the way.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from tokenizers import Tokenizer
 from loaders.adapted import Adapted
 from loaders.chat import ChatTemplate, load_template
 from loaders.families import family_of
+from loaders.generation import Generation, load_generation
 from loaders.gguf import GGUF
 from loaders.huggingface import HuggingFace
 from loaders.lora import Adapter
 from loaders.source import Source
-from loaders.tokenizer import Generation, load_generation, load_tokenizer
+from loaders.tokenizer import load_tokenizer
 from loaders.weights import WeightReader
 from reference import ModelConfig, Weights
 from reference.checks import require
@@ -75,17 +76,25 @@ def load_checkpoint(
     cannot be right or is not supported.
     """
     require(dtype in DTYPES, f"dtype: got {dtype!r}, wanted one of {', '.join(DTYPES)}")
-    source = open_source(Path(path))
+    try:
+        return _load(Path(path), DTYPES[dtype], None if adapter is None else Path(adapter))
+    except MemoryError:
+        raise ValueError(f"{path}: got a checkpoint that needs more memory than there is, wanted it smaller") from None
+
+
+def _load(path: Path, dtype: np.dtype, adapter: Path | None) -> Checkpoint:
+    source = open_source(path)
     where = str(source.path / "config.json" if source.path.is_dir() else source.path)
     family = family_of(source.config.get("model_type"), where)
     settings = family.settings(source.config, where)
     config = family.model_config(settings)
     if adapter is not None:
-        source = Adapted(source, Adapter(Path(adapter)))
+        source = Adapted(source, Adapter(adapter), family)
     reader = WeightReader(source, family, settings, config)
     if isinstance(source, Adapted):
         source.check(reader.names.values())
-    return Checkpoint(config, reader.read_all(DTYPES[dtype]), source)
+    weights = reader.read_all(dtype)
+    return Checkpoint(replace(config, tied=weights.output is weights.embedding), weights, source)
 
 
 def open_source(path: Path) -> Source:

@@ -7,7 +7,7 @@ one family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +45,20 @@ QKV_BIASES = {"b_q": "self_attn.q_proj.bias", "b_k": "self_attn.k_proj.bias", "b
 BIASES = {**QKV_BIASES, "b_o": "self_attn.o_proj.bias"}
 QK_NORMS = {"q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight"}
 
+EMBEDDING, FINAL_NORM = "embed_tokens.weight", "norm.weight"
+BESIDE = ("rotary_emb.inv_freq",)  # ends of tensors that older checkpoints stored and that are computed anew
+MOST_LAYERS = 100_000  # far beyond any model, and no danger to memory before the file's tensors have been counted
+
+# For these keys null is a value: no window, as many as heads, the width over the heads. For all others it means left
+# out.
+NULL_IS_A_VALUE = frozenset({"sliding_window", "num_key_value_heads", "head_dim"})
+
 # What Hugging Face assumes where a config.json is silent, unless the family says otherwise.
 DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
+
+
+MODEL = ("model.", "lm_head.weight")
+BARE = ("", "lm_head.weight")  # as saved without the head's class
 
 
 def no_differences(settings: Settings) -> dict[str, Any]:
@@ -65,28 +77,33 @@ class Family:
 
     `defaults` are config values that a file may leave out; `differences` gives the ModelConfig fields that are not as
     in Llama; `names` maps weights of a layer to tensors below "layers.N.", to which a config's `attention_bias` adds
-    biases; norm weights are stored as w for `norm_offset` + w; `bodies` are the prefixes that embedding, layers and
-    last norm may stand under, each with the name of the output matrix beside it; `text_config` picks the language
-    model's config out of a larger one.
+    `biases`; norm weights are stored as w for `norm_offset` + w; `bodies` are the prefixes that embedding, layers and
+    last norm may stand under, each with the name of the output matrix beside it; tensors that start with one of
+    `other_parts` belong to parts of a larger model that are left out; `text_config` picks the language model's config
+    out of a larger one.
     """
 
     model_type: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     differences: Callable[[Settings], dict[str, Any]] = no_differences
     names: Mapping[str, str] = field(default_factory=lambda: LLAMA_NAMES)
+    biases: Mapping[str, str] = field(default_factory=lambda: BIASES)
     norm_offset: float = 0.0
-    bodies: tuple[tuple[str, str], ...] = (("model.", "lm_head.weight"),)
+    bodies: tuple[tuple[str, str], ...] = (MODEL, BARE)
+    other_parts: tuple[str, ...] = ()
     text_config: Callable[[Settings], Mapping[str, Any]] = whole_config
 
     def settings(self, config: Mapping[str, Any], where: str) -> Settings:
         """The config with the family's defaults behind it."""
-        return Settings({**DEFAULTS, **self.defaults, **self.text_config(Settings(config, where))}, where)
+        given = self.text_config(Settings(config, where)).items()
+        said = {key: value for key, value in given if value is not None or key in NULL_IS_A_VALUE}
+        return Settings({**DEFAULTS, **self.defaults, **said}, where)
 
     def model_config(self, settings: Settings) -> ModelConfig:
         """The ModelConfig. Raises ValueError naming the first key that is missing, wrong or not supported."""
         for key in UNSUPPORTED:
             settings.require(key, not settings.get(key), "false or null: the forward pass has no such part")
-        layers, heads = settings.whole("num_hidden_layers"), settings.whole("num_attention_heads")
+        layers, heads = settings.whole("num_hidden_layers", MOST_LAYERS), settings.whole("num_attention_heads")
         head_dim = _head_dim(settings, heads)
         differences = self.differences(settings)
         ropes: tuple[Rope | None, ...] = differences.pop("ropes", None) or (read_rope(settings),) * layers
@@ -104,9 +121,10 @@ class Family:
             "windows": (None,) * layers,
             "attention_scale": head_dim**-0.5,
             "rms_eps": settings.number("rms_norm_eps"),
-            "activation": settings.choice("hidden_act", ACTIVATIONS),
             "tied": settings.flag("tie_word_embeddings"),
         }
+        if "activation" not in differences:
+            fields["activation"] = settings.choice("hidden_act", ACTIVATIONS)
         try:
             return ModelConfig(**(fields | differences))
         except ValueError as error:
@@ -114,15 +132,32 @@ class Family:
 
     def layer_names(self, settings: Settings) -> dict[str, str]:
         """Tensor below "layers.N." of every weight that a layer has."""
-        return {**self.names, **(BIASES if settings.flag("attention_bias") else {})}
+        return {**self.names, **(self.biases if self.biases and settings.flag("attention_bias") else {})}
 
     def body(self, names: frozenset[str], where: str) -> tuple[str, str]:
-        """The prefix that this checkpoint's tensors stand under, and the name of its output matrix."""
-        for prefix, output in self.bodies:
-            if prefix + "embed_tokens.weight" in names:
-                return prefix, output
-        wanted = " or ".join(repr(prefix + "embed_tokens.weight") for prefix, _ in self.bodies)
-        raise ValueError(f"{where}: got no embedding, wanted tensor {wanted}")
+        """The prefix that this checkpoint's tensors stand under, and the name of its output matrix. ValueError where
+        there is no embedding, also under the output's name, or it stands under a prefix that no checkpoint has."""
+        for end in (EMBEDDING, FINAL_NORM):
+            for prefix, output in self.bodies:
+                if prefix + end in names and (end == EMBEDDING or output in names):
+                    return prefix, output
+        wanted = " or ".join(repr(prefix + EMBEDDING) for prefix, _ in self.bodies)
+        strange = next((repr(name) for name in sorted(names) if name.endswith(EMBEDDING)), "no embedding")
+        raise ValueError(f"{where}: got {strange}, wanted tensor {wanted}")
+
+    def spellings(self, name: str, body: str, output: str) -> Iterator[str]:
+        """The names that a tensor may have in a checkpoint whose tensors stand under `body`, and whose output matrix is
+        called `output`: another generation of the family's class may have put it elsewhere."""
+        yield name
+        for prefix, other in sorted(self.bodies, key=lambda place: -len(place[0])):
+            if name == other:
+                yield output
+            if name.startswith(prefix):
+                yield body + name.removeprefix(prefix)
+
+    def has_no_use_for(self, name: str) -> bool:
+        """Whether a tensor of this name may lie in the file and not be read."""
+        return name.endswith(BESIDE) or name.startswith(self.other_parts)
 
 
 def _head_dim(settings: Settings, heads: int) -> int:

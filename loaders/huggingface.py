@@ -5,13 +5,12 @@ model.safetensors.index.json   {"weight_map": {"model.norm.weight": "model-00002
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loaders.settings import Settings
+from loaders.settings import Settings, json_object, shown
 from loaders.tensors import TensorFile
 from reference.checks import require
 
@@ -31,9 +30,15 @@ class HuggingFace:
         """Every tensor's name, as stored."""
         return list(self._files)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape, without reading it."""
+        return self._files[name].entries[name].shape
+
     def tensor(self, name: str) -> np.ndarray:
         """The tensor as a view of its file. Raises ValueError naming the directory where it has no such tensor."""
-        require(name in self._files, f"{self.path}: tensor {name!r}: got no such tensor, wanted it in one of its files")
+        require(
+            name in self._files, f"{self.path}: tensor {shown(name)}: got no such tensor, wanted it in one of its files"
+        )
         return self._files[name].tensor(name)
 
     def file_of(self, name: str) -> Path:
@@ -44,6 +49,10 @@ class HuggingFace:
         """The text file of that name in the directory, or None where there is none."""
         file = self.path / name
         return read_text(file) if file.is_file() else None
+
+    def texts_in(self, folder: str, suffix: str) -> list[str]:
+        """The names, less `suffix`, of the files in a folder of the directory, sorted."""
+        return sorted(file.name.removesuffix(suffix) for file in (self.path / folder).glob(f"*{suffix}"))
 
 
 def read_text(path: Path) -> str:
@@ -59,13 +68,7 @@ def read_json(path: Path) -> dict[str, Any]:
     where there is none."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: got no such file, wanted the {path.name} of a model directory")
-    text = read_text(path)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: got text that is not JSON ({error}), wanted a JSON object") from None
-    require(isinstance(value, dict), f"{path}: got a JSON {type(value).__name__}, wanted an object")
-    return value
+    return json_object(read_text(path), str(path))
 
 
 def _open_files(directory: Path) -> dict[str, TensorFile]:
@@ -79,22 +82,25 @@ def _open_files(directory: Path) -> dict[str, TensorFile]:
 
 
 def _open_shards(directory: Path) -> dict[str, TensorFile]:
-    """The shards that the index lists, each checked to be there and to hold what the index says."""
+    """The shards that the index lists, each checked to be there and to hold what the index says. What it holds besides
+    counts too, as in transformers."""
     index = directory / INDEX
     shards: dict[str, TensorFile] = {}
     files = {}
     for name, shard in Settings(read_json(index), str(index)).part("weight_map").values.items():
         require(
             isinstance(shard, str) and Path(shard).name == shard,
-            f"{index}: tensor {name!r}: got file {shard!r}, wanted the name of a file beside the index",
+            f"{index}: tensor {shown(name)}: got file {shown(shard)}, wanted the name of a file beside the index",
         )
         if shard not in shards:
             if not (directory / shard).is_file():
-                raise FileNotFoundError(f"{directory / shard}: got no such file, wanted the shard that holds {name!r}")
+                raise FileNotFoundError(
+                    f"{directory / shard}: got no such file, wanted the shard that holds {shown(name)}"
+                )
             shards[shard] = TensorFile(directory / shard)
         require(
             name in shards[shard].entries,
-            f"{directory / shard}: tensor {name!r}: got no such tensor, wanted it here as {INDEX} says",
+            f"{directory / shard}: tensor {shown(name)}: got no such tensor, wanted it here as {INDEX} says",
         )
         files[name] = shards[shard]
-    return files
+    return {name: file for file in shards.values() for name in file.entries} | files

@@ -1,11 +1,15 @@
 """Low-rank adapters in PEFT's layout, merged into the weights of their base when it is loaded.
 
     LoRA      W + s · B A            A (r, in), B (out, r), s = alpha / r, or alpha / √r where rank-stabilised
+              W + s · (B A)ᵀ         of an embedding W (V, E): A (r, V), B (E, r)
     AdaLoRA   W + s · B (A ∘ E)      E (r, 1) scales the rows of A, s = alpha / (initial rank + 1e-5)
 
 A directory holds adapter_config.json and adapter_model.safetensors, whose tensors are named after the module that they
 change: "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight". The sum is formed in float32 or better and
 cast once, to the dtype that the model is loaded as.
+
+The file may also hold whole tensors, which take the base's place: modules that were trained in full, biases, and
+embedding or output, which PEFT saves by itself when they are targets ("….lm_head.base_layer.weight").
 
 Sources: Hu et al., LoRA (arXiv 2106.09685); Kalajdzievski, rsLoRA (arXiv 2312.03732); Zhang et al., AdaLoRA (arXiv
 2303.10512); the names and the 1e-5 are those of the peft package.
@@ -28,7 +32,8 @@ from reference.checks import is_float, require
 
 WEIGHTS = "adapter_model.safetensors"
 KINDS = {"LORA": "lora", "ADALORA": "adalora"}
-TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([ABE])(\.weight)?")
+FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?([ABE])(\.weight)?")
+WHOLE = re.compile(r"base_model\.model\.((?!.*lora_).+?)(?:\.base_layer)?\.(weight|bias)")
 
 # Each would add something else than a low-rank product, or to something else than the base as it is on disk.
 UNSUPPORTED = (
@@ -37,7 +42,6 @@ UNSUPPORTED = (
     "use_bdlora",
     "fan_in_fan_out",
     "lora_bias",
-    "modules_to_save",
     "trainable_token_indices",
     "target_parameters",
     "layer_replication",
@@ -51,7 +55,7 @@ HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # initia
 
 @dataclass(frozen=True)
 class Product:
-    """What one module's weight is changed by: scale · b a, b (out, r), a (r, in)."""
+    """A low-rank product: scale · b a, b (out, r), a (r, in)."""
 
     b: np.ndarray
     a: np.ndarray
@@ -67,8 +71,24 @@ class Product:
         return np.add(delta, weight, out=delta)
 
 
+@dataclass(frozen=True)
+class Change:
+    """What becomes of one tensor: `whole` takes its place, then `product` is added; either may be None."""
+
+    whole: np.ndarray | None = None
+    product: Product | None = None
+
+    def of(self, weight: np.ndarray, where: str) -> np.ndarray:
+        """The tensor after the change. ValueError where the shapes differ."""
+        if self.whole is not None:
+            got, wanted = self.whole.shape, weight.shape
+            require(got == wanted, f"{where}: got a whole tensor of shape {got}, wanted {wanted} for this base")
+            weight = self.whole
+        return weight if self.product is None else self.product.added_to(weight, where)
+
+
 class Adapter:
-    """An adapter directory: `products` by the name of the weight that each changes.
+    """An adapter directory: `changes` by the name of the tensor that each concerns.
 
     Raises FileNotFoundError where a file is missing, ValueError naming file and key or tensor for a kind of adapter
     that is not supported, a factor without its partner, a rank other than the config's, NaN or infinity.
@@ -81,16 +101,28 @@ class Adapter:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: got no such file, wanted the adapter's weights as safetensors")
         self._file = TensorFile(self.path)
-        factors = self._factors()
+        factors, wholes = self._factors()
         require(bool(factors), f"{self.path}: got no tensors, wanted the factors of an adapter")
-        self.products = {module + ".weight": self._product(module, parts) for module, parts in factors.items()}
+        for module in self._settings.get("modules_to_save", []):
+            there = any(name.rpartition(".")[0].endswith(str(module)) for name in wholes)
+            self._settings.require("modules_to_save", there, f"modules that {WEIGHTS} holds")
+        products = {module + ".weight": self._product(module, parts) for module, parts in factors.items()}
+        self.changes = {
+            name: Change(self._file.tensor(wholes[name]) if name in wholes else None, products.get(name))
+            for name in products | wholes
+        }
 
-    def _factors(self) -> dict[str, dict[str, str]]:
-        """Module -> factor ("A", "B" or "E") -> the name of its tensor."""
+    def _factors(self) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+        """Module -> factor ("A", "B" or "E") -> the name of its tensor; and tensor of the base -> the name of the whole
+        tensor in its place."""
         factors: dict[str, dict[str, str]] = {}
+        wholes = {}
         letters = "ABE" if self._kind == "adalora" else "AB"
         for name in self._file.entries:
-            found = TENSOR.fullmatch(name)
+            if whole := WHOLE.fullmatch(name):
+                wholes[f"{whole[1]}.{whole[2]}"] = name
+                continue
+            found = FACTOR.fullmatch(name)
             if found is None or found[2] not in letters:
                 raise ValueError(f"{self._where(name)}: got a tensor that {self._kind} does not have, wanted none")
             factors.setdefault(found[1], {})[found[2]] = name
@@ -98,7 +130,7 @@ class Adapter:
             missing = [letter for letter in letters if letter not in names]
             if missing:
                 raise ValueError(f"{self.path}: module {module!r}: got no lora_{missing[0]}, wanted one")
-        return factors
+        return factors, wholes
 
     def _product(self, module: str, names: dict[str, str]) -> Product:
         a, b, rank = self._matrix(names["A"]), self._matrix(names["B"]), self._rank(module)
@@ -108,6 +140,8 @@ class Adapter:
             e = self._matrix(names["E"])
             require(e.shape == (rank, 1), f"{self._where(names['E'])}: got shape {e.shape}, wanted ({rank}, 1)")
             a = a * e  # (r, in)
+        if "lora_embedding_" in names["A"]:
+            b, a = a.T, b.T  # (V, r), (r, E)
         return Product(b, a, self._scale(module, rank))
 
     def _check_rank(self, name: str, got: int, wanted: int) -> None:
@@ -161,7 +195,8 @@ def _supported_kind(settings: Settings) -> str:
     kind = settings.choice("peft_type", KINDS)
     for key in UNSUPPORTED:
         settings.require(key, not settings.get(key), "false or null: only low-rank products are merged")
-    settings.require("bias", settings.get("bias", "none") == "none", "'none': only low-rank products are merged")
     start = settings.get("init_lora_weights")
     settings.require("init_lora_weights", start in HARMLESS_STARTS, "a start that leaves the base as it is")
+    saved = settings.get("modules_to_save", [])
+    settings.require("modules_to_save", isinstance(saved, list), "a list of modules")
     return kind

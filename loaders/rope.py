@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from loaders.settings import Settings
+from loaders.settings import MOST, Settings
 from reference import Rope
 from reference.checks import require
 
@@ -62,7 +62,7 @@ def _factor(parameters: Settings, model: Settings, original: int, *, optional: b
     if optional and parameters.get("factor") is None:
         return model.whole("max_position_embeddings") / original
     factor = parameters.number("factor")
-    parameters.require("factor", factor >= 1, "a number of at least 1")
+    parameters.require("factor", 1 <= factor <= MOST, f"a number of at least 1 and at most {MOST}")
     return factor
 
 

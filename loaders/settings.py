@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-import math
+import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from reference.checks import require
+
+LONGEST = 200  # characters of a wrong value that an error line shows
+MOST = 2**53  # larger whole numbers have no exact float, and no model has one
+
+
+def json_object(text: str | bytes, where: str, what: str = "a JSON object") -> dict[str, Any]:
+    """The object that `text` is the JSON of. ValueError naming `where` it stands for anything else, and for one that is
+    nested deeper than Python can follow."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: got text that is not JSON ({error}), wanted {what}") from None
+    require(isinstance(value, dict), f"{where}: got a JSON {type(value).__name__}, wanted an object")
+    return value
+
+
+def shown(value: Any) -> str:
+    """The value as an error line shows it: its repr, cut where it would not fit a line."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "something nested without end"
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 @dataclass(frozen=True)
@@ -22,16 +46,18 @@ class Settings:
         value = self.values.get(key)
         return default if value is None else value
 
-    def whole(self, key: str) -> int:
-        """A whole number of at least 1."""
+    def whole(self, key: str, most: int = MOST) -> int:
+        """A whole number from 1 to `most`."""
         value = self.get(key)
         self.require(key, type(value) is int and value >= 1, "a whole number of at least 1")
+        self.require(key, value <= most, f"a whole number of at most {most}")
         return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number."""
         value = self.get(key, default)
-        self.require(key, type(value) in (int, float) and math.isfinite(value), "a finite number")
+        good = type(value) in (int, float) and abs(value) <= sys.float_info.max
+        self.require(key, good, "a finite number")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -54,5 +80,5 @@ class Settings:
 
     def require(self, key: str, holds: bool, wanted: str) -> None:
         """ValueError naming the key, what it holds and what was wanted, unless `holds`."""
-        got = repr(self.values[key]) if key in self.values else "nothing"
+        got = shown(self.values[key]) if key in self.values else "nothing"
         require(holds, f"{self.where}: {key}: got {got}, wanted {wanted}")

@@ -25,6 +25,10 @@ class Source(Protocol):
         """Every tensor's name as in Hugging Face checkpoints, e.g. "model.layers.0.self_attn.q_proj.weight"."""
         ...
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape, without reading it."""
+        ...
+
     def tensor(self, name: str) -> np.ndarray:
         """The tensor in its stored dtype (bfloat16 as ml_dtypes.bfloat16), matrices (out, in), memory-mapped where the
         format allows. Raises ValueError naming the file where there is no tensor of that name."""
@@ -37,4 +41,8 @@ class Source(Protocol):
     def text(self, name: str) -> str | None:
         """The text file of that name that belongs to the checkpoint, e.g. "tokenizer.json", or None where there is
         none. A GGUF file makes them from its metadata."""
+        ...
+
+    def texts_in(self, folder: str, suffix: str) -> list[str]:
+        """The names, less `suffix`, of the text files in a folder of the checkpoint, sorted."""
         ...

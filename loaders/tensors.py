@@ -19,6 +19,7 @@ from typing import Any, TypeGuard
 import ml_dtypes
 import numpy as np
 
+from loaders.settings import shown
 from reference.checks import require
 
 DTYPES = {
@@ -59,9 +60,9 @@ class TensorFile:
         size = path.stat().st_size
         header, self._data_start = _read_header(path, size)
         self.metadata: dict[str, str] = header.get("__metadata__", {})
-        require(isinstance(self.metadata, dict), f"{path}: __metadata__: got {self.metadata!r}, wanted an object")
+        require(isinstance(self.metadata, dict), f"{path}: __metadata__: got {shown(self.metadata)}, wanted an object")
         self.entries = {
-            name: _entry(f"{path}: tensor {name!r}", description)
+            name: _entry(f"{path}: tensor {shown(name)}", description)
             for name, description in header.items()
             if name != "__metadata__"
         }
@@ -71,7 +72,7 @@ class TensorFile:
 
     def tensor(self, name: str) -> np.ndarray:
         """The tensor as a view of the file, or a copy where the file does not align it for its dtype."""
-        require(name in self.entries, f"{self.path}: tensor {name!r}: got no such tensor, wanted it here")
+        require(name in self.entries, f"{self.path}: tensor {shown(name)}: got no such tensor, wanted it here")
         entry = self.entries[name]
         raw = self._bytes[self._data_start + entry.start : self._data_start + entry.stop]
         return np.require(raw.view(entry.dtype).reshape(entry.shape), requirements="A")
@@ -107,11 +108,11 @@ def _entry(where: str, description: Any) -> Entry:
     fields: dict[str, Any] = description if isinstance(description, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{where}: got dtype {dtype!r}, wanted one of {', '.join(DTYPES)}")
+        raise ValueError(f"{where}: got dtype {shown(dtype)}, wanted one of {', '.join(DTYPES)}")
     if not _sizes(shape):
-        raise ValueError(f"{where}: got shape {shape!r}, wanted a list of whole numbers")
+        raise ValueError(f"{where}: got shape {shown(shape)}, wanted a list of whole numbers")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"{where}: got data_offsets {offsets!r}, wanted [start, stop]")
+        raise ValueError(f"{where}: got data_offsets {shown(offsets)}, wanted [start, stop]")
     entry = Entry(DTYPES[dtype], tuple(shape), *offsets)
     wanted = math.prod(entry.shape) * entry.dtype.itemsize
     require(
@@ -130,7 +131,7 @@ def _check_layout(path: Path, entries: dict[str, Entry], size: int) -> None:
     """The tensors must lie side by side and end where the file ends."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
-        where = f"{path}: tensor {name!r}"
+        where = f"{path}: tensor {shown(name)}"
         require(
             entry.start == end,
             f"{where}: got data from byte {entry.start}, wanted it from {end}, where the tensor before it ends",

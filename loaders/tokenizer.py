@@ -1,33 +1,26 @@
-"""The tokenizer of a checkpoint, and what its files say about starting and ending a text.
+"""The tokenizer of a checkpoint, with what the files beside tokenizer.json say about it.
 
-A checkpoint of any format hands out the same files (`Source.text`): tokenizer.json is read by the tokenizers package
-as it is; tokenizer_config.json names the special tokens; generation_config.json, or else config.json, names the tokens
-that end an answer.
+A checkpoint of any format hands out the same files (`Source.text`). tokenizer.json is read by the tokenizers package.
+Two things in it are not the model's: the truncation and the padding that a training script left switched on. Both are
+switched off. tokenizer_config.json, or special_tokens_map.json and added_tokens.json in older checkpoints, name the
+special tokens and may list tokens that tokenizer.json does not have; those are added.
+
+Source: transformers' tokenization_utils_base.py and tokenization_utils_tokenizers.py, for which file counts when.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import re
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
-from loaders.settings import Settings
+from loaders.settings import Settings, json_object, shown
 from loaders.source import Source
-from reference import Sampling
-from reference.checks import require
 
-
-@dataclass(frozen=True)
-class Generation:
-    """How a model's authors mean it to be run: the tokens that end an answer, the one that starts a text and whether
-    plain text is to be given it (a chat template writes its own), and how to sample, greedy where nothing is said."""
-
-    stop_ids: tuple[int, ...]
-    bos_id: int | None
-    add_bos: bool
-    sampling: Sampling
+DECODER = "added_tokens_decoder"  # {"7": {"content": "<x>", "special": true, …}, …}
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TRAITS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def load_tokenizer(source: Source) -> Tokenizer:
@@ -35,77 +28,87 @@ def load_tokenizer(source: Source) -> Tokenizer:
     text = source.text("tokenizer.json")
     if text is None:
         raise FileNotFoundError(f"{source.path}: got no tokenizer.json, wanted one (no other tokenizer file is read)")
+    listed, named = _listed_tokens(source), _named_tokens(source)
     try:
-        return Tokenizer.from_str(text)
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.add_tokens(listed)
+        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        tokenizer.add_tokens([token for token in named if token.content not in known])
     except Exception as error:  # the package raises nothing narrower
         raise ValueError(
-            f"{source.path}: tokenizer.json: got one that does not load ({error}), wanted one that does"
+            f"{source.path}: tokenizer.json: got one that does not load ({_line(error)}), wanted one that does"
         ) from None
+    return tokenizer
 
 
-def load_generation(source: Source, tokenizer: Tokenizer) -> Generation:
-    """Stop tokens, bos and sampling, from generation_config.json and, for what it leaves out, config.json and
-    tokenizer_config.json. Raises ValueError naming the key that makes no sense."""
+def names_of_tokens(source: Source) -> Settings:
+    """tokenizer_config.json, with special_tokens_map.json over it. As in transformers, the second counts only where the
+    first lists no added tokens, and then it wins."""
     names = read_settings(source, "tokenizer_config.json")
-    given = read_settings(source, "generation_config.json")
-    config = Settings(source.config, f"{source.path}: config.json")
-    bos = _ids(given, "bos_token_id") or _ids(config, "bos_token_id") or _named(names, "bos_token", tokenizer)
-    ends = _ids(given, "eos_token_id") or _ids(config, "eos_token_id") or _named(names, "eos_token", tokenizer)
-    bos_id = bos[0] if bos else None
-    written = tokenizer.encode("", add_special_tokens=True).ids  # what the tokenizer itself puts around a text
-    return Generation(
-        stop_ids=ends,
-        bos_id=bos_id,
-        add_bos=names.flag("add_bos_token", bos_id in written) and bos_id is not None,
-        sampling=_sampling(given),
-    )
+    if DECODER in names.values:
+        return names
+    return Settings({**names.values, **read_settings(source, "special_tokens_map.json").values}, names.where)
 
 
 def special_tokens(source: Source) -> dict[str, str]:
     """Special tokens by the names that chat templates know them by: {"bos_token": "<s>", …}."""
-    names = read_settings(source, "tokenizer_config.json")
-    found = {key: _token(value) for key, value in names.values.items() if key.endswith("_token")}
+    names = names_of_tokens(source).values
+    extra = names.get("extra_special_tokens")
+    every = {**names, **(extra if isinstance(extra, dict) else {})}
+    found = {key: token_text(value) for key, value in every.items() if key.endswith("_token")}
     return {key: token for key, token in found.items() if token is not None}
 
 
 def read_settings(source: Source, name: str) -> Settings:
     """One of the checkpoint's JSON files, empty where there is none. ValueError where it is not a JSON object."""
     where, text = f"{source.path}: {name}", source.text(name)
-    try:
-        values = {} if text is None else json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: got text that is not JSON ({error}), wanted a JSON object") from None
-    require(isinstance(values, dict), f"{where}: got a JSON {type(values).__name__}, wanted an object")
-    return Settings(values, where)
+    return Settings({} if text is None else json_object(text, where), where)
 
 
-def _ids(settings: Settings, key: str) -> tuple[int, ...]:
-    """Token ids given as one or a list, none where the key is left out."""
-    value = settings.get(key, [])
-    ids = value if isinstance(value, list) else [value]
-    settings.require(key, all(type(i) is int and i >= 0 for i in ids), "a token id or a list of them")
-    return tuple(ids)
-
-
-def _token(value: Any) -> str | None:
-    """A token that is written as a string or as {"content": string, …}."""
+def token_text(value: Any) -> str | None:
+    """A token that is written as a string or as {"content": string, …}, None for anything else. Half a surrogate pair,
+    which JSON can write, is no text."""
     content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else None
+    return content if isinstance(content, str) and not re.search("[\ud800-\udfff]", content) else None
 
 
-def _named(settings: Settings, key: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The id of the special token called so, none where there is none."""
-    token = _token(settings.get(key))
-    token_id = None if token is None else tokenizer.token_to_id(token)
-    return () if token_id is None else (token_id,)
+def _listed_tokens(source: Source) -> list[AddedToken]:
+    """The tokens that a file beside tokenizer.json lists with an id, in the order of their ids. The tokenizer gives one
+    that it does not know the next free id, whatever the file says; so does transformers."""
+    names = names_of_tokens(source)
+    if DECODER in names.values:
+        listed = names.part(DECODER)
+        for key, value in listed.values.items():
+            listed.require(
+                key, key.isdecimal() and token_text(value) is not None, "an id with a token that has content"
+            )
+        return [_added(listed.values[key], special=False) for key in sorted(listed.values, key=int)]
+    older, special = read_settings(source, "added_tokens.json"), set(special_tokens(source).values())
+    for key, value in older.values.items():
+        older.require(key, type(value) is int and value >= 0, "a token id")
+    return [_added(token, special=token in special) for token in sorted(older.values, key=lambda t: older.values[t])]
 
 
-def _sampling(settings: Settings) -> Sampling:
-    """The sampling asked for. A top_k of 0 and a top_p of 1 cut nothing."""
-    if not settings.flag("do_sample"):
-        return Sampling()
-    cuts = {key: settings.get(key) or None for key in ("top_k", "top_p", "min_p")}
-    try:
-        return Sampling(settings.number("temperature", 1.0), **cuts)
-    except ValueError as error:
-        raise ValueError(f"{settings.where}: {error}") from None
+def _named_tokens(source: Source) -> list[AddedToken]:
+    """The tokens that have a name only: transformers adds those that are missing, in this order."""
+    names = names_of_tokens(source).values
+    others = [key for key in special_tokens(source) if key not in NAMED and key in names]
+    lists = [names.get(key) for key in ("additional_special_tokens", "extra_special_tokens")]
+    values = [names.get(key) for key in (*NAMED, *others)]
+    for group in lists:
+        values += group if isinstance(group, list) else group.values() if isinstance(group, dict) else []
+    return [_added(value, special=True) for value in values if token_text(value)]
+
+
+def _line(error: Exception) -> str:
+    """What the error says, in one line that can be printed."""
+    return shown(str(error)).strip("'\"")
+
+
+def _added(value: Any, *, special: bool) -> AddedToken:
+    """A token from its string, or from an object that may say how it is found in a text."""
+    traits = {key: value[key] for key in TRAITS if isinstance(value.get(key), bool)} if isinstance(value, dict) else {}
+    traits = {"special": special} | traits
+    return AddedToken(token_text(value), **{"normalized": not traits["special"]} | traits)

@@ -2,16 +2,21 @@
 
 Every tensor is checked for its shape and for NaN and infinity, and cast to the dtype asked for; one that is stored so
 already stays a view of its file. Norms and biases are small and enter sums directly, so they are never narrower than
-float32.
+float32. A tensor that nobody reads is refused: it is part of another model than the config tells of.
+
+Where the config says that output and embedding are one, the file still decides, as in transformers: it may hold the
+two under one name or the other, or an output of its own that differs.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from loaders.family import Family
+from loaders.family import EMBEDDING, FINAL_NORM, Family
 from loaders.finite import check_finite
-from loaders.settings import Settings
+from loaders.settings import Settings, shown
 from loaders.source import Source
 from reference import LayerWeights, ModelConfig, Weights
 from reference.checks import is_float, require
@@ -19,22 +24,27 @@ from reference.weights import layer_shapes, model_shapes
 
 
 class WeightReader:
-    """Reads one checkpoint. `names` maps each weight, "embedding" or "3.w_q", to its tensor."""
+    """Reads one checkpoint. `names` maps each weight, "embedding" or "3.w_q", to its tensor as the file calls it."""
 
     def __init__(self, source: Source, family: Family, settings: Settings, config: ModelConfig) -> None:
         self._source, self._family, self._config = source, family, config
-        body, output = family.body(frozenset(source.names()), str(source.path))
-        self.names = {"embedding": body + "embed_tokens.weight", "final_norm": body + "norm.weight"}
-        if not config.tied:
-            self.names["output"] = output
+        self._stored = frozenset(source.names())
+        body, output = family.body(self._stored, str(source.path))
+        names = {"embedding": body + EMBEDDING, "output": output, "final_norm": body + FINAL_NORM}
         for weight, tensor in family.layer_names(settings).items():
-            self.names |= {f"{n}.{weight}": f"{body}layers.{n}.{tensor}" for n in range(config.layers)}
-        self._refuse_others(body + "layers.")
+            names |= {f"{n}.{weight}": f"{body}layers.{n}.{tensor}" for n in range(config.layers)}
+        self.names = {weight: self._spelling(tensor) for weight, tensor in names.items()}
+        if config.tied:
+            for one, other in (("embedding", "output"), ("output", "embedding")):
+                if self.names[one] not in self._stored:
+                    self.names[one] = self.names[other]
+        self._refuse_others()
 
     def read_all(self, dtype: np.dtype) -> Weights:
         """All weights, matrices as `dtype`; a tied output is the embedding itself. Raises ValueError naming the file
         and the tensor that is missing, of another shape, not a float, or not finite."""
-        arrays = {weight: self._read(weight, dtype) for weight in self.names}
+        shared = self._config.tied and self._equal(self.names["embedding"], self.names["output"])
+        arrays = {weight: self._read(weight, dtype) for weight in self.names if not (shared and weight == "output")}
         layers: list[dict[str, np.ndarray]] = [{} for _ in range(self._config.layers)]
         for weight, array in arrays.items():
             layer, _, name = weight.rpartition(".")
@@ -47,13 +57,22 @@ class WeightReader:
             output=arrays.get("output", arrays["embedding"]),
         )
 
-    def _refuse_others(self, layers: str) -> None:
-        """A tensor in a layer that the family does not use means that the config tells of another model."""
-        known = set(self.names.values())
-        for name in self._source.names():
+    def _spelling(self, name: str) -> str:
+        """The name that the file has this tensor under: transformers passes over a "model." too many or too few."""
+        others = (name.removeprefix("model."), "model." + name)
+        return next((spelling for spelling in (name, *others) if spelling in self._stored), name)
+
+    def _equal(self, one: str, other: str) -> bool:
+        """Whether two tensors of the file are the same."""
+        return one == other or np.array_equal(self._source.tensor(one), self._source.tensor(other))
+
+    def _refuse_others(self) -> None:
+        """A tensor that is not read means that the config tells of another model. One of a single number or of none is
+        a counter or a flag."""
+        for name in sorted(self._stored - set(self.names.values())):
             require(
-                not name.startswith(layers) or name in known or name.endswith("rotary_emb.inv_freq"),
-                f"{self._source.file_of(name)}: tensor {name!r}: got a weight that {self._family.model_type} with "
+                self._family.has_no_use_for(name) or math.prod(self._source.shape(name)) <= 1,
+                f"{self._source.file_of(name)}: tensor {shown(name)}: got a weight that {self._family.model_type} with "
                 f"{self._config.layers} layers and this config does not have, wanted it absent",
             )
 
@@ -62,7 +81,7 @@ class WeightReader:
         name, kind = self.names[weight], weight.rpartition(".")[2]
         shape = (layer_shapes(self._config) | model_shapes(self._config))[kind]
         stored = self._source.tensor(name)
-        where = f"{self._source.file_of(name)}: tensor {name!r}"
+        where = f"{self._source.file_of(name)}: tensor {shown(name)}"
         require(stored.shape == shape, f"{where}: got shape {stored.shape}, wanted {shape} as the config says")
         require(is_float(stored.dtype), f"{where}: got dtype {stored.dtype}, wanted a floating-point type")
         with np.errstate(over="ignore"):  # an overflow is reported below

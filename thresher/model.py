@@ -16,6 +16,7 @@ from loaders import Checkpoint, load_checkpoint
 from loaders.catalogue import find
 from loaders.chat import Message
 from loaders.fastforward import load_fastforward
+from loaders.generation import Suggested
 from reference import CHUNK, Model, ModelConfig, Policy, Sampling
 from reference.checks import require
 from reference.state import check_tokens
@@ -65,6 +66,11 @@ class LanguageModel:
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
         return self.checkpoint.generation.stop_ids
+
+    @property
+    def suggested_sampling(self) -> Suggested:
+        """How the model's authors sample, as generation_config.json says."""
+        return self.checkpoint.generation.suggested
 
     @property
     def identity(self) -> str:

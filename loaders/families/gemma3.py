@@ -7,7 +7,7 @@ Embeddings are multiplied by √E and norm weights stored as w for 1 + w.
 
 from typing import Any
 
-from loaders.family import ACTIVATIONS, LLAMA_NAMES, QK_NORMS, Family, windows_of
+from loaders.family import ACTIVATIONS, BARE, LLAMA_NAMES, MODEL, QK_NORMS, Family, windows_of
 from loaders.rope import rope_of
 from loaders.settings import Settings
 from reference import Rope
@@ -73,9 +73,20 @@ DEFAULTS = {
 BODIES = (  # as transformers writes it since 4.52, as it did before, and without the images' part
     ("model.language_model.", "lm_head.weight"),
     ("language_model.model.", "language_model.lm_head.weight"),
-    ("model.", "lm_head.weight"),
+    MODEL,
+    BARE,
 )
+IMAGES = tuple(prefix + part for prefix in ("model.", "") for part in ("vision_tower.", "multi_modal_projector."))
 FAMILIES = (
     Family("gemma3_text", DEFAULTS, differences, NAMES, norm_offset=1.0),
-    Family("gemma3", DEFAULTS, differences, NAMES, norm_offset=1.0, bodies=BODIES, text_config=language_model),
+    Family(
+        "gemma3",
+        DEFAULTS,
+        differences,
+        NAMES,
+        norm_offset=1.0,
+        bodies=BODIES,
+        other_parts=IMAGES,
+        text_config=language_model,
+    ),
 )

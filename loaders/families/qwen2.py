@@ -9,7 +9,8 @@ from loaders.settings import Settings
 
 def differences(settings: Settings) -> dict[str, Any]:
     """The windows of the upper layers."""
-    first = settings.number("max_window_layers") if settings.flag("use_sliding_window") else float("inf")
+    slides = settings.flag("use_sliding_window") and settings.get("sliding_window") is not None
+    first = settings.number("max_window_layers") if slides else float("inf")
     return {"windows": windows_of(settings, [n >= first for n in range(settings.whole("num_hidden_layers"))])}
 
 
@@ -19,4 +20,4 @@ DEFAULTS = {
     "sliding_window": 4096,
     "max_window_layers": 28,
 }
-FAMILIES = (Family("qwen2", DEFAULTS, differences, {**LLAMA_NAMES, **QKV_BIASES}),)
+FAMILIES = (Family("qwen2", DEFAULTS, differences, {**LLAMA_NAMES, **QKV_BIASES}, biases={}),)

@@ -33,6 +33,12 @@ class _Reader(GGUFReader):
         return super()._get(offset, dtype, count, override_order)
 
 
+def _refuse_foreign_bytes(reader: GGUFReader) -> None:
+    """The package reads the metadata of a file whose numbers start with their high byte, but not its tensors."""
+    if reader.byte_order != "I":
+        raise ValueError("its bytes are in the other order: gguf-convert-endian turns them")
+
+
 class GGUFFile:
     """A GGUF file: `metadata` by key and `shapes` by tensor name, matrices as (out, in). ValueError where the file is
     truncated or is not GGUF, OSError where it is not there."""
@@ -43,6 +49,7 @@ class GGUFFile:
         try:
             # Copy on write: to a compiled kernel the arrays are as writable as any, and the file stays as it is.
             reader = _Reader(path, "c")
+            _refuse_foreign_bytes(reader)
             self.metadata: dict[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         except (ValueError, KeyError, IndexError, OverflowError, TypeError, MemoryError) as error:

@@ -37,6 +37,7 @@ INNER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+BIASED = tuple(f".self_attn.{letter}_proj.weight" for letter in "qkvo")
 GEMMA3_INNER = INNER | {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
@@ -54,21 +55,30 @@ class GGUF:
         self._metadata = Settings(self._file.metadata, str(path))
         self._metadata.choice("general.architecture", MODEL_TYPES)
         self._arch = self._metadata.get("general.architecture")
+        kind = self._metadata.get("general.type", "model")
+        self._metadata.require("general.type", kind == "model", "model: no adapter, projector or table for quantising")
         whole_file = self._metadata.get("split.count", 1) in (0, 1)
         self._metadata.require("split.count", whole_file, "one whole file: llama-gguf-split --merge joins the parts")
-        self._stored = {self._hugging_face_name(name): name for name in self._file.shapes if name != ROPE_FACTORS}
+        passed_over = {ROPE_FACTORS} if self._arch == "llama" else set()
+        stored = [name for name in self._file.shapes if name not in passed_over]
+        self._stored = {self._hugging_face_name(name): name for name in stored}
         self.config = hugging_face_config(self._arch, self._metadata, self._file)
+        self._zeros = self._absent_biases() if self.config["attention_bias"] else {}
 
     def names(self) -> list[str]:
         """Every tensor's Hugging Face name."""
-        return list(self._stored)
+        return [*self._stored, *self._zeros]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's shape, without reading it."""
+        if name in self._zeros:
+            return self._zeros[name].shape
         return self._file.shapes[self._stored_name(name)]
 
     def tensor(self, name: str) -> np.ndarray:
         """The tensor as a Hugging Face checkpoint holds it: stored floats as they are, quantised ones as float32."""
+        if name in self._zeros:
+            return self._zeros[name]
         x = self._file.tensor(self._stored_name(name))
         if self._arch == "llama" and ".q_proj." in name:
             return self._halves(name, x, self.config["num_attention_heads"])
@@ -91,6 +101,18 @@ class GGUF:
         }
         made = makers[name](self._metadata) if name in makers else None
         return None if made is None else json.dumps(made, ensure_ascii=False)
+
+    def texts_in(self, folder: str, suffix: str) -> list[str]:
+        """None: a GGUF file has no folders."""
+        return []
+
+    def _absent_biases(self) -> dict[str, np.ndarray]:
+        """Zeros for the biases that the file leaves out beside others that it has: Hugging Face's layers have all four
+        or none."""
+        maps = {name: stored for name, stored in self._stored.items() if name.endswith(BIASED)}
+        absent = {name.removesuffix("weight") + "bias": stored for name, stored in maps.items()}
+        rows = {name: self._file.shapes[stored][0] for name, stored in absent.items() if name not in self._stored}
+        return {name: np.zeros(count, np.float32) for name, count in rows.items()}
 
     def _stored_name(self, name: str) -> str:
         require(name in self._stored, f"{self.path}: tensor {name!r}: got no such tensor, wanted it here")

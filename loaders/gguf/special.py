@@ -16,6 +16,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 END_NAMES = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>")
 ENDS = frozenset((name, CONTROL) for name in END_NAMES)
 
+NONE = (-1, 2**32 - 1)
+
 Json = dict[str, Any]
 
 
@@ -82,9 +84,12 @@ def listed(metadata: Settings, key: str, kind: type) -> list[Any]:
 
 
 def token_id(metadata: Settings, name: str) -> int | None:
-    """The id of a special token, checked against the vocabulary."""
+    """The id of a special token, checked against the vocabulary. -1 is a way to write none, in either of its types, and
+    an id that no text is padded with may lie anywhere."""
     key = f"{KEY}.{name}_token_id"
     value, count = metadata.get(key), len(vocabulary(metadata)[0])
+    if value in NONE or (name == "padding" and type(value) is int and not 0 <= value < count):
+        return None
     metadata.require(key, value is None or (type(value) is int and 0 <= value < count), f"an id below {count}")
     return value
 

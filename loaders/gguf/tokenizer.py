@@ -109,8 +109,9 @@ PRE_TOKENIZERS = {
 
 def _byte_level(metadata: Settings, tokens: list[str]) -> Json:
     """Normalizer, pre-tokenizer, model and decoder of a "gpt2" vocabulary."""
-    pre, merges = metadata.get(f"{KEY}.pre", "gpt-2"), listed(metadata, f"{KEY}.merges", str)
+    pre, merges = metadata.get(f"{KEY}.pre"), listed(metadata, f"{KEY}.merges", str)
     metadata.require(f"{KEY}.pre", pre in PRE_TOKENIZERS, f"one of {', '.join(PRE_TOKENIZERS)}")
+    metadata.require(f"{KEY}.merges", bool(merges), "the merges of a byte-level vocabulary")
     pairs = []
     for merge in merges:
         left, _, right = merge.partition(" ")

@@ -112,6 +112,47 @@ def test_templates_are_found_where_checkpoints_keep_them() -> None:
     assert from_config(chat_template=named).render(HELLO) == "d"
     assert from_config(chat_template=named).render(HELLO, tools=[]) == "t"
     assert from_config(chat_template=named[:1]).render(HELLO, tools=[]) == "d"
+    assert load_template(Files({"tokenizer_config.json": {"chat_template": []}})) is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "default", "with_tools"),
+    [
+        ({"chat_template.jinja": "A"}, "A", "A"),
+        ({"chat_template.jinja": ""}, "", ""),
+        ({"chat_template.jinja": "A", "additional_chat_templates/tool_use.jinja": "T"}, "A", "T"),
+        ({"additional_chat_templates/tool_use.jinja": "T"}, None, "T"),
+        ({"additional_chat_templates/rag.jinja": "R"}, None, None),
+        ({"chat_template.json": {"chat_template": "J"}}, "C", "C"),  # the tokenizer's config goes before it
+    ],
+)
+def test_files_of_templates_count_as_in_transformers(
+    texts: dict[str, Any], default: str | None, with_tools: str | None, tmp_path: Path
+) -> None:
+    files = Files({"tokenizer_config.json": {"chat_template": "C"}, **texts})
+    template = load_template(files)
+    assert template is not None
+    for tools, wanted in ((None, default), ([], with_tools)):
+        if wanted is None:
+            with pytest.raises(ValueError, match="chat_template: got 'default', wanted one of the checkpoint's: "):
+                template.render(HELLO, tools=tools)
+        else:
+            assert template.render(HELLO, tools=tools) == wanted
+
+
+def test_a_template_of_another_name_is_asked_for() -> None:
+    files = Files({"chat_template.jinja": "A", "additional_chat_templates/rag.jinja": "R {{ documents }}"})
+    template = load_template(files)
+    assert template is not None
+    assert template.render(HELLO, chat_template="rag", documents=7) == "R 7"
+    with pytest.raises(ValueError, match="chat_template: got 'poem', wanted one of the checkpoint's: rag, default"):
+        template.render(HELLO, chat_template="poem")
+
+
+def test_a_processors_template_is_better_than_none() -> None:
+    template = load_template(Files({"chat_template.json": {"chat_template": "J"}}))
+    assert template is not None
+    assert template.render(HELLO) == "J"
 
 
 def test_special_tokens_are_the_checkpoints_unless_given() -> None:
@@ -128,8 +169,8 @@ def test_special_tokens_are_the_checkpoints_unless_given() -> None:
         ("{% for %}", "chat_template 'default': got text that is not a Jinja template"),
         (7, "tokenizer_config.json: chat_template: got 7, wanted text"),
         ([{"name": "default"}], "chat_template: got .* wanted a template or a list of {name, template}"),
-        ([{"name": "rag", "template": ""}], "chat_template: got rag, wanted one called default"),
-        ([], "chat_template: got nothing, wanted one called default"),
+        ({"default": 3}, "chat_template: got {'default': 3}, wanted text"),
+        ("{{ " + "(" * 5000 + " }}", "chat_template 'default': got text that is not a Jinja template"),
     ],
 )
 def test_wrong_templates_are_named(found: Any, line: str) -> None:

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
 from loaders import load_checkpoint
+from reference import Model
 from tests.loaders.files import LLAMA, llama_tensors, write_checkpoint, write_safetensors
 
 MODULES = {  # of the small Llama: (out, in)
@@ -145,8 +147,8 @@ def test_an_adapter_of_zeros_changes_nothing(tmp_path: Path) -> None:
         ({"r": None}, "r: got None, wanted a whole number"),
         ({"lora_alpha": "much"}, "lora_alpha: got 'much', wanted a finite number"),
         ({"use_dora": True}, "use_dora: got True, wanted false or null"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save: got \['lm_head'\], wanted false or null"),
-        ({"bias": "all"}, "bias: got 'all', wanted 'none'"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save: got \['lm_head'\], wanted modules that adapter_model"),
+        ({"modules_to_save": 3}, r"modules_to_save: got 3, wanted a list of modules"),
         (
             {"init_lora_weights": "pissa"},
             "init_lora_weights: got 'pissa', wanted a start that leaves the base as it is",
@@ -166,7 +168,7 @@ def renamed(old: str, new: str) -> dict[str, np.ndarray]:
 
 
 def test_another_base(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"got a change to 'model\.layers\.9\..*base does not have or shares"):
+    with pytest.raises(ValueError, match=r"got a change to 'model\.layers\.9\..*base does not have, wanted"):
         merged(tmp_path / "deeper", LORA, renamed("layers.0", "layers.9"))
     wider = {
         name: np.ones((array.shape[0], 99) if "_A" in name else array.shape) for name, array in renamed("", "").items()
@@ -177,12 +179,114 @@ def test_another_base(tmp_path: Path) -> None:
         merged(tmp_path / "wider", LORA, wider)
 
 
+PREFIX = "base_model.model."
+
+
+def adapted(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], **changes: Any) -> Any:
+    """The small Llama with an adapter, its config changed. A tied one has no output of its own."""
+    changed = {**LLAMA, **changes}
+    base = write_checkpoint(folder / "base", changed, llama_tensors(changed))
+    return load_checkpoint(base, adapter=write_adapter(folder / "adapter", config, tensors))
+
+
+EMBED = llama_tensors()["model.embed_tokens.weight"]
+
+
 def test_an_output_that_is_tied_to_the_embedding(tmp_path: Path) -> None:
-    """It has no weight of its own to add to."""
-    tied = {**LLAMA, "tie_word_embeddings": True}
-    base = write_checkpoint(tmp_path / "base", tied, llama_tensors())
-    with pytest.raises(ValueError, match=r"got a change to 'lm_head\.weight', which .* shares with another module"):
-        load_checkpoint(base, adapter=write_adapter(tmp_path / "adapter", LORA, factors({HEAD: 4})))
+    """A change to the output leaves the embedding alone: the two part."""
+    tensors = factors({HEAD: 4})
+    copies = {f"{PREFIX}{HEAD}.base_layer.weight": EMBED}  # as PEFT saves beside it
+    for folder, extra in (("alone", {}), ("copied", copies)):
+        got = adapted(tmp_path / folder, LORA, tensors | extra, tie_word_embeddings=True)
+        np.testing.assert_array_equal(got.weights.embedding, EMBED)
+        np.testing.assert_allclose(got.weights.output, EMBED + 6 / 4 * product(tensors, HEAD), atol=1e-5)
+        assert not got.config.tied
+    nothing = {name: np.zeros_like(array) for name, array in tensors.items()}
+    assert adapted(tmp_path / "zeros", LORA, nothing, tie_word_embeddings=True).config.tied
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_changes_by_the_transposed_product(tied: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.standard_normal((4, 50)).astype(np.float32), rng.standard_normal((24, 4)).astype(np.float32)
+    name = f"{PREFIX}model.embed_tokens.lora_embedding_"
+    got = adapted(tmp_path, LORA, {name + "A": a, name + "B": b}, tie_word_embeddings=tied)
+    np.testing.assert_allclose(got.weights.embedding, EMBED + 6 / 4 * (b @ a).T, atol=1e-5)
+    np.testing.assert_array_equal(got.weights.output, EMBED if tied else llama_tensors()["lm_head.weight"])
+
+
+def test_whole_modules_and_biases_take_the_place_of_the_bases(tmp_path: Path) -> None:
+    head, bias = np.full((50, 24), 2.0, np.float32), np.full(24, 3.0, np.float32)
+    wholes = {f"{PREFIX}lm_head.weight": head, f"{PREFIX}model.norm.weight": bias}
+    config = {**LORA, "modules_to_save": ["lm_head", "norm"], "bias": "all"}
+    got = adapted(tmp_path, config, factors({Q: 4}) | wholes).weights
+    np.testing.assert_array_equal(got.output, head)
+    np.testing.assert_array_equal(got.final_norm, bias)
+    with pytest.raises(ValueError, match=r"module 'lm_head.weight': got a whole tensor of shape \(51, 24\), wanted"):
+        adapted(tmp_path / "resized", LORA, factors({Q: 4}) | {f"{PREFIX}lm_head.weight": np.ones((51, 24))})
+    with pytest.raises(ValueError, match=r"got a change to 'model.layers.0.self_attn.q_proj.bias', which .* not have"):
+        adapted(tmp_path / "bias", LORA, factors({Q: 4}) | {f"{PREFIX}{Q}.base_layer.bias": bias})
+    bad = {f"{PREFIX}lm_head.weight": head * np.nan}
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors: tensor 'lm_head.weight': got nan"):
+        adapted(tmp_path / "nan", LORA, factors({Q: 4}) | bad)
+
+
+def test_names_of_either_generation(tmp_path: Path) -> None:
+    """The language model inside one that sees: an adapter and a base may call its layers differently."""
+    text = {**LLAMA, "sliding_window": 9, "tie_word_embeddings": True}
+    config = {"model_type": "gemma3", "text_config": text}
+    inner = {"post_feedforward_layernorm.weight": (24,), "pre_feedforward_layernorm.weight": (24,)}
+    inner |= {f"self_attn.{letter}_norm.weight": (6,) for letter in "qk"}
+    tensors = {name: array for name, array in llama_tensors().items() if name != "lm_head.weight"}
+    tensors |= {f"model.layers.{n}.{name}": np.ones(shape, np.float32) for n in (0, 1) for name, shape in inner.items()}
+    wanted = tensors[Q + ".weight"] + 6 / 4 * product(factors({Q: 4}), Q)
+    generations = ("model.language_model.", "language_model.model.", "model.", "")
+    for one in generations:
+        base = {name.replace("model.", one, 1): array for name, array in tensors.items()}
+        write_checkpoint(tmp_path / "base", config, base)
+        for other in generations:
+            named = {n.replace(f"{PREFIX}model.", PREFIX + other): x for n, x in factors({Q: 4}).items()}
+            adapter = write_adapter(tmp_path / "adapter", LORA, named)
+            got = load_checkpoint(tmp_path / "base", adapter=adapter).weights.layers[0].w_q
+            np.testing.assert_allclose(got, wanted, atol=1e-5, err_msg=f"{one!r} {other!r}")
+
+
+PEFT_KINDS: dict[str, dict[str, Any]] = {
+    "all-linear": {"target_modules": "all-linear", "use_rslora": True, "rank_pattern": {"down_proj": 3}},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "embedding": {"target_modules": ["v_proj", "embed_tokens"]},
+    "both": {"target_modules": ["embed_tokens", "lm_head"]},
+    "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "saved norm": {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+    "biases": {"target_modules": ["q_proj", "v_proj"], "bias": "lora_only"},
+    "all biases": {"target_modules": ["q_proj"], "bias": "all"},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", PEFT_KINDS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_are_those_of_peft(kind: str, tied: bool, tmp_path: Path) -> None:
+    """Qwen2 has biases, so that trained ones are in the adapter's file."""
+    torch, transformers, peft = (pytest.importorskip(name) for name in ("torch", "transformers", "peft"))
+    torch.manual_seed(0)
+    size = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": tied}
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**size, **heads)).eval()
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, lora_alpha=5, task_type="CAUSAL_LM", init_lora_weights=False, **PEFT_KINDS[kind])
+    tuned = peft.get_peft_model(model, config).eval()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+        tuned.save_pretrained(tmp_path / "adapter")
+        wanted = tuned(input_ids=ids).logits[0].numpy()
+    checkpoint = load_checkpoint(tmp_path / "base", adapter=tmp_path / "adapter")
+    ours = Model(checkpoint.config, checkpoint.weights, reference)
+    got = reference.prefill(ours, reference.new_state(ours), ids[0].numpy(), every=True)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from loaders.generation import Generation, Suggested, load_generation
 from loaders.gguf.special import special_ids, tokenizer_config
 from loaders.gguf.tokenizer import tokenizer_json
 from loaders.settings import Settings
-from loaders.tokenizer import Generation, load_generation, load_tokenizer, special_tokens
-from reference import Sampling
+from loaders.tokenizer import load_tokenizer, special_tokens
 
 TEXTS = st.text(alphabet="abcde  \n\t.,'sStT00119é́中🙂_-", max_size=30) | st.lists(
     st.sampled_from(["cab", "01", "0", " "])
@@ -54,7 +54,14 @@ class Files:
         value = self.texts.get(name)
         return value if value is None or isinstance(value, str) else json.dumps(value)
 
+    def texts_in(self, folder: str, suffix: str) -> list[str]:
+        inside = [name.removeprefix(f"{folder}/") for name in self.texts if name.startswith(f"{folder}/")]
+        return sorted(name.removesuffix(suffix) for name in inside if name.endswith(suffix))
+
     def names(self) -> list[str]:
+        raise NotImplementedError
+
+    def shape(self, name: str) -> tuple[int, ...]:
         raise NotImplementedError
 
     def tensor(self, name: str) -> np.ndarray:
@@ -148,7 +155,7 @@ def test_bos_is_written_where_the_file_wants_it(pre: str, flag: bool | None, add
     tokenizer = load_tokenizer(files)
     assert (tokenizer.encode("ab").ids[0] == 406) is added
     assert 406 not in tokenizer.encode("ab", add_special_tokens=False).ids
-    assert load_generation(files, tokenizer) == Generation((407,), 406, added, Sampling())
+    assert load_generation(files, tokenizer) == Generation((407,), 406, added, Suggested())
     assert special_tokens(files) == {"bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -234,6 +241,9 @@ def test_unreadable_tokenizer_files_are_named() -> None:
     [
         ({"generation_config.json": {"eos_token_id": [5, 3]}}, {"eos_token_id": 9}, (5, 3)),
         ({"generation_config.json": {"eos_token_id": 5}}, {}, (5,)),
+        ({"generation_config.json": {"eos_token_id": [5, -1]}}, {}, (5,)),
+        ({"generation_config.json": {"eos_token_id": -1}}, {"eos_token_id": 9}, (9,)),
+        ({"special_tokens_map.json": {"eos_token": "</s>"}}, {}, (407,)),
         ({"generation_config.json": {}}, {"eos_token_id": 9}, (9,)),
         ({"generation_config.json": {"eos_token_id": 0}}, {"eos_token_id": 9}, (0,)),
         ({"tokenizer_config.json": {"eos_token": "</s>"}}, {"eos_token_id": None}, (407,)),
@@ -247,44 +257,50 @@ def test_stop_tokens_come_from_the_first_file_that_names_them(texts: dict, confi
     assert load_generation(Files(texts, config), tokenizer).stop_ids == stop_ids
 
 
-def test_bos_follows_the_tokenizer_where_nothing_is_said() -> None:
+def test_bos_is_what_the_tokenizer_writes() -> None:
+    """As in transformers: flags and names in the files beside tokenizer.json do not change it."""
     texts = from_metadata(byte_level("llama-bpe")).texts
     tokenizer = load_tokenizer(Files(texts))
-    for config, added in (
-        ({"bos_token": "<s>"}, True),
-        ({"bos_token": "<s>", "add_bos_token": False}, False),
-        ({}, False),
-    ):
-        assert load_generation(Files({"tokenizer_config.json": config}), tokenizer).add_bos is added
+    for config in ({"bos_token": "<s>"}, {"bos_token": "</s>"}, {"add_bos_token": False}, {}):
+        found = load_generation(Files({"tokenizer_config.json": config}), tokenizer)
+        assert (found.bos_id, found.add_bos) == (406, True)
+    plain = load_tokenizer(from_metadata(byte_level("smollm")))
+    found = load_generation(Files({"tokenizer_config.json": {"bos_token": "<s>", "add_bos_token": True}}), plain)
+    assert (found.bos_id, found.add_bos) == (406, False)
 
 
 @pytest.mark.parametrize(
-    ("given", "sampling"),
+    ("given", "suggested"),
     [
-        ({}, Sampling()),
-        ({"temperature": 0.7}, Sampling()),  # without do_sample it is not used
-        ({"do_sample": True}, Sampling(1.0)),
+        ({}, Suggested()),
+        ({"temperature": 0.7, "top_k": 5}, Suggested()),  # without do_sample they are not used
+        ({"do_sample": True}, Suggested(1.0)),
         (
             {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.05},
-            Sampling(0.6, 20, 0.95, 0.05),
+            Suggested(0.6, 20, 0.95, 0.05),
         ),
-        ({"do_sample": True, "top_k": 0, "top_p": 1.0, "min_p": 0}, Sampling(1.0, None, 1.0, None)),
+        ({"do_sample": True, "top_k": 50.0, "temperature": None, "top_p": None}, Suggested(1.0, 50)),
+        ({"do_sample": True, "top_k": 0, "top_p": 1.0, "min_p": 0}, Suggested(1.0, None, 1.0, None)),
+        ({"do_sample": True, "top_k": -1, "top_p": 0.0, "temperature": -1.0}, Suggested()),
+        ({"do_sample": True, "top_k": "many", "top_p": 2, "temperature": "hot", "min_p": True}, Suggested()),
+        ({"do_sample": True, "temperature": float("nan"), "top_k": float("inf")}, Suggested()),
+        ({"do_sample": True, "top_k": 10**400}, Suggested(1.0)),
+        ({"repetition_penalty": 1.1}, Suggested(repetition_penalty=1.1)),
+        ({"repetition_penalty": 1.0}, Suggested()),
+        ({"repetition_penalty": 0}, Suggested()),
+        ({"do_sample": "yes", "temperature": 0.5}, Suggested()),
     ],
 )
-def test_sampling_is_what_the_authors_ask_for(given: dict, sampling: Sampling) -> None:
+def test_suggested_sampling_is_the_authors_and_never_an_error(given: dict, suggested: Suggested) -> None:
     tokenizer = load_tokenizer(from_metadata(byte_level("smollm")))
-    assert load_generation(Files({"generation_config.json": given}), tokenizer).sampling == sampling
+    assert load_generation(Files({"generation_config.json": given}), tokenizer).suggested == suggested
 
 
 @pytest.mark.parametrize(
     ("given", "line"),
     [
         ({"eos_token_id": "two"}, "eos_token_id: got 'two', wanted a token id or a list of them"),
-        ({"eos_token_id": [1, -1]}, r"eos_token_id: got \[1, -1\], wanted a token id"),
-        ({"do_sample": "yes"}, "do_sample: got 'yes', wanted true or false"),
-        ({"do_sample": True, "temperature": "hot"}, "temperature: got 'hot', wanted a finite number"),
-        ({"do_sample": True, "temperature": -1}, "temperature: got -1.0, wanted a finite number of at least 0"),
-        ({"do_sample": True, "top_p": 2}, r"top_p: got 2, wanted a number in \(0, 1\]"),
+        ({"eos_token_id": [1, 2.5]}, r"eos_token_id: got \[1, 2.5\], wanted a token id"),
     ],
 )
 def test_wrong_generation_configs_are_named(given: dict, line: str) -> None:
