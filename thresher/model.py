@@ -121,7 +121,7 @@ class LanguageModel:
         tokens done after each chunk. Raises ValueError for a prompt beyond the model's positions.
         """
         state = self.new_state(policy, trace=trace) if state is None else self._own(state, policy)
-        ids = [*([] if state.pending is None else [state.pending]), *self.encode(prompt)]
+        ids = state.sequence[state.position :] + self.encode(prompt)
         check_tokens(self.config, state, ids)
         state.resolve(state.position + len(ids))
         reference.prefill(self.model, state, ids, chunk=chunk, progress=progress)

@@ -43,6 +43,11 @@ class State(reference.State):
     pending: int | None = None
     tail: Tail | None = None
 
+    @property
+    def sequence(self) -> list[int]:
+        """Every id so far: what has been read, and the pending token."""
+        return self.token_ids + ([] if self.pending is None else [self.pending])
+
     def resolve(self, length: int) -> None:
         """Set the policy for a prompt that ends at `length` tokens; 0 leaves its fractions as they are."""
         self.length = length

@@ -141,13 +141,13 @@ def test_an_answer_in_parts_is_the_text_of_its_tokens(
     monkeypatch.setattr(thresher.generate.Sampling, "draw", lambda *_: next(script))
     state, text = llm.prefill(ids), ""
     for length in parts:
-        if not (left := len(drawn) + len(ids) - len(state.token_ids) - (state.pending is not None)):
+        if not (left := len(drawn) + len(ids) - len(state.sequence)):
             break
         text += "".join(llm.generate(state, max_new_tokens=min(length, left)))
         state.save(tmp_path / "state")
         state = thresher.State.load(tmp_path / "state")
     assert text == said
-    assert [*state.token_ids, state.pending] == ids + drawn
+    assert state.sequence == ids + drawn
 
 
 def test_a_repetition_penalty_counts_prompt_and_answer(llm: thresher.LanguageModel) -> None:
