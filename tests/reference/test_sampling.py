@@ -59,6 +59,29 @@ def test_greedy_and_seeded(logits: list[float], seed: int) -> None:
     assert drawn[0] == drawn[1]
 
 
+@given(
+    LOGITS.flatmap(lambda row: st.tuples(st.just(row), st.lists(st.booleans(), min_size=len(row), max_size=len(row)))),
+    st.sampled_from([0.5, 1.0, 1.3, 4.0]),
+    st.sampled_from([0.0, 0.7]),
+)
+def test_a_repetition_penalty(case: tuple[list[float], list[bool]], penalty: float, temperature: float) -> None:
+    logits, seen = case
+    want = [
+        value if not there else value / penalty if value > 0 else value * penalty
+        for value, there in zip(logits, seen, strict=True)
+    ]
+    sampling = Sampling(temperature, repetition_penalty=penalty)
+    np.testing.assert_allclose(sampling.penalised(np.array(logits), np.array(seen)), want, rtol=1e-12)
+    row, rngs = np.array(logits), [np.random.default_rng(5) for _ in range(2)]
+    assert sampling.draw(row, rngs[0], np.array(seen)) == Sampling(temperature).draw(np.array(want), rngs[1])
+    np.testing.assert_array_equal(row, logits)  # the state's logits stay as they are
+
+
+def test_what_does_nothing_is_told() -> None:
+    assert Sampling(0.0, top_k=4, min_p=0.1, repetition_penalty=1.2).idle == ["top_k", "min_p"]
+    assert Sampling(0.5, top_k=4).idle == Sampling().idle == []
+
+
 def test_draws_follow_the_distribution() -> None:
     rng = np.random.default_rng(0)
     drawn = [Sampling(1.0).draw(np.log(np.array([0.7, 0.2, 0.1])), rng) for _ in range(4000)]
@@ -73,6 +96,8 @@ def test_draws_follow_the_distribution() -> None:
         ({"top_k": 0}, "top_k: got 0"),
         ({"top_p": 0.0}, "top_p: got 0.0, wanted a number in"),
         ({"min_p": 1.5}, "min_p: got 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: got 0.0, wanted a finite number above 0"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty: got inf"),
     ],
 )
 def test_settings_out_of_range(fields: dict, message: str) -> None:

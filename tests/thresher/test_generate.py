@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 import thresher
 import thresher.generate
+from tests.checkpoints import write_checkpoint
 from thresher.generate import Batch
 
 TEXT = "It was a dark and stormy night; the rain fell in torrents."
@@ -105,6 +109,88 @@ def test_stop_texts_end_the_answer_before_they_show(
     assert "".join(pieces) == answer.text == shown
     assert all(pieces)
     assert answer.stats.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("stop", "shown"),
+    [("<|im_start|>", "one two"), ("two<|im_start|>us", "one "), (">us", "one two"), ("<|im_start|>user", "one two")],
+)
+def test_a_stop_text_may_name_a_special_token(
+    llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPatch, stop: str, shown: str
+) -> None:
+    ids = [*llm.encode("one two"), 256, *llm.encode("user")]
+    script = iter(ids)
+    monkeypatch.setattr(thresher.generate.Sampling, "draw", lambda *_: next(script))
+    answer = llm.generate(TEXT, stop=stop, max_new_tokens=len(ids))
+    assert "".join(answer) == shown
+    assert answer.stats.finish_reason == "stop"
+    script = iter(ids)
+    assert "".join(llm.generate(TEXT, max_new_tokens=len(ids))) == "one twouser"
+
+
+@pytest.mark.parametrize("prompt", ["naïve", "broken \ufffd", "cut 🦙"])
+@pytest.mark.parametrize("parts", [[99], [1] * 99, [2, 5, 99]])
+def test_an_answer_in_parts_is_the_text_of_its_tokens(
+    llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prompt: str, parts: list[int]
+) -> None:
+    ids, said = llm.encode(prompt), "é 🦙!"
+    drawn = llm.encode(said)
+    if prompt.startswith("cut"):
+        ids, drawn, said = ids[:-1], [ids[-1], *drawn], "🦙" + said  # the answer completes the prompt's last character
+    script = iter(drawn)
+    monkeypatch.setattr(thresher.generate.Sampling, "draw", lambda *_: next(script))
+    state, text = llm.prefill(ids), ""
+    for length in parts:
+        if not (left := len(drawn) + len(ids) - len(state.sequence)):
+            break
+        text += "".join(llm.generate(state, max_new_tokens=min(length, left)))
+        state.save(tmp_path / "state")
+        state = thresher.State.load(tmp_path / "state")
+    assert text == said
+    assert state.sequence == ids + drawn
+
+
+def test_a_repetition_penalty_counts_prompt_and_answer(llm: thresher.LanguageModel) -> None:
+    ids = llm.encode(TEXT)
+    answer = llm.generate(ids, max_new_tokens=12, repetition_penalty=1.8)
+    list(answer)
+    tokens = list(ids)
+    for token in answer.token_ids:
+        row = llm.logits(tokens)[-1].astype(np.float64)
+        for i in set(tokens):
+            row[i] = row[i] / 1.8 if row[i] > 0 else row[i] * 1.8
+        assert token == row.argmax()
+        tokens.append(token)
+    whole = llm.generate(ids, max_new_tokens=12)
+    list(whole)
+    assert whole.token_ids != answer.token_ids  # so that the test would notice a penalty that is not there
+    parts = [llm.generate(llm.prefill(ids), max_new_tokens=5, repetition_penalty=1.8)]
+    list(parts[0])
+    parts.append(llm.generate(parts[0].state, max_new_tokens=7, repetition_penalty=1.8))
+    list(parts[1])
+    assert parts[0].token_ids + parts[1].token_ids == answer.token_ids
+
+
+def test_the_authors_sampling_and_what_replaces_it(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path / "model")
+    settings = {"do_sample": True, "temperature": 1.5, "top_k": 20, "repetition_penalty": 1.2, "eos_token_id": 257}
+    (directory / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    llm = thresher.load(directory, backend="reference")
+
+    def answer(**options: object) -> str:
+        return "".join(llm.generate(TEXT, max_new_tokens=8, seed=3, **options))
+
+    assert answer(sampling="model") == answer(temperature=1.5, top_k=20, repetition_penalty=1.2)
+    assert answer(sampling="model", top_k=1) == answer(temperature=1.5, top_k=1, repetition_penalty=1.2)
+    assert answer(sampling="model", temperature=0) == answer(repetition_penalty=1.2)
+    assert answer() == answer(sampling="greedy") != answer(sampling="model")
+    with pytest.raises(ValueError, match="sampling: got 'authors', wanted one of greedy, model"):
+        answer(sampling="authors")
+
+
+def test_a_cut_at_temperature_0_says_that_it_does_nothing(llm: thresher.LanguageModel) -> None:
+    with pytest.warns(UserWarning, match="top_k, min_p: does nothing at temperature 0"):
+        llm.generate(TEXT, top_k=5, min_p=0.1)
 
 
 def test_a_stop_token_ends_and_is_not_shown(llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,12 @@ EVICTS = st.one_of(
     st.builds(thresher.SnapKV, budget=BUDGETS, kernel=st.sampled_from([3, 5, 7])),
     st.builds(thresher.Caote, budget=BUDGETS, base=st.sampled_from(["h2o", "tova", "snapkv"]), fast=st.booleans()),
 )
-FFNS = st.builds(thresher.FastForward, density=st.floats(0.05, 1.0), neurons=st.sampled_from(["griffin", "oracle"]))
+PATHS = st.text(st.sampled_from('ab ,=":\\é'), min_size=1) | st.sampled_from(
+    ["none", "true", "1", '"none"', "a,density=1", "/data/runs, old/ff,v2.safetensors", '"a,b"', "caf\udce9"]
+)
+FFNS = st.builds(
+    thresher.FastForward, density=st.floats(0.05, 1.0), neurons=st.sampled_from(["griffin", "oracle"])
+) | st.builds(thresher.FastForward, weights=PATHS, decode=st.booleans(), seed=st.integers(0, 5))
 POLICIES = st.builds(thresher.Policy, select=st.none() | SELECTS, evict=st.none() | EVICTS, ffn=st.none() | FFNS)
 
 
@@ -40,6 +45,23 @@ def test_the_readme_spellings() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("weights=a,b/c,d.bin", "a,b/c,d.bin"),
+        ("weights=a,b,density=0.25", "a,b"),
+        ("density=0.25,weights=./none", "./none"),
+        ('weights="none",density=0.25', "none"),
+        ('weights="x,density=1",density=0.25', "x,density=1"),
+        ("density=0.25,weights=x=1", "x=1"),
+    ],
+)
+def test_paths_may_be_called_anything(text: str, path: str) -> None:
+    found = parse("ffn", f"fastforward:{text}")
+    assert found.weights == path
+    assert found.density == (0.25 if "density=0.25" in text else 0.5)
+
+
+@pytest.mark.parametrize(
     ("part", "text", "message"),
     [
         ("select", "quokka:budget=4", "select: got 'quokka', wanted one of quoka"),
@@ -49,6 +71,8 @@ def test_the_readme_spellings() -> None:
         ("evict", "keydiff:budget", "evict: keydiff got 'budget', wanted budget=VALUE"),
         ("evict", "keydiff:budget=many", "evict: keydiff budget: got 'many', wanted int or float"),
         ("evict", "keydiff:budget=0", "budget: got 0"),
+        ("evict", "keydiff:budget=4,sink=2", "keydiff got the parameter 'sink', wanted one of budget"),
+        ("ffn", 'fastforward:weights="a,b', 'fastforward weights: got "a,b, wanted text that ends'),
         ("evict", "keydiff:budget=1.5", "budget: got 1.5"),
         ("evict", "caote:budget=4,fast=perhaps", "evict: caote fast: got 'perhaps', wanted bool"),
     ],

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 import thresher
-from tests.checkpoints import write_checkpoint
+from loaders.fastforward import load_fastforward
+from loaders.tensors import TensorFile
+from tests.checkpoints import write_checkpoint, write_fastforward
 
 TEXT = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals."
 POLICIES = {
@@ -64,6 +69,84 @@ def test_a_state_of_another_model_is_refused(llm: thresher.LanguageModel, tmp_pa
         llm.generate(other.prefill(TEXT))
     with pytest.raises(ValueError, match="policy: a state goes on under its own"):
         llm.generate(llm.prefill(TEXT), thresher.Policy(evict=thresher.KeyDiff(budget=4)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.sampled_from([0.3, 0.5, 1.0]), st.booleans())
+def test_a_fraction_is_a_share_of_all_that_was_read(
+    llm: thresher.LanguageModel,
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    fraction: float,
+    saved: bool,
+) -> None:
+    inner = thresher.Policy(evict=thresher.Tova(budget=fraction / 2))
+    state, read = llm.new_state(thresher.Policy(evict=thresher.KeyDiff(budget=fraction), overrides={1: inner})), 0
+    for length in lengths:  # a conversation: a message, an answer of two tokens, the next message
+        llm.prefill([65] * length, state=state)
+        read += length
+        limits = [math.ceil(fraction * read), math.ceil(fraction / 2 * read)]
+        assert [layer.evict.budget for layer in (state.policy.at(0), state.policy.at(1))] == limits
+        list(llm.generate(state, max_new_tokens=1))
+        if saved:
+            path = tmp_path_factory.mktemp("states") / "state"
+            state.save(path)
+            state = thresher.State.load(path)
+        assert all(size <= limit for size, limit in zip(state.cache.sizes, limits, strict=True))
+        read += 1
+
+
+def test_a_state_under_trained_weights_loads_in_another_directory(
+    llm: thresher.LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a,density=1").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "a,density=1")
+    write_fastforward(Path("none"), llm.config)  # a name that a spec could take for a value
+    state = llm.prefill(TEXT, thresher.Policy(ffn=thresher.FastForward(density=0.5, weights="none")))
+    state.save("state")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    state.save(tmp_path / "again")
+    texts = ["".join(llm.generate(state, max_new_tokens=3))]
+    for path in (tmp_path / "a,density=1" / "state", tmp_path / "again"):
+        texts.append("".join(llm.generate(thresher.State.load(path), max_new_tokens=3)))
+    assert texts == texts[:1] * 3
+
+
+def test_a_policy_that_cannot_be_written_down_is_named(llm: thresher.LanguageModel, tmp_path: Path) -> None:
+    class Mine(thresher.KeyDiff):
+        """An eviction of the user's own."""
+
+    with pytest.raises(ValueError, match="policy: got a Mine, wanted one of quoka, keydiff"):
+        llm.prefill(TEXT, thresher.Policy(evict=Mine(budget=8))).save(tmp_path / "state")
+    ffn = thresher.FastForward(weights=load_fastforward(write_fastforward(tmp_path / "ff", llm.config)))
+    ffn.weights.metadata.pop("path")
+    with pytest.raises(ValueError, match="weights: got FastForward weights that come from no file"):
+        llm.prefill(TEXT, thresher.Policy(ffn=ffn)).save(tmp_path / "state")
+    assert [path.name for path in tmp_path.iterdir()] == ["ff"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda arrays, metadata: arrays.pop("token_ids"), "got no token_ids"),
+        (lambda arrays, metadata: arrays.pop("layers.1.v"), "layer 1 has no v"),
+        (lambda arrays, metadata: arrays.update({"layers.0.v": arrays["layers.0.v"][:, 1:].copy()}), "v: got shape"),
+        (lambda arrays, metadata: metadata.pop("policy"), "got no policy"),
+        (lambda arrays, metadata: metadata.update(policy="[" * 100_000), "recursion"),
+        (lambda arrays, metadata: metadata.update(position="many"), "Expecting value"),
+        (lambda arrays, metadata: metadata.update(policy='{"evict": "magic"}'), "evict: got 'magic'"),
+    ],
+)
+def test_a_damaged_state_is_one_line(llm: thresher.LanguageModel, tmp_path: Path, damage: Any, message: str) -> None:
+    path = tmp_path / "state.safetensors"
+    llm.prefill("abc").save(path)
+    file = TensorFile(path)
+    arrays, metadata = {name: file.tensor(name) for name in file.entries}, dict(file.metadata)
+    damage(arrays, metadata)
+    save_file(arrays, path, metadata)
+    with pytest.raises(ValueError, match=rf"state\.safetensors: .*{message}"):
+        thresher.State.load(path)
 
 
 def test_a_failed_save_leaves_the_old_file(

@@ -1,40 +1,48 @@
-"""The `thresher` command. Each command is a file; this one puts them together and turns errors into one line."""
+"""The `thresher` command: this file turns errors into one line, `app` holds the commands."""
 
 from __future__ import annotations
 
 import sys
 
-import typer
-
-from thresher.cli import catalogue, kernels, measure, talk
-
-app = typer.Typer(
-    help="Long-context language-model inference made cheap, and proved to stay right.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-COMMANDS = (
-    catalogue.pull,
-    talk.generate,
-    talk.chat,
-    catalogue.info,
-    catalogue.methods,
-    catalogue.convert,
-    kernels.warmup,
-    kernels.verify,
-    measure.bench,
-    talk.demo,
-)
-for command in COMMANDS:
-    app.command()(command)
-
 
 def main() -> None:
-    """Run the command; a user's mistake is one line on standard error and exit status 1, Ctrl-C is status 130."""
+    """Run the command; a user's mistake is one line on standard error and exit status 1, Ctrl-C is status 130.
+
+    Anything else that goes wrong is a bug, shown in full with a request to report it.
+    """
     try:
-        app()
+        from thresher.cli import console
+
+        console.prepare()
+        from thresher.cli.app import app  # inside, because Ctrl-C may come while it loads
+
+        try:
+            app()
+        finally:
+            console.finish()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (ValueError, OSError) as error:
-        print(f"thresher: {' '.join(str(error).split())}", file=sys.stderr)
+        console.tell(console.describe(error) if isinstance(error, OSError) else str(error))
         sys.exit(1)
+    except MemoryError as error:
+        console.tell(f"this machine has not enough memory ({error})")
+        sys.exit(1)
+    except Exception as error:
+        _report(error)
+        sys.exit(1)
+
+
+def _report(error: Exception) -> None:
+    """Show a bug, and say what to do with it."""
+    import platform
+    import traceback
+    from importlib.metadata import version
+
+    traceback.print_exc()
+    print(
+        f"thresher: this is a bug in thresher ({type(error).__name__}), not a mistake of yours. Please report it where "
+        f"you have thresher from, in the issues of its repository, with all lines above and this one: thresher "
+        f"{version('thresher')}, Python {platform.python_version()}, {platform.platform()}",
+        file=sys.stderr,
+    )

@@ -21,11 +21,17 @@ Select = Annotated[str, typer.Option(metavar="SPEC", help="Keys that a chunk rea
 Evict = Annotated[str, typer.Option(metavar="SPEC", help="Cache eviction, e.g. keydiff:budget=2048.")]
 Ffn = Annotated[str, typer.Option(metavar="SPEC", help="Sparse FFN, e.g. fastforward:density=0.5,weights=PATH.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token every time.")]
+Sampling = Annotated[
+    str, typer.Option(help="greedy, or model for what its authors set; the five options below count before that.")
+]
+Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token every time.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")]
 TopP = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that reach this probability.")]
 MinP = Annotated[
     float | None, typer.Option(help="Leave out tokens below this share of the likeliest one's probability.")
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(help="Above 1: make what the prompt or the answer has already less likely.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Makes a drawn answer repeatable.")]
 System = Annotated[str | None, typer.Option(help="System message, instead of the template's own.")]

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from thresher.cli import console
+
 
 def emit_json(answer: Any) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(answer, ensure_ascii=False))
+    """One JSON document on standard output, in ASCII where that cannot show everything."""
+    print(json.dumps(answer, ensure_ascii=not console.shows_everything()))
 
 
 def table(rows: list[tuple[str, str]]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thresher.cli import options, show
+from thresher.cli import console, options, show
 from thresher.cli.kernels import compile_kernels
 
 if TYPE_CHECKING:
@@ -27,10 +27,12 @@ def generate(
     system: options.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     max_new_tokens: options.MaxNewTokens = 256,
-    temperature: options.Temperature = 0.0,
+    sampling: options.Sampling = "greedy",
+    temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
     select: options.Select = "",
@@ -43,7 +45,7 @@ def generate(
     json: options.Json = False,
 ) -> None:
     """Answer one prompt, streaming."""
-    text = "\n\n".join(filter(None, [_read(file) if file else "", prompt]))
+    text = "\n\n".join(filter(None, [console.read(file) if file else "", prompt]))
     if not text:
         raise ValueError("prompt: got nothing, wanted --prompt TEXT, --file PATH, or both")
     policy = options.policy(select, evict, ffn)
@@ -55,10 +57,12 @@ def generate(
             ids,
             policy,
             max_new_tokens=max_new_tokens,
+            sampling=sampling,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
+            repetition_penalty=repetition_penalty,
             seed=seed,
             stop=stop,
             chunk=chunk,
@@ -79,10 +83,12 @@ def chat(
     model: options.ModelName,
     system: options.System = None,
     max_new_tokens: options.MaxNewTokens = 512,
-    temperature: options.Temperature = 0.0,
+    sampling: options.Sampling = "greedy",
+    temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
     select: options.Select = "",
     evict: options.Evict = "",
@@ -91,15 +97,17 @@ def chat(
     dtype: options.Dtype = "float32",
     adapter: options.Adapter = None,
 ) -> None:
-    """Talk with a model; an empty line or Ctrl-D ends. Only what is new is read at each turn."""
+    """Talk with a model; an empty line or Ctrl-D ends. Only what is new is read at each turn.
+
+    A budget that is a fraction grows with the conversation: it is a share of all that was read up to the last message.
+    """
     policy = options.policy(select, evict, ffn)
     llm = _load(model, backend, dtype, adapter)
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     state = llm.new_state(policy)
-    held: list[int] = []  # the ids that the state has read or will read next
-    while question := _ask():
+    while question := console.ask():
         messages.append({"role": "user", "content": question})
-        ids = llm.encode(messages)
+        ids, held = llm.encode(messages), state.sequence
         if ids[: len(held)] != held:  # the template tells the past differently now: read it again
             state, held = llm.new_state(policy), []
         with show.token_progress(len(ids) - len(held)) as progress:
@@ -107,15 +115,16 @@ def chat(
         answer = llm.generate(
             state,
             max_new_tokens=max_new_tokens,
+            sampling=sampling,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
+            repetition_penalty=repetition_penalty,
             seed=seed,
         )
         _stream(answer)
         messages.append({"role": "assistant", "content": answer.text})
-        held = ids + answer.token_ids
 
 
 def demo(
@@ -148,25 +157,9 @@ def _load(model: str, backend: str, dtype: str = "float32", adapter: str | None 
     return llm
 
 
-def _read(file: Path) -> str:
-    if str(file) == "-":
-        return sys.stdin.read()
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-
-
 def _messages(text: str, system: str | None) -> list[dict[str, str]]:
     head = [{"role": "system", "content": system}] if system else []
     return [*head, {"role": "user", "content": text}]
-
-
-def _ask() -> str:
-    try:
-        return input("> " if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return ""
 
 
 def _stream(answer: Generation) -> None:

@@ -1,0 +1,29 @@
+"""Puts the commands together. Each of them stands in a file of its own or with its like."""
+
+from __future__ import annotations
+
+import typer
+
+from thresher.cli import catalogue, kernels, measure, talk
+
+app = typer.Typer(
+    help="Long-context language-model inference made cheap, and proved to stay right.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+COMMANDS = (
+    catalogue.pull,
+    talk.generate,
+    talk.chat,
+    catalogue.info,
+    catalogue.methods,
+    catalogue.convert,
+    kernels.warmup,
+    kernels.verify,
+    measure.bench,
+    talk.demo,
+)
+for command in COMMANDS:
+    app.command()(command)

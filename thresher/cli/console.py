@@ -1,0 +1,99 @@
+"""The standard streams as they are: closed, full, or in an encoding that has no emoji; and the text that comes through
+them or from a file."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import sys
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class _Closed(io.TextIOBase):
+    """In place of a standard stream that is closed: to use it is an error that names it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise OSError(f"{self._name}: it is closed, wanted it open")
+
+    read = readline = write = _refuse
+
+    @property
+    def buffer(self) -> Any:
+        """Bytes are refused as well."""
+        return self
+
+
+def prepare() -> None:
+    """Make the standard streams safe to use, whatever this process was started with."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # or a file that is opened later would take the number, and the output
+    sys.stdin = sys.stdin or _Closed("standard input")
+    sys.stdout = sys.stdout or _Closed("standard output")
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open as long as the process)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what it cannot encode is shown as an escape
+    warnings.showwarning = lambda message, *_: tell(str(message))
+
+
+def describe(error: OSError) -> str:
+    """What an error of the system says. The one that names no file is a standard stream's, unless memory ran out."""
+    nameless = error.errno not in (None, errno.ENOMEM) and error.filename is None
+    return f"standard input or output: {error.strerror}" if nameless else str(error)
+
+
+def tell(message: str) -> None:
+    """One line on standard error."""
+    with suppress(OSError):  # a full disk takes no complaints either
+        print(f"thresher: {' '.join(message.split())}", file=sys.stderr)
+
+
+def finish() -> None:
+    """Write out what is buffered; where that fails, OSError, and nothing is left that would fail again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise
+
+
+def shows_everything() -> bool:
+    """Whether standard output takes any character."""
+    return codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
+
+
+def read(file: Path) -> str:
+    """A whole text, from standard input for "-"; with line ends and a byte-order mark of any system."""
+    if str(file) == "-":
+        return _decode("standard input", sys.stdin.buffer.read())
+    return _decode(str(file), file.read_bytes())
+
+
+def ask() -> str:
+    """The next line that is typed or piped in, "" at the end."""
+    if not sys.stdin.isatty():
+        return _decode("standard input", sys.stdin.buffer.readline()).strip()
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _decode(name: str, data: bytes) -> str:
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
