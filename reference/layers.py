@@ -115,9 +115,9 @@ def rotation_tables(
     return cosine, sine
 
 
-def draw(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
-    """The next token id from logits (V,), which leave the backend here at the latest."""
-    return sampling.draw(to_numpy(logits), rng)
+def draw(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator, seen: np.ndarray | None = None) -> int:
+    """The next token id by `Sampling.draw`: logits (V,) in the backend, seen (V,) bool on the host."""
+    return sampling.draw(to_numpy(logits), rng, seen)
 
 
 def to_backend(x: np.ndarray) -> np.ndarray:

@@ -10,18 +10,41 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+from tokenizers import Tokenizer
 
 import reference
-from reference import Sampling
+from reference import Model, ModelConfig, Sampling
 from reference.checks import whole
 from thresher.state import State
 from thresher.text import StopTexts, TextStream
 
-if TYPE_CHECKING:
-    from thresher.model import LanguageModel
+
+class Reader(Protocol):
+    """As much of a loaded model as an answer needs."""
+
+    model: Model
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back."""
+        ...
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        ...
+
+    def prefill(self, prompt: list[int], *, state: State, chunk: int, progress: Callable[[int], None] | None) -> State:
+        """Read ids after what the state holds."""
+        ...
 
 
 @dataclass
@@ -69,7 +92,7 @@ class Settings:
 class Answer:
     """One sequence being continued: its state, its tokens so far, and the text that may already be shown."""
 
-    def __init__(self, llm: LanguageModel, state: State, prompt_ids: list[int], settings: Settings) -> None:
+    def __init__(self, llm: Reader, state: State, prompt_ids: list[int], settings: Settings) -> None:
         self.llm, self.state, self.prompt_ids, self.settings = llm, state, prompt_ids, settings
         self.token_ids: list[int] = []
         self.stats = Stats(prompt_tokens=len(prompt_ids))
@@ -98,7 +121,7 @@ class Answer:
     def take(self) -> str:
         """Draw the next token and return the text that it completes, often a word, sometimes nothing."""
         assert self.state.logits is not None
-        token = self.settings.sampling.draw(self.state.logits, self._rng, self._seen)
+        token = self.llm.model.backend.draw(self.state.logits, self.settings.sampling, self._rng, self._seen)
         self.token_ids.append(token)
         self.state.pending = token
         self._seen[token] = True
@@ -153,7 +176,7 @@ def run(answers: Sequence[Answer], places: int) -> Iterator[tuple[int, str]]:
             advance(active[0][1].llm, [answer.state for _, answer in active])
 
 
-def advance(llm: LanguageModel, states: Sequence[State]) -> None:
+def advance(llm: Reader, states: Sequence[State]) -> None:
     """Take every state's pending token through the model, in one pass."""
     reference.decode(llm.model, states, [state.pending for state in states if state.pending is not None])
     for state in states:

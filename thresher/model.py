@@ -129,9 +129,13 @@ class LanguageModel:
         ids = state.sequence[state.position :] + self.encode(prompt)
         check_tokens(self.config, state, ids)
         state.resolve(state.position + len(ids))
-        reference.prefill(self.model, state, ids, chunk=chunk, progress=progress)
-        state.token_ids += ids
-        state.pending = state.tail = None
+        before = state.position
+        try:
+            reference.prefill(self.model, state, ids, chunk=chunk, progress=progress)
+        finally:  # an interrupt may come when some of it has been read
+            if read := ids[: state.position - before]:
+                state.token_ids += read
+                state.pending = state.tail = None
         return state
 
     def logits(

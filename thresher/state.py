@@ -21,7 +21,7 @@ from reference.checks import match, require
 from thresher.methods import policy_from, specs_of
 from thresher.text import Tail
 
-FORMAT = "thresher-state-1"
+FORMAT = "thresher-state-2"
 VALUES = ("position", "length", "pending", "tail")  # fields that the metadata hold
 
 
@@ -70,7 +70,7 @@ class State(reference.State):
         for n, layer in enumerate(self.cache.layers):
             arrays |= {f"layers.{n}.{name}": np.ascontiguousarray(a) for name, a in layer.arrays().items()}
         if self.logits is not None:
-            arrays["logits"] = self.logits
+            arrays["logits"] = np.asarray(self.logits)
         arrays |= {f"counts.{f.name}": getattr(self.counts, f.name) for f in fields(Counts)}
         arrays["token_ids"] = np.array(self.token_ids, np.int64)
         metadata = {

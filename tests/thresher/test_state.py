@@ -177,7 +177,7 @@ def test_damaged_and_foreign_files_are_named(llm: thresher.LanguageModel, direct
     path.write_bytes(b"hello")
     with pytest.raises(ValueError, match=r"state\.safetensors: got 5 bytes, wanted a safetensors file"):
         thresher.State.load(path)
-    with pytest.raises(ValueError, match=r"model\.safetensors: got format .*, wanted a thresher-state-1 file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: got format .*, wanted a thresher-state-2 file"):
         thresher.State.load(directory / "model.safetensors")
     with pytest.raises(FileNotFoundError, match="missing"):
         thresher.State.load(tmp_path / "missing")
@@ -196,6 +196,6 @@ def test_a_trace_is_saved_apart_and_a_copy_writes_its_own(llm: thresher.Language
     thresher.save_trace(state.trace, path)
     np.testing.assert_equal(thresher.load_trace(path).to_arrays(), state.trace.to_arrays())
     with pytest.raises(
-        ValueError, match=r"trace\.safetensors: got format 'thresher-trace-1', wanted a thresher-state-1"
+        ValueError, match=r"trace\.safetensors: got format 'thresher-trace-1', wanted a thresher-state-2"
     ):
         thresher.State.load(path)
