@@ -96,10 +96,10 @@ def _feed_forward(
     if compensator is not None:
         c1, c2 = readable(compensator.c1), readable(compensator.c2)
         narrow, back = matrix(c1), matrix(c2)
-    each, wide = rows_per_item(dim, count), columns_per_item(dim)
+    each, columns = rows_per_item(dim, count), columns_per_item(dim)
     for start in range(0, tokens, MOST_TOKENS):
         here = min(MOST_TOKENS, tokens - start)
-        size = max(gate_places(here, dim, each)[-1], down_places(here, extra, wide)[-1])
+        size = max(gate_places(here, dim, each)[-1], down_places(here, extra, columns)[-1])
         packed = blocks_of(here) * hidden_size(count), blocks_of(here) * hidden_size(extra)
         memory = scratch.take(sum(packed) + size * THREADS)
         hidden = address(memory)
@@ -111,7 +111,7 @@ def _feed_forward(
         )  # fmt: skip
         project_chunk(
             hidden, *matrix(down), chosen, count, corrections, *back, extra, address(y[start:]), here, dim, own, size,
-            wide,
+            columns,
         )  # fmt: skip
         scratch.give(memory)
     return y

@@ -52,8 +52,9 @@ def stamp() -> str:
 def folders() -> list[Path]:
     """Where code may lie, the first choice first: $NUMBA_CACHE_DIR and nowhere else, if it is set; or beside this
     package, where who installed it may have compiled for all; or in the user's cache."""
-    if config.CACHE_DIR:
-        return [Path(config.CACHE_DIR) / "accel-cpu"]
+    settings: Any = config
+    if settings.CACHE_DIR:
+        return [Path(settings.CACHE_DIR) / "accel-cpu"]
     users = Path(AppDirs("numba", appauthor=False).user_cache_dir) / "accel-cpu"
     return [PACKAGE / "__pycache__", *([users] if users.is_absolute() else [])]  # "~/…" where nobody has a home
 
@@ -127,7 +128,7 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
-def callback(function: Callable, words: int) -> CFunc:
+def callback(function: Callable, words: int) -> Any:
     """A function of so many words that other code calls by its address."""
     signature = (types.int64,) * words, types.void
     code: Any = CFunc(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
