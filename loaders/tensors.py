@@ -59,7 +59,8 @@ class TensorFile:
         self.path = path
         size = path.stat().st_size
         header, self._data_start = _read_header(path, size)
-        self.metadata: dict[str, str] = header.get("__metadata__", {})
+        given = header.get("__metadata__")
+        self.metadata: dict[str, str] = {} if given is None else given
         require(isinstance(self.metadata, dict), f"{path}: __metadata__: got {shown(self.metadata)}, wanted an object")
         self.entries = {
             name: _entry(f"{path}: tensor {shown(name)}", description)

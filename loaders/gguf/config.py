@@ -172,7 +172,6 @@ def _gemma3(config: dict[str, Any], metadata: Settings) -> dict[str, Any]:
     return {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": per_head if layers == GEMMA3_27B_LAYERS else config["head_dim"],
-        "rope_theta": _decimal(metadata.number("gemma3.rope.freq_base", 1_000_000.0)),
         "rope_local_base_freq": _decimal(metadata.number("gemma3.rope.freq_base_swa", 10_000.0)),
         "sliding_window": metadata.whole("gemma3.attention.sliding_window"),
         "layer_types": ["sliding_attention" if (n + 1) % period else "full_attention" for n in range(layers)],

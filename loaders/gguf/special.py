@@ -62,8 +62,9 @@ def special_ids(metadata: Settings) -> Json:
 
 
 def vocabulary(metadata: Settings) -> tuple[list[str], list[int]]:
-    """Tokens and their types, without the unused ones at the end, which only pad the embedding."""
-    tokens = listed(metadata, f"{KEY}.tokens", str)
+    """Tokens and their types, without the unused ones at the end, which only pad the embedding. A token that is empty
+    has the name that llama.cpp gives it."""
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(listed(metadata, f"{KEY}.tokens", str))]
     types = listed(metadata, f"{KEY}.token_type", int) or [NORMAL] * len(tokens)
     require(
         len(types) == len(tokens),

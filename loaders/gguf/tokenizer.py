@@ -11,6 +11,7 @@ Source: src/llama-vocab.cpp of github.com/ggml-org/llama.cpp for the names, patt
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from loaders.gguf.special import (
@@ -25,7 +26,7 @@ from loaders.gguf.special import (
     token_id,
     vocabulary,
 )
-from loaders.settings import Settings
+from loaders.settings import Settings, shown
 from reference.checks import require
 
 SPACE = "\u2581"  # SentencePiece writes a space as this block
@@ -39,6 +40,9 @@ def tokenizer_json(metadata: Settings) -> Json | None:
     tokens, types = vocabulary(metadata)
     if not tokens:
         return None
+    if len(set(tokens)) < len(tokens):  # only one of a token's ids could be written out again
+        twice = next(token for token, count in Counter(tokens).items() if count > 1)
+        raise ValueError(f"{metadata.where}: {KEY}.tokens: got {shown(twice)} more than once, wanted every token once")
     metadata.require(f"{KEY}.model", kind in ("gpt2", "llama"), "gpt2 or llama")
     parts = _byte_level(metadata, tokens) if kind == "gpt2" else _sentencepiece(metadata, tokens, types)
     added = [
@@ -114,9 +118,10 @@ def _byte_level(metadata: Settings, tokens: list[str]) -> Json:
     metadata.require(f"{KEY}.merges", bool(merges), "the merges of a byte-level vocabulary")
     pairs = []
     for merge in merges:
-        left, _, right = merge.partition(" ")
+        cut = merge.find(" ", 1)  # a token may start with a space
+        left, right = merge[:cut], merge[cut + 1 :]
         require(
-            bool(left and right),
+            cut > 0 and bool(right),
             f"{metadata.where}: {KEY}.merges: got {merge!r}, wanted two tokens with a space between",
         )
         pairs.append((left, right))

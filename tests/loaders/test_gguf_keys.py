@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from itertools import combinations
@@ -14,7 +15,18 @@ import pytest
 from loaders import load_checkpoint
 from loaders.gguf import GGUF
 from tests.loaders.files import draw
-from tests.loaders.gguf_files import HEAD_DIM, HEADS, KV_HEADS, LAYERS, WIDTH, metadata, stored, tensors, write_gguf
+from tests.loaders.gguf_files import (
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    LAYERS,
+    TOKENIZER,
+    WIDTH,
+    metadata,
+    stored,
+    tensors,
+    write_gguf,
+)
 
 LLAMA3 = {"rope_freqs.weight": np.ones(HEAD_DIM // 2, np.float32)}
 
@@ -181,3 +193,26 @@ def test_byte_level_vocabularies_that_cannot_be_read(tmp_path: Path, keys: dict[
     checkpoint = load_checkpoint(write_gguf(tmp_path / "m.gguf", "llama", tensors("llama"), kept))
     with pytest.raises(ValueError, match=rf"m\.gguf: tokenizer\.ggml\.{line}"):
         _ = checkpoint.tokenizer
+
+
+def test_merges_of_tokens_that_start_with_a_space(tmp_path: Path) -> None:
+    tokens = [" ", "a", "b", "c", " a", "bc", *TOKENIZER["tokenizer.ggml.tokens"][6:]]
+    keys = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": ["  a", "b c"]}
+    merges = json.loads(load_checkpoint(file_with(tmp_path, keys)).tokenizer.to_str())["model"]["merges"]
+    assert merges == [[" ", "a"], ["b", "c"]]
+
+
+def test_tokens_without_a_text_and_tokens_twice(tmp_path: Path) -> None:
+    tokens = list(TOKENIZER["tokenizer.ggml.tokens"])
+    empty = load_checkpoint(file_with(tmp_path, {"tokenizer.ggml.tokens": [*tokens[:9], "", *tokens[10:]]}))
+    assert empty.tokenizer.id_to_token(9) == "[EMPTY_9]"
+    twice = load_checkpoint(file_with(tmp_path, {"tokenizer.ggml.tokens": [*tokens[:9], "c", *tokens[10:]]}))
+    with pytest.raises(ValueError, match=r"m\.gguf: tokenizer\.ggml\.tokens: got 'c' more than once"):
+        _ = twice.tokenizer
+
+
+def test_the_base_of_gemmas_rotation_has_llama_cpps_default(tmp_path: Path) -> None:
+    keys = metadata("gemma3")
+    del keys["gemma3.rope.freq_base"]
+    file = write_gguf(tmp_path / "m.gguf", "gemma3", tensors("gemma3"), keys)
+    assert GGUF(file).config["rope_theta"] == 10_000.0

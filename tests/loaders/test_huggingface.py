@@ -132,6 +132,13 @@ def test_reads_what_the_safetensors_package_writes(
         np.testing.assert_array_equal(file.tensor(name), wanted)
 
 
+@pytest.mark.parametrize("metadata", [None, {}, {"format": "mlx"}])
+def test_metadata_of_any_kind(metadata: Any, tmp_path: Path) -> None:
+    header = {"__metadata__": metadata, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    write_raw_safetensors(tmp_path / "x.safetensors", header, bytes(8))
+    assert TensorFile(tmp_path / "x.safetensors").metadata == (metadata or {})
+
+
 def test_the_tests_own_writer_keeps_the_format(tmp_path: Path) -> None:
     tensors = llama_tensors()
     write_safetensors(tmp_path / "x.safetensors", tensors)
