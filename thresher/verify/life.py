@@ -1,0 +1,194 @@
+"""The life of a cache: whatever is done to a backend's is done to the reference's too, and after every step both hold
+the same.
+
+`STEPS` names what may happen. Each takes one number, from which it draws what it needs, so that a life is a list of
+(step, number), and can be printed, saved and lived again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import reference
+from reference import ModelConfig, Rope
+from thresher.verify.drawing import DTYPES
+
+STEPS = (
+    *("append", "gather", "keep", "keep_newest", "reserve", "copy", "restore"),
+    *("score", "receive", "note_queries"),
+)
+NEWEST = 4096  # tokens that a life may hold, so that it stays short
+
+
+class Life:
+    """Two caches of one layer that live alike. Every step raises AssertionError where they do not."""
+
+    def __init__(self, module: Any, dtype: str, group: int, kv_heads: int, dim: int) -> None:
+        self.module, self.heads, self.kv_heads, self.dim = module, kv_heads * group, kv_heads, dim
+        rope = Rope(10_000.0)
+        config = ModelConfig(
+            family="llama", layers=1, width=dim, heads=self.heads, kv_heads=kv_heads, head_dim=dim, ffn_width=8,
+            vocab_size=8, max_positions=2**31, ropes=(rope,), windows=(None,), attention_scale=dim**-0.5,
+        )  # fmt: skip
+        self.ours, self.meant = (m.new_cache(config, DTYPES[dtype]) for m in (module, reference))
+        self.position = 0  # of the next token
+        self.left: list[tuple[Any, dict[str, np.ndarray]]] = []  # caches that were copied, and what they held then
+        self.there = getattr(module, "to_backend", lambda x: x)
+        self.back = getattr(module, "to_numpy", np.asarray)
+
+    @property
+    def layers(self) -> tuple[Any, Any]:
+        """Both layers, the reference's last."""
+        return self.ours.layers[0], self.meant.layers[0]
+
+    @property
+    def size(self) -> int:
+        """Columns that must be held."""
+        return self.meant.layers[0].size
+
+    def live(self, steps: Sequence[tuple[str, int]]) -> None:
+        """Take the steps one after another."""
+        for n, (step, number) in enumerate(steps):
+            try:
+                getattr(self, step)(number)
+                self.same()
+            except Exception as error:
+                told = str(error) if isinstance(error, AssertionError) else f"raised {type(error).__name__}: {error}"
+                raise AssertionError(f"after step {n}, {step}({number}), of {self.size} columns: {told}") from error
+
+    def same(self) -> None:
+        """Both hold the same, to the bit, and say so."""
+        ours, meant = self.layers
+        assert ours.size == meant.size, f"got size {ours.size}, wanted {meant.size}"
+        assert self.ours.nbytes == self.meant.nbytes, f"got {self.ours.nbytes} bytes, wanted {self.meant.nbytes}"
+        assert self.ours.sizes == self.meant.sizes, f"got sizes {self.ours.sizes}, wanted {self.meant.sizes}"
+        self._hold(ours, meant.arrays())
+        for layer, held in self.left:
+            self._hold(layer, held)
+
+    def _hold(self, layer: Any, wanted: dict[str, np.ndarray]) -> None:
+        got = layer.arrays()
+        assert set(got) == set(wanted), f"got arrays {sorted(got)}, wanted {sorted(wanted)}"
+        for name, array in wanted.items():
+            same_bits(name, np.asarray(self.back(got[name])), array)
+
+    # Steps
+
+    def append(self, number: int) -> None:
+        """A chunk, mostly small; keys of any length, some zero, stored in any dtype; positions with a gap before."""
+        rng = np.random.default_rng(number)
+        tokens = min(int(rng.choice([0, 1, 1, 2, 7, 40, 300])), NEWEST - self.size)
+        k, v = rng.standard_normal((2, self.kv_heads, tokens, self.dim))
+        largest = 3 if "16" in self.meant.layers[0].k.dtype.name else 25
+        if tokens and rng.random() < 0.5:
+            k *= 10.0 ** rng.integers(-largest, largest + 1, (self.kv_heads, tokens, 1))
+            k[:, rng.integers(tokens)] = 0
+        stored = self.meant.layers[0].k.dtype
+        k, v = (x.astype(rng.choice([np.dtype(np.float32), stored])) for x in (k, v))
+        self.position += int(rng.choice([0, 0, 5, 2**33]))
+        positions = np.arange(self.position, self.position + tokens)
+        self.position += tokens
+        for layer, there in zip(self.layers, (self.there, lambda x: x), strict=True):
+            layer.append(there(k.copy()), there(v.copy()), positions)
+
+    def gather(self, number: int) -> None:
+        """Some columns per head, read and let go."""
+        ours, meant = self.layers
+        columns = self._columns(number)
+        for name, got, wanted in zip(
+            ("k", "v", "positions"), ours.gather(self.there(columns)), meant.gather(columns), strict=True
+        ):
+            assert tuple(got.shape) == wanted.shape, f"gathered {name} of shape {got.shape}, wanted {wanted.shape}"
+            same_bits(f"gathered {name}", np.asarray(self.back(got)), wanted)
+
+    def keep(self, number: int) -> None:
+        """Forget all but some columns; what was looked at before stays as it was, for a trace."""
+        columns, before = self._columns(number), self.layers[0].positions
+        held = np.array(self.back(before))
+        for layer, there in zip(self.layers, (self.there, lambda x: x), strict=True):
+            layer.keep(there(columns.copy()))
+        same_bits("positions of before", np.asarray(self.back(before)), held)
+
+    def keep_newest(self, number: int) -> None:
+        """As a sliding window does."""
+        for layer in self.layers:
+            layer.keep_newest(number % (self.size + 2) or 1)
+
+    def reserve(self, number: int) -> None:
+        """Room ahead changes nothing that is held."""
+        for layer in self.layers:
+            layer.reserve(number % NEWEST)
+
+    def copy(self, number: int) -> None:
+        """Go on with a copy, or with the original; the other must stay as it is."""
+        copied = self.ours.copy()
+        assert type(copied) is type(self.ours), f"copied a {type(self.ours)} to a {type(copied)}"
+        held = {name: np.array(array) for name, array in self.meant.layers[0].arrays().items()}
+        stays = self.ours if number % 2 else copied
+        self.ours = copied if number % 2 else self.ours
+        self.left = [*self.left[-2:], (stays.layers[0], held)]
+
+    def restore(self, number: int) -> None:
+        """Go on with what was saved."""
+        saved = {name: np.array(self.back(array)) for name, array in self.layers[0].arrays().items()}
+        self.ours = self.module.restore_cache([saved])
+
+    def score(self, number: int) -> None:
+        """What a cache knows of its keys gives the scores that the keys give."""
+        ours, meant = self.layers
+        if not self.size:
+            return
+        rng = np.random.default_rng(number)
+        count = int(rng.integers(1, self.size + 1))
+        q = rng.standard_normal((self.heads, 5, self.dim), np.float32)
+        exact = meant.k.astype(np.float64)
+        wanted = reference.key_scores(q.astype(np.float64), exact[:, :count], 5)
+        got = self.back(self.module.key_scores(self.there(q), ours.keys(count), 5))
+        _cosines(f"key_scores of the first {count}", got, wanted)
+        sums = reference.unit(exact).sum(axis=1)
+        known = np.linalg.norm(sums, axis=-1) > 0.1  # else the directions cancel, and the mean has none
+        _cosines("keydiff_scores", self.back(self.module.keydiff_scores(ours.keys()))[known], reference.keydiff_scores(exact)[known])
+
+    def receive(self, number: int) -> None:
+        """As H2O notes what every key has received."""
+        values = np.random.default_rng(number).random((self.heads, self.size))
+        ours, meant = self.layers
+        meant.received, ours.received = values, self.there(values.copy())
+
+    def note_queries(self, number: int) -> None:
+        """As SnapKV notes the newest queries, and GRIFFIN its neurons."""
+        rng = np.random.default_rng(number)
+        noted = {
+            "queries": rng.standard_normal((self.heads, 3, self.dim), np.float32),
+            "query_positions": np.arange(3) + number,
+            "neurons": np.arange(number % 5),
+        }
+        ours, meant = self.layers
+        for name, array in noted.items():
+            setattr(meant, name, array)
+            setattr(ours, name, self.there(array.copy()))
+
+    def _columns(self, number: int) -> np.ndarray:
+        """Some columns of every head, ascending: all, one, a few or many."""
+        rng = np.random.default_rng(number)
+        count = int(rng.choice([0, 1, self.size, rng.integers(self.size + 1)]))
+        every = np.tile(np.arange(self.size), (self.kv_heads, 1))
+        return np.sort(rng.permuted(every, axis=1)[:, : min(count, self.size)], axis=1)
+
+
+def same_bits(name: str, got: np.ndarray, wanted: np.ndarray) -> None:
+    """Both of one shape and dtype, and equal to the bit."""
+    assert got.shape == wanted.shape, f"{name}: got shape {got.shape}, wanted {wanted.shape}"
+    assert got.dtype == wanted.dtype, f"{name}: got dtype {got.dtype}, wanted {wanted.dtype}"
+    if got.tobytes() != wanted.tobytes():
+        unequal = np.frombuffer(got.tobytes(), np.uint8) != np.frombuffer(wanted.tobytes(), np.uint8)
+        at = tuple(int(i) for i in np.unravel_index(unequal.argmax() // got.itemsize, got.shape))
+        raise AssertionError(f"{name} at {at}: got {got[at]}, wanted {wanted[at]}")
+
+
+def _cosines(name: str, got: Any, wanted: np.ndarray) -> None:
+    apart = np.abs(np.asarray(got, np.float64) - wanted)
+    assert apart.max(initial=0) <= 1e-5, f"{name}: off by {apart.max():.2e}"
