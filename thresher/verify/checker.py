@@ -16,11 +16,9 @@ Besides, every call is made twice, and both answers must be equal to the bit; an
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,7 @@ import numpy as np
 import reference
 from thresher.verify.drawing import Case
 from thresher.verify.layouts import layout_of, place
-from thresher.verify.life import Life, same_bits
+from thresher.verify.life import Life, raised, same_bits
 
 TINY = 1e-35  # weights below about 1e-38 are flushed to zero, by any exponential in float32
 SHORT = 64  # a row of fewer numbers may be four times as far off
@@ -107,13 +105,11 @@ class Checker:
         try:
             answer = getattr(self.module, name)(*given, **named)
         except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(last.filename).name}, line {last.lineno}"
-            raise AssertionError(f"raised {type(error).__name__}: {error} ({where})") from error
+            raise AssertionError(raised(error)) from error
         several = isinstance(answer, (list, tuple)) and name.endswith("_each")
         for one in answer if several else [answer]:
             wanted = "an array" if not several else "a list of arrays"
-            assert hasattr(one, "shape") and hasattr(one, "dtype"), f"returned {_kind(one)}, wanted {wanted}"
+            assert all(hasattr(one, name) for name in ("shape", "dtype")), f"returned {_kind(one)}, wanted {wanted}"
         return [np.asarray(back(one)) for one in answer] if several else np.asarray(back(answer))
 
     # Comparing
@@ -125,16 +121,15 @@ class Checker:
         spoiled = np.isnan(wanted).any(axis=-1, keepdims=True) if not least else np.isnan(wanted)
         got, wanted = np.where(spoiled, 0, got), np.where(spoiled, 0, wanted)
         _finite(got)
-        self._within(got, wanted, np.linalg.norm(got - wanted), max(np.linalg.norm(wanted), least), 1, "")
+        error, size = float(np.linalg.norm(got - wanted)), float(np.linalg.norm(wanted))
+        self._within(got, wanted, error, max(size, least), 1, "")
         apart, sizes = (np.linalg.norm(x, axis=-1) for x in (got - wanted, wanted))
         slack = 4 if wanted.shape[-1] < SHORT else 1
         for row in np.argwhere(apart > self.tolerance * slack * np.maximum(sizes, least))[:1]:
             at = tuple(int(i) for i in row)
             self._within(got[at], wanted[at], apart[at], max(sizes[at], least), slack, f"row {_index(at)}: ")
 
-    def _within(
-        self, got: np.ndarray, wanted: np.ndarray, error: float, size: float, slack: int, where: str
-    ) -> None:
+    def _within(self, got: np.ndarray, wanted: np.ndarray, error: float, size: float, slack: int, where: str) -> None:
         allowed = slack * self.tolerance * size
         self.worst = max(self.worst, float(error / allowed) if allowed else 0.0)
         relative = f"relative error {error / size:.2e}" if size else "wanted nothing but zeros"
@@ -161,9 +156,7 @@ class Checker:
             at = np.unravel_index(unequal.argmax(), unequal.shape)
             raise AssertionError(f"not equal at {_index(at)}: got {got[at]}, wanted {wanted[at]}")
 
-    def chosen(
-        self, got: np.ndarray, own: np.ndarray, wanted: np.ndarray, budget: int, kept: dict[str, Any]
-    ) -> None:
+    def chosen(self, got: np.ndarray, own: np.ndarray, wanted: np.ndarray, budget: int, kept: dict[str, Any]) -> None:
         """Selected columns (KV, B), by own scores exactly and by the reference's (KV, S) within the tolerance."""
         meant = reference.keep_top(own, budget, **kept)
         shaped(got, meant)
@@ -222,7 +215,11 @@ class Checker:
         budget, n = case.options["budget"], case.options["n_queries"]
         columns = np.broadcast_to(np.arange(k.shape[1]), k.shape[:2])
         if past > budget:
-            kept = {"protect": reference.protected_columns(k_positions[:, :past], case.options.get("sinks", 0), case.options.get("recent", 0))}
+            kept = {
+                "protect": reference.protected_columns(
+                    k_positions[:, :past], case.options.get("sinks", 0), case.options.get("recent", 0)
+                )
+            }
             chosen = self.run("select_keys", q, np.array(k[:, :past]), budget, n, **kept)
             columns = np.concatenate([chosen, columns[:, past:]], axis=1)
         k, v = (np.take_along_axis(exact(x), columns[:, :, None], axis=1) for x in (k, v))
@@ -235,7 +232,11 @@ class Checker:
     def _new_cache(self, case: Case) -> None:
         """A cache's whole life: how it begins, and the steps of it."""
         start, steps = case.arguments
-        Life(self.module, *start).live(steps)
+        try:
+            life = Life(self.module, *start)
+        except Exception as error:
+            raise AssertionError(raised(error)) from error
+        life.live(steps)
 
 
 def meaning(name: str, case: Case) -> Any:

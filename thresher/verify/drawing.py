@@ -109,7 +109,9 @@ class Drawing:
     def size(self, name: str, least: int = -12, most: int = 12) -> float:
         """A power of ten; float16 holds few of them."""
         few = self.dtype in ("float16", "mixed")
-        return float(10.0 ** self.pick(f"log10 of {name}", st.integers(max(least, -2), 1) if few else st.integers(least, most)))
+        return float(
+            10.0 ** self.pick(f"log10 of {name}", st.integers(max(least, -2), 1) if few else st.integers(least, most))
+        )
 
     def store(self, values: np.ndarray) -> np.ndarray:
         """The values in the drawn dtype and layout; where those are mixed, every array has its own."""
@@ -134,11 +136,17 @@ class Drawing:
             x *= 10.0 ** self.rng.integers(-largest, largest + 1, (*shape[:-1], 1))
         return self.store(self._with_odd_rows(name, x, spoiled))
 
-    def vectors(self, name: str, *shape: int, size: float = 1.0, spoiled: bool = False, positive: bool = False) -> np.ndarray:
+    def vectors(self, name: str, *shape: int, size: float = 1.0, spoiled: bool = False) -> np.ndarray:
         """Vectors of about `size`, some zero, some equal, and with `spoiled` some NaN, which may spoil only what is
         computed from them."""
+        return self.store(self._with_odd_rows(name, self.rng.standard_normal(shape) * size, spoiled))
+
+    def rows(self, name: str, *shape: int, size: float = 1.0, positive: bool = False) -> np.ndarray:
+        """Rows that are worked on one by one: as `vectors`, and at times of very different sizes."""
         x = self.rng.standard_normal(shape) * size
-        return self.store(self._with_odd_rows(name, np.abs(x) if positive else x, spoiled))
+        if self.rarely(f"uneven {name}"):
+            x *= 10.0 ** self.rng.integers(-3, 1, (*shape[:-1], 1))
+        return self.store(self._with_odd_rows(name, np.abs(x) if positive else x, spoiled=True))
 
     def _with_odd_rows(self, name: str, x: np.ndarray, spoiled: bool) -> np.ndarray:
         rows = x.shape[-2]
@@ -159,7 +167,10 @@ class Drawing:
 
     def positions(self, kv_heads: int, tokens: int, keys: int) -> tuple[np.ndarray, np.ndarray]:
         """q_positions (T,) and ragged k_positions (KV, S); some queries may come before every key."""
-        gaps, offset = self.pick("gaps", st.integers(0, 40)), self.pick("offset", st.sampled_from([0, 0, 100, 3 * 2**30]))
+        gaps, offset = (
+            self.pick("gaps", st.integers(0, 40)),
+            self.pick("offset", st.sampled_from([0, 0, 100, 3 * 2**30])),
+        )
         span = keys + gaps
         k_positions = np.stack([np.sort(self.rng.choice(span, keys, replace=False)) for _ in range(kv_heads)])
         first = self.pick("first position", st.just(max(span - tokens, 0)) | st.integers(0, span))

@@ -18,7 +18,7 @@ import numpy as np
 import accel
 import reference
 from reference.checks import require
-from thresher.verify.checker import by_name, convert, leaves
+from thresher.verify.checker import by_name, leaves
 from thresher.verify.drawing import Case
 from thresher.verify.layouts import Layout, layout_of, place
 
@@ -69,7 +69,7 @@ def save_case(path: Path, function: str, case: Case) -> None:
         "options": _outline(case.options),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **{ABOUT: np.array(json.dumps(about))}, **arrays)
+    np.savez(path, **{ABOUT: np.array(json.dumps(about)), **arrays})  # type: ignore[arg-type]
 
 
 def load_case(path: Path) -> tuple[str, Case]:
@@ -101,7 +101,10 @@ def _outline(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return {type(value).__name__: [_outline(one) for one in value]}
     if is_dataclass(value):
-        return {"dataclass": type(value).__name__, "fields": {f.name: _outline(getattr(value, f.name)) for f in fields(value)}}
+        return {
+            "dataclass": type(value).__name__,
+            "fields": {f.name: _outline(getattr(value, f.name)) for f in fields(value)},
+        }
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -116,4 +119,4 @@ def _filled(value: Any, arrays: Any) -> Any:
     if "dict" in value:
         return {name: _filled(one, arrays) for name, one in value["dict"].items()}
     kind: Callable[[list[Any]], Any] = tuple if "tuple" in value else list
-    return kind([_filled(one, arrays) for one in value[kind.__name__]])  # type: ignore[attr-defined]
+    return kind([_filled(one, arrays) for one in value[kind.__name__]])

@@ -7,7 +7,9 @@ the same.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,7 @@ class Life:
                 getattr(self, step)(number)
                 self.same()
             except Exception as error:
-                told = str(error) if isinstance(error, AssertionError) else f"raised {type(error).__name__}: {error}"
+                told = str(error) if isinstance(error, AssertionError) else raised(error)
                 raise AssertionError(f"after step {n}, {step}({number}), of {self.size} columns: {told}") from error
 
     def same(self) -> None:
@@ -87,11 +89,11 @@ class Life:
             k *= 10.0 ** rng.integers(-largest, largest + 1, (self.kv_heads, tokens, 1))
             k[:, rng.integers(tokens)] = 0
         stored = self.meant.layers[0].k.dtype
-        k, v = (x.astype(rng.choice([np.dtype(np.float32), stored])) for x in (k, v))
+        k, v = (x.astype(np.float32 if rng.random() < 0.5 else stored) for x in (k, v))
         self.position += int(rng.choice([0, 0, 5, 2**33]))
         positions = np.arange(self.position, self.position + tokens)
         self.position += tokens
-        for layer, there in zip(self.layers, (self.there, lambda x: x), strict=True):
+        for layer, there in zip(self.layers, (self.there, np.asarray), strict=True):
             layer.append(there(k.copy()), there(v.copy()), positions)
 
     def gather(self, number: int) -> None:
@@ -108,7 +110,7 @@ class Life:
         """Forget all but some columns; what was looked at before stays as it was, for a trace."""
         columns, before = self._columns(number), self.layers[0].positions
         held = np.array(self.back(before))
-        for layer, there in zip(self.layers, (self.there, lambda x: x), strict=True):
+        for layer, there in zip(self.layers, (self.there, np.asarray), strict=True):
             layer.keep(there(columns.copy()))
         same_bits("positions of before", np.asarray(self.back(before)), held)
 
@@ -150,7 +152,11 @@ class Life:
         _cosines(f"key_scores of the first {count}", got, wanted)
         sums = reference.unit(exact).sum(axis=1)
         known = np.linalg.norm(sums, axis=-1) > 0.1  # else the directions cancel, and the mean has none
-        _cosines("keydiff_scores", self.back(self.module.keydiff_scores(ours.keys()))[known], reference.keydiff_scores(exact)[known])
+        _cosines(
+            "keydiff_scores",
+            self.back(self.module.keydiff_scores(ours.keys()))[known],
+            reference.keydiff_scores(exact)[known],
+        )
 
     def receive(self, number: int) -> None:
         """As H2O notes what every key has received."""
@@ -177,6 +183,12 @@ class Life:
         count = int(rng.choice([0, 1, self.size, rng.integers(self.size + 1)]))
         every = np.tile(np.arange(self.size), (self.kv_heads, 1))
         return np.sort(rng.permuted(every, axis=1)[:, : min(count, self.size)], axis=1)
+
+
+def raised(error: Exception) -> str:
+    """What an exception says, and where it came from."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"raised {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def same_bits(name: str, got: np.ndarray, wanted: np.ndarray) -> None:
