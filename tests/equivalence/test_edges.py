@@ -52,14 +52,20 @@ def test_linear(backend: ModuleType, dtype: type, tokens: int, width: int, outs:
     [(9, 300, 1600, 1500), (4, 65, 700, 3), (257, 40, 130, 129), (5, 513, 129, 128), (1, 16, 1000, 1000)],
 )
 def test_ffn(backend: ModuleType, dtype: type, tokens: int, width: int, neurons: int, kept: int) -> None:
-    x, gate, up, down = normal(tokens, width), *(normal(neurons, width, dtype=dtype, size=width**-0.5) for _ in "gu"), normal(width, neurons, dtype=dtype)
+    x, gate, up, down = (
+        normal(tokens, width),
+        *(normal(neurons, width, dtype=dtype, size=width**-0.5) for _ in "gu"),
+        normal(width, neurons, dtype=dtype),
+    )
     check(backend, "gated_ffn", x, gate, np.abs(up), down, act="gelu_tanh")
     compensator = Compensator(normal(130, width, size=width**-0.5), normal(width, 130))
     chosen = np.sort(np.random.default_rng(1).choice(neurons, kept, replace=False)).astype(np.int32)
     check(backend, "sparse_ffn", np.abs(x), np.abs(gate), np.abs(up), down, chosen, compensator=compensator)
 
 
-def attend(backend: ModuleType, tokens: int, keys: int, first: int, key: int, window: int | None, group: int = 1) -> None:
+def attend(
+    backend: ModuleType, tokens: int, keys: int, first: int, key: int, window: int | None, group: int = 1
+) -> None:
     """Attention and its mass for queries from position `first` on and keys from position `key` on."""
     q, k, v = normal(2 * group, tokens, 32), normal(2, keys, 32), normal(2, keys, 32)
     places = np.arange(first, first + tokens), np.tile(np.arange(key, key + keys), (2, 1))

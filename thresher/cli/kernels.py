@@ -55,9 +55,10 @@ def verify(
             results = checks.verify(checked, seconds=seconds, names=function, progress=progress)
     failed = [result for result in results if result.failure]
     saved = {}
-    for result in failed if save is not None and replay is None else []:
-        saved[result.name] = save / f"{result.name}.npz"
-        files.save_case(saved[result.name], result.name, result.case)
+    for result in failed:
+        if save is not None and replay is None and result.case is not None:
+            saved[result.name] = save / f"{result.name}.npz"
+            files.save_case(saved[result.name], result.name, result.case)
     if json:
         show.emit_json({"module": checked.__name__, "functions": [_as_dict(r, saved) for r in results]})
     else:

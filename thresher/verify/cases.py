@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from reference import Compensator, Predictor, protected_columns
+from reference import Compensator, Predictor
 from thresher.verify.drawing import ALONE, PAIRS, PRODUCTS, Case, Drawing
 
 WORK = 150_000_000  # multiplications of a product, so that the reference answers in a moment
@@ -71,7 +71,7 @@ def select_keys(d: Drawing) -> Case:
     (heads, kv_heads, dim), keys = d.heads(), d.keys()
     q = d.directions("q", heads, d.tokens(PRODUCTS // (heads * dim)), dim)
     k = d.directions("k", kv_heads, keys, dim)
-    return d.case(q, k, d.budget(keys), d.pick("n_queries", st.integers(1, 70)), **_kept(d, kv_heads, keys))
+    return d.case(q, k, d.budget(keys), d.pick("n_queries", st.integers(1, 70)), **kept_besides(d, kv_heads, keys))
 
 
 def quoka_attention(d: Drawing) -> Case:
@@ -80,14 +80,15 @@ def quoka_attention(d: Drawing) -> Case:
     tokens = d.tokens(PAIRS // (heads * past))
     q, k = d.vectors("q", heads, tokens, dim), d.vectors("k", kv_heads, past + tokens, dim)
     v = d.normal(kv_heads, past + tokens, dim, size=d.size("values"))
-    _, before = d.positions(kv_heads, tokens, past)
+    before = np.cumsum(d.rng.integers(1, 4, (kv_heads, past)), axis=1) - 1
     own = int(before.max()) + 1 + np.arange(tokens)
-    k_positions = np.concatenate([before.astype(np.int64), np.broadcast_to(own, (kv_heads, tokens))], axis=1)
+    k_positions = np.concatenate([before, np.broadcast_to(own, (kv_heads, tokens))], axis=1)
+    first = int(own[0]) if d.perhaps("first position alone") else d.integers(own)
     options = {"budget": d.budget(past), "n_queries": d.pick("n_queries", st.integers(1, 40))}
     if d.perhaps("protect"):
         options["sinks"] = d.pick("sinks", st.integers(0, options["budget"] // 2))
         options["recent"] = d.pick("recent", st.integers(0, options["budget"] // 2))
-    return d.case(q, k, v, d.integers(own), d.integers(k_positions), past, **options)
+    return d.case(q, k, v, first, d.integers(k_positions), past, **options)
 
 
 def keydiff_scores(d: Drawing) -> Case:
@@ -110,7 +111,7 @@ def caote_scores(d: Drawing) -> Case:
         h[d.rng.integers(heads)] = 0
     if d.dtype in ("float32", "float64", "bfloat16"):
         h *= 10.0 ** d.pick("log10 of h", st.sampled_from([0, -30, -39, 30]))
-    v = d.normal(kv_heads, keys, dim, size=d.size("values"))
+    v = d.normal(kv_heads, keys, dim, size=d.size("values", -20, 18))
     options = {"fast": d.perhaps("fast"), "group": d.pick("group", st.sampled_from(["mean", "max", "rss"]))}
     return d.case(d.store(h), v, **options)
 
@@ -125,17 +126,17 @@ def keep_top(d: Drawing) -> Case:
         scores = np.float32(d.rng.choice([1.0, -1.0, 1e-40])) * (1 + d.rng.integers(0, 4096, (rows, keys)) * 2.0**-23)
     else:
         scores = d.rng.standard_normal((rows, keys)) * d.size("scores", -40, 30)
-    return d.case(d.store(scores), d.budget(keys), **_kept(d, rows, keys))
+    return d.case(d.store(scores), d.budget(keys), **kept_besides(d, rows, keys))
 
 
-def _kept(d: Drawing, rows: int, keys: int) -> dict[str, Any]:
+def kept_besides(d: Drawing, rows: int, keys: int) -> dict[str, Any]:
     """Sinks and recent columns that fit into the budget."""
     if not d.perhaps("protect"):
         return {}
     most = min(d.chosen["budget"], keys) // 2
     sinks, recent = d.pick("sinks", st.integers(0, most)), d.pick("recent", st.integers(0, most))
-    _, positions = d.positions(rows, 1, keys)
-    return {"protect": protected_columns(positions, sinks, recent)}
+    gaps = d.rng.integers(1, 4, (rows, keys))  # so that heads have different sinks
+    return {"sinks": sinks, "recent": recent, "positions": d.integers(np.cumsum(gaps, axis=1) - 1)}
 
 
 def select_neurons(d: Drawing) -> Case:
@@ -161,7 +162,7 @@ def _ffn(d: Drawing, choose: bool) -> tuple[Any, ...]:
     tokens = d.tokens(WORK // (3 * width * neurons))
     kept = d.pick("kept", st.just(neurons) | st.integers(1, neurons)) if choose else neurons
     few = min(kept, width) <= ALONE
-    x = d.rows("x", tokens, width, size=d.size("x", -3, 0), positive=few)
+    x = d.rows("x", tokens, width, size=d.size("x", -3, 1), positive=few)
     gate, up = (d.normal(neurons, width, size=width**-0.5, positive=few) for _ in range(2))
     down = d.normal(width, neurons, positive=width <= ALONE)
     return x, gate, up, down, d.integers(np.sort(d.rng.choice(neurons, kept, replace=False)))

@@ -30,11 +30,15 @@ from thresher.verify.life import Life, raised, same_bits
 
 TINY = 1e-35  # weights below about 1e-38 are flushed to zero, by any exponential in float32
 SHORT = 64  # a row of fewer numbers may be four times as far off
-ELEMENTS = {"attention_mass", "tova_scores", "snapkv_scores", "caote_scores", "group_mean", "layer_densities"}
+ELEMENTS = {
+    *("attention_mass", "tova_scores", "snapkv_scores", "caote_scores", "group_mean", "layer_densities"),
+    *("griffin_statistic", "neuron_magnitudes"),
+}
+SEVERAL = {"attention_each", "select_keys_each", "linear_each", "rotation_tables"}
 COSINES = {"key_scores", "keydiff_scores"}
 EXACT = {
-    *("keep_top", "select_neurons", "concatenate", "split_heads", "merge_heads", "scatter", "with_chunk"),
-    *("last_queries",),
+    *("keep_top", "select_neurons", "concatenate", "split_heads", "merge_heads", "with_chunk", "last_queries"),
+    *("to_backend", "to_numpy"),
 }
 
 
@@ -106,7 +110,7 @@ class Checker:
             answer = getattr(self.module, name)(*given, **named)
         except Exception as error:
             raise AssertionError(raised(error)) from error
-        several = isinstance(answer, (list, tuple)) and name.endswith("_each")
+        several = isinstance(answer, (list, tuple)) and name in SEVERAL
         for one in answer if several else [answer]:
             wanted = "an array" if not several else "a list of arrays"
             assert all(hasattr(one, name) for name in ("shape", "dtype")), f"returned {_kind(one)}, wanted {wanted}"
@@ -215,19 +219,62 @@ class Checker:
         budget, n = case.options["budget"], case.options["n_queries"]
         columns = np.broadcast_to(np.arange(k.shape[1]), k.shape[:2])
         if past > budget:
-            kept = {
-                "protect": reference.protected_columns(
-                    k_positions[:, :past], case.options.get("sinks", 0), case.options.get("recent", 0)
-                )
-            }
+            kept: dict[str, Any] = {n: case.options[n] for n in ("sinks", "recent") if n in case.options}
+            kept |= {"positions": np.array(k_positions[:, :past])} if kept else {}
             chosen = self.run("select_keys", q, np.array(k[:, :past]), budget, n, **kept)
             columns = np.concatenate([chosen, columns[:, past:]], axis=1)
         k, v = (np.take_along_axis(exact(x), columns[:, :, None], axis=1) for x in (k, v))
-        positions = exact(q_positions), np.take_along_axis(exact(k_positions), columns, axis=1)
+        q_positions = convert(q_positions, exact)
+        positions = q_positions, np.take_along_axis(exact(k_positions), columns, axis=1)
         wanted = reference.attention(exact(q), k, v, *positions)
         got = self.run("quoka_attention", *case.arguments, **case.options)
         shaped(got, wanted)
         self.rows(got, wanted)
+
+    def _select_keys_each(self, case: Case) -> None:
+        """Chunk by chunk what `select_keys` gives, which is held to its meaning by itself."""
+        q, k, pasts, budgets, n = case.arguments
+        got, options = self.run("select_keys_each", *case.arguments, **case.options), dict(case.options)
+        assert len(got) == len(q), f"returned {len(got)} arrays, wanted {len(q)}"
+        for queries, past, budget, columns in zip(q, pasts, budgets, got, strict=True):
+            if "positions" in options:
+                options["positions"] = np.array(case.options["positions"][:, :past])
+            wanted = self.run("select_keys", queries, np.array(k[:, :past]), budget, n, **options)
+            shaped(columns, wanted)
+            self.equal(columns, wanted)
+
+    def _rotation_tables(self, case: Case) -> None:
+        rope, head_dim, spans = case.arguments
+        tables = self.run("rotation_tables", rope, head_dim, spans, np.dtype(np.float32))
+        meant = reference.rotation_tables(rope, head_dim, spans, np.dtype(np.float64))
+        for got, wanted in zip(tables, meant, strict=True):
+            shaped(got, wanted)
+            self.rows(got, wanted)
+
+    def _draw(self, case: Case) -> None:
+        """From the same numbers and the same generator the same token."""
+        logits, sampling, seed = case.arguments
+        there = getattr(self.module, "to_backend", lambda x: x)
+        for _ in range(2):
+            got = self.module.draw(there(logits.copy()), sampling, np.random.default_rng(seed))
+            wanted = reference.draw(logits, sampling, np.random.default_rng(seed))
+            assert got == wanted, f"drew token {got}, wanted {wanted}"
+
+    def _prepare_weights(self, case: Case) -> None:
+        self._prepared("prepare_weights", case.arguments[0])
+
+    def _prepare_fastforward(self, case: Case) -> None:
+        self._prepared("prepare_fastforward", case.arguments[0])
+
+    def _prepared(self, name: str, weights: Any) -> None:
+        """The same numbers under the same names, whatever the layout; float64 may become float32."""
+        back = getattr(self.module, "to_numpy", np.asarray)
+        got = list(leaves("", convert(getattr(self.module, name)(weights), back)))
+        for (path, one), (_, wanted) in zip(got, leaves("", weights), strict=True):
+            same_bits(path, one, wanted.astype(one.dtype) if wanted.dtype == np.float64 else wanted)
+
+    def _restore_cache(self, case: Case) -> None:
+        self._new_cache(case)
 
     def _new_cache(self, case: Case) -> None:
         """A cache's whole life: how it begins, and the steps of it."""

@@ -30,7 +30,7 @@ HEAD_DIMS = (16, 17, 32, 33, 48, 64, 80, 96, 127, 128, 255, 256)
 WIDTHS = (1, 2, 15, 16, 17, 40, 64, 96, 130, 256)  # around the widths of registers and tiles, and usual ones
 ALONE = 16  # sums that are all of a row: one may cancel, and says nothing then, so that their terms are positive
 PAIRS = 1_500_000  # of queries and keys in a case, so that the reference answers in a moment
-PRODUCTS = 1_000_000  # numbers of a weight matrix
+PRODUCTS = 1_000_000  # numbers of a weight matrix, or of the keys
 
 
 @dataclass(repr=False)
@@ -87,11 +87,12 @@ class Drawing:
         return int(self.chosen["T"])
 
     def keys(self) -> int:
-        """S, mostly small, and around the sizes of tiles; rarely thousands."""
-        if self.rarely("long"):
-            return int(self.pick("S", st.integers(5_000, 40_000)))
+        """S, mostly small, and around the sizes of tiles; rarely thousands, where heads are few and narrow."""
         edges = st.sampled_from([127, 128, 129, 256, 300, 520, 1100])
-        return int(self.pick("S", st.integers(1, 9) | st.integers(10, 150) | edges | st.integers(151, 2_000)))
+        usual = st.integers(1, 9) | st.integers(10, 150) | edges | st.integers(151, 2_000)
+        drawn = self.pick("S", st.integers(5_000, 40_000) if self.rarely("long") else usual)
+        self.chosen["S"] = min(drawn, PRODUCTS // (self.chosen.get("KV", 1) * self.chosen.get("D", 1)))
+        return int(self.chosen["S"])
 
     def width(self, name: str, most: int = 2_000) -> int:
         """E, F or another side of a matrix, at most `most`."""
@@ -165,8 +166,9 @@ class Drawing:
         fitting = [dtype for dtype in INTEGERS if values.max(initial=0) <= np.iinfo(dtype).max]
         return self.lay(values.astype(fitting[self.rng.integers(len(fitting))]))
 
-    def positions(self, kv_heads: int, tokens: int, keys: int) -> tuple[np.ndarray, np.ndarray]:
-        """q_positions (T,) and ragged k_positions (KV, S); some queries may come before every key."""
+    def positions(self, kv_heads: int, tokens: int, keys: int) -> tuple[np.ndarray | int, np.ndarray]:
+        """q_positions (T,), or where those follow one another the first alone, and ragged k_positions (KV, S); some
+        queries may come before every key."""
         gaps, offset = (
             self.pick("gaps", st.integers(0, 40)),
             self.pick("offset", st.sampled_from([0, 0, 100, 3 * 2**30])),
@@ -175,6 +177,8 @@ class Drawing:
         k_positions = np.stack([np.sort(self.rng.choice(span, keys, replace=False)) for _ in range(kv_heads)])
         first = self.pick("first position", st.just(max(span - tokens, 0)) | st.integers(0, span))
         steps = self.rng.integers(1, 4, tokens) if self.rarely("queries apart") else np.ones(tokens, np.int64)
+        if (steps == 1).all() and self.perhaps("first position alone"):
+            return int(offset + first), self.integers(offset + k_positions)
         return self.integers(offset + first + np.cumsum(steps) - steps[0]), self.integers(offset + k_positions)
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 import reference
-from reference import ModelConfig, Rope
+from reference import LayerCache, ModelConfig, Rope
 from thresher.verify.drawing import DTYPES
 
 STEPS = (
-    *("append", "gather", "keep", "keep_newest", "reserve", "copy", "restore"),
-    *("score", "receive", "note_queries"),
+    *("append", "gather", "keep", "keep_newest", "take_back", "reserve", "copy", "restore"),
+    *("score", "attend", "receive", "note_queries"),
 )
 NEWEST = 4096  # tokens that a life may hold, so that it stays short
 
@@ -37,12 +37,12 @@ class Life:
         )  # fmt: skip
         self.ours, self.meant = (m.new_cache(config, DTYPES[dtype]) for m in (module, reference))
         self.position = 0  # of the next token
-        self.left: list[tuple[Any, dict[str, np.ndarray]]] = []  # caches that were copied, and what they held then
+        self.left: list[tuple[Any, LayerCache]] = []  # caches that were copied, and what they held then
         self.there = getattr(module, "to_backend", lambda x: x)
         self.back = getattr(module, "to_numpy", np.asarray)
 
     @property
-    def layers(self) -> tuple[Any, Any]:
+    def layers(self) -> tuple[Any, LayerCache]:
         """Both layers, the reference's last."""
         return self.ours.layers[0], self.meant.layers[0]
 
@@ -65,17 +65,14 @@ class Life:
         """Both hold the same, to the bit, and say so."""
         ours, meant = self.layers
         assert ours.size == meant.size, f"got size {ours.size}, wanted {meant.size}"
+        assert ours.newest == meant.newest, f"got newest {ours.newest}, wanted {meant.newest}"
         assert self.ours.nbytes == self.meant.nbytes, f"got {self.ours.nbytes} bytes, wanted {self.meant.nbytes}"
         assert self.ours.sizes == self.meant.sizes, f"got sizes {self.ours.sizes}, wanted {self.meant.sizes}"
-        self._hold(ours, meant.arrays())
-        for layer, held in self.left:
-            self._hold(layer, held)
-
-    def _hold(self, layer: Any, wanted: dict[str, np.ndarray]) -> None:
-        got = layer.arrays()
-        assert set(got) == set(wanted), f"got arrays {sorted(got)}, wanted {sorted(wanted)}"
-        for name, array in wanted.items():
-            same_bits(name, np.asarray(self.back(got[name])), array)
+        for layer, wanted in [(ours, meant), *self.left]:
+            held = layer.arrays()
+            assert set(held) == set(wanted.arrays()), f"got arrays {sorted(held)}, wanted {sorted(wanted.arrays())}"
+            for name, array in wanted.arrays().items():
+                same_bits(name, np.asarray(self.back(held[name])), array)
 
     # Steps
 
@@ -88,21 +85,19 @@ class Life:
         if tokens and rng.random() < 0.5:
             k *= 10.0 ** rng.integers(-largest, largest + 1, (self.kv_heads, tokens, 1))
             k[:, rng.integers(tokens)] = 0
-        stored = self.meant.layers[0].k.dtype
-        k, v = (x.astype(np.float32 if rng.random() < 0.5 else stored) for x in (k, v))
+        given = self.meant.layers[0].k.dtype if rng.random() < 0.5 else np.dtype(np.float32)
+        k, v = k.astype(given), v.astype(given)
         self.position += int(rng.choice([0, 0, 5, 2**33]))
-        positions = np.arange(self.position, self.position + tokens)
-        self.position += tokens
         for layer, there in zip(self.layers, (self.there, np.asarray), strict=True):
-            layer.append(there(k.copy()), there(v.copy()), positions)
+            layer.append(there(k.copy()), there(v.copy()), self.position)
+        self.position += tokens
 
     def gather(self, number: int) -> None:
-        """Some columns per head, read and let go."""
+        """Some columns per head, or all, read and let go."""
         ours, meant = self.layers
-        columns = self._columns(number)
-        for name, got, wanted in zip(
-            ("k", "v", "positions"), ours.gather(self.there(columns)), meant.gather(columns), strict=True
-        ):
+        columns = self._columns(number) if number % 3 else None
+        there = None if columns is None else self.there(columns)
+        for name, got, wanted in zip(("k", "v", "positions"), ours.gather(there), meant.gather(columns), strict=True):
             assert tuple(got.shape) == wanted.shape, f"gathered {name} of shape {got.shape}, wanted {wanted.shape}"
             same_bits(f"gathered {name}", np.asarray(self.back(got)), wanted)
 
@@ -128,23 +123,25 @@ class Life:
         """Go on with a copy, or with the original; the other must stay as it is."""
         copied = self.ours.copy()
         assert type(copied) is type(self.ours), f"copied a {type(self.ours)} to a {type(copied)}"
-        held = {name: np.array(array) for name, array in self.meant.layers[0].arrays().items()}
         stays = self.ours if number % 2 else copied
         self.ours = copied if number % 2 else self.ours
-        self.left = [*self.left[-2:], (stays.layers[0], held)]
+        self.left = [*self.left[-2:], (stays.layers[0], self.meant.layers[0].copy())]
 
     def restore(self, number: int) -> None:
         """Go on with what was saved."""
         saved = {name: np.array(self.back(array)) for name, array in self.layers[0].arrays().items()}
-        self.ours = self.module.restore_cache([saved])
+        self.ours, self.meant = (module.restore_cache([dict(saved)]) for module in (self.module, reference))
+        self.meant = self.meant.copy()
 
     def score(self, number: int) -> None:
-        """What a cache knows of its keys gives the scores that the keys give."""
-        ours, meant = self.layers
-        if not self.size:
-            return
+        """What a cache knows of its keys gives the scores that the keys give; so does one that was copied before."""
+        for ours, meant in [self.layers, *self.left]:
+            if meant.size:
+                self._score(number, ours, meant)
+
+    def _score(self, number: int, ours: Any, meant: LayerCache) -> None:
         rng = np.random.default_rng(number)
-        count = int(rng.integers(1, self.size + 1))
+        count = int(rng.integers(1, meant.size + 1))
         q = rng.standard_normal((self.heads, 5, self.dim), np.float32)
         exact = meant.k.astype(np.float64)
         wanted = reference.key_scores(q.astype(np.float64), exact[:, :count], 5)
@@ -158,18 +155,51 @@ class Life:
             reference.keydiff_scores(exact)[known],
         )
 
-    def receive(self, number: int) -> None:
-        """As H2O notes what every key has received."""
-        values = np.random.default_rng(number).random((self.heads, self.size))
+    def attend(self, number: int) -> None:
+        """What is gathered, all and some, is what attention takes, in one call for both."""
+        if not self.size:
+            return
         ours, meant = self.layers
-        meant.received, ours.received = values, self.there(values.copy())
+        columns = self._columns(number, least=1)
+        q = np.random.default_rng(number).standard_normal((self.heads, 1 + number % 12, self.dim), np.float32)
+        first = max(0, self.position - number % 20)
+        scale = 0.3 / float(np.linalg.norm(meant.k.astype(np.float64), axis=-1).max() or 1)  # keys may be huge
+        for window in (None, 1 + number % 50):
+            reads, exact = [], []
+            for chosen in (None, columns):
+                k, v, positions = ours.gather(None if chosen is None else self.there(chosen))
+                reads.append((self.there(q), k, v, first, positions))
+                k, v, positions = meant.gather(chosen)
+                exact.append((q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), first, positions))
+            got = self.module.attention_each(reads, scale=scale, window=window)
+            meanings = reference.attention_each(exact, scale=scale, window=window)
+            for what, one, wanted in zip(("all", "some"), got, meanings, strict=True):
+                apart = np.linalg.norm(np.asarray(self.back(one), np.float64) - wanted)
+                told = f"attention to {what} within {window} off by {apart:.2e} of {np.linalg.norm(wanted):.2e}"
+                assert apart <= 1e-5 * np.linalg.norm(wanted), told
+
+    def receive(self, number: int) -> None:
+        """As H2O notes what every key has received, of those that were read."""
+        columns = self._columns(number) if number % 2 else None
+        count = self.size if columns is None else columns.shape[1]
+        mass = np.random.default_rng(number).random((self.heads, count), np.float32)
+        ours, meant = self.layers
+        meant.receive(mass, columns)
+        ours.receive(self.there(mass), None if columns is None else self.there(columns))
+
+    def take_back(self, number: int) -> None:
+        """What was appended last goes again, as after an interrupted pass."""
+        before = self.size
+        self.append(number)
+        for layer in self.layers:
+            layer.take_back(layer.size - before)
+        self.position = self.layers[1].newest + 1
 
     def note_queries(self, number: int) -> None:
         """As SnapKV notes the newest queries, and GRIFFIN its neurons."""
         rng = np.random.default_rng(number)
-        noted = {
+        noted: dict[str, np.ndarray] = {
             "queries": rng.standard_normal((self.heads, 3, self.dim), np.float32),
-            "query_positions": np.arange(3) + number,
             "neurons": np.arange(number % 5),
         }
         ours, meant = self.layers
@@ -177,12 +207,12 @@ class Life:
             setattr(meant, name, array)
             setattr(ours, name, self.there(array.copy()))
 
-    def _columns(self, number: int) -> np.ndarray:
-        """Some columns of every head, ascending: all, one, a few or many."""
+    def _columns(self, number: int, least: int = 0) -> np.ndarray:
+        """Some columns of every head, ascending: none, one, all or any number."""
         rng = np.random.default_rng(number)
-        count = int(rng.choice([0, 1, self.size, rng.integers(self.size + 1)]))
+        count = [0, 1, self.size, int(rng.integers(self.size + 1))][rng.integers(4)]
         every = np.tile(np.arange(self.size), (self.kv_heads, 1))
-        return np.sort(rng.permuted(every, axis=1)[:, : min(count, self.size)], axis=1)
+        return np.sort(rng.permuted(every, axis=1)[:, : min(max(count, least), self.size)], axis=1)
 
 
 def raised(error: Exception) -> str:
