@@ -36,7 +36,7 @@ def verify(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def test_verify_holds_a_module_to_the_reference(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
-    result = verify(tmp_path, "--module", "own")
+    result = verify(tmp_path, "--backend", "own")
     assert result.returncode == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines()[1:]]
     assert {row[0] for row in rows} == {"rms_norm", "select_neurons"}
@@ -46,16 +46,34 @@ def test_verify_holds_a_module_to_the_reference(tmp_path: Path) -> None:
 
 def test_verify_tells_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN.replace("+ eps", "+ 2 * eps").replace('kind="stable"', ""))
-    result = verify(tmp_path, "--module", "own")
+    result = verify(tmp_path, "--backend", "own")
     assert result.returncode == 1
     assert result.stdout.count("FAILED") >= 1
     assert "rms_norm:" in result.stderr
     assert "case:" in result.stderr
     assert "Traceback" not in result.stderr
-    answer = json.loads(verify(tmp_path, "--module", "own", "--function", "rms_norm", "--json").stdout)
+    answer = json.loads(verify(tmp_path, "--backend", "own", "--function", "rms_norm", "--json").stdout)
     assert answer["module"] == "own"
     assert [f["name"] for f in answer["functions"]] == ["rms_norm"]
     assert "relative error" in answer["functions"][0]["failure"]
+
+
+def test_verify_keeps_the_case_of_a_failure_and_replays_it(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN.replace("+ eps", "+ 2 * eps"))
+    found = verify(tmp_path, "--backend", "own.py", "--save", "cases")
+    assert found.returncode == 1
+    assert "saved: thresher verify --backend own.py --replay cases/rms_norm.npz" in found.stderr
+    assert [path.name for path in (tmp_path / "cases").iterdir()] == ["rms_norm.npz"]
+    again = verify(tmp_path, "--backend", "own.py", "--replay", "cases/rms_norm.npz")
+    assert again.returncode == 1
+    assert "case: case=rms_norm.npz, drawn from dtype=" in again.stderr
+    (tmp_path / "own.py").write_text(OWN)
+    well = verify(tmp_path, "--backend", "own.py", "--replay", "cases/rms_norm.npz")
+    assert well.returncode == 0, well.stderr
+    assert well.stdout.split("\n")[1].split()[:2] == ["rms_norm", "1"]
+    answer = json.loads(verify(tmp_path, "--backend", "own.py", "--save", "more", "--json").stdout)
+    assert all("saved" not in f for f in answer["functions"])
+    assert not (tmp_path / "more").exists()
 
 
 def test_verify_a_backend() -> None:
@@ -93,8 +111,9 @@ def test_bench_sets_dense_beside_the_policy(directory: Path) -> None:
     ("arguments", "message"),
     [
         (["verify", "--backend", "tpu"], "backend: got 'tpu'"),
-        (["verify", "--module", "no_such_module"], "module: got 'no_such_module'"),
-        (["verify", "--module", "json"], "wanted one with some of"),
+        (["verify", "--backend", "no/such/file.py"], "(FileNotFoundError: no such file)"),
+        (["verify", "--backend", "json"], "wanted one with some of"),
+        (["verify", "--replay", "no_such_case.npz"], "no_such_case.npz: wanted a case"),
         (["verify", "--function", "no_such_function"], "function: got 'no_such_function'"),
         (["verify", "--function", "warmup"], "function: got 'warmup'"),
         (["bench", "DIRECTORY", "--prompt-tokens", "255"], "wanted at most the model's 256 positions"),

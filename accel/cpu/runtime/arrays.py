@@ -31,7 +31,7 @@ def readable(array: np.ndarray) -> np.ndarray:
     """The array itself if kernels can read it as it is, else a copy: float64 becomes float32, the last axis contiguous,
     and elements aligned. Leading axes may have any stride."""
     if array.dtype not in _KINDS:
-        return array.astype(np.float32)
+        return array.astype(np.float32, order="C")
     if array.strides[-1] == array.itemsize and array.flags.aligned:
         return array
     return np.ascontiguousarray(array) if array.size != 1 else array.copy()

@@ -1,0 +1,136 @@
+"""Calls whose sizes lie just beyond a tile, a block, a step or a limit of the kernels, and what a mask must not miss.
+
+A strategy meets such a size now and then; here each is met at every run. The checker is that of `test_contract`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from reference import Compensator, Predictor
+from thresher.verify.checker import Checker
+from thresher.verify.drawing import Case
+
+BF16 = ml_dtypes.bfloat16
+
+
+def check(backend: ModuleType, function: str, *arguments: Any, **options: Any) -> None:
+    Checker(backend).check(function, Case({}, arguments, options))
+
+
+def normal(*shape: int, dtype: type = np.float32, size: float = 1.0) -> np.ndarray:
+    return (np.random.default_rng(sum(shape)).standard_normal(shape) * size).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BF16], ids=["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("tokens", "width", "outs"),
+    [
+        (9, 577, 1600),  # items of several heights, and a depth beyond one pass
+        (4, 129, 97),  # the most that are read row by row
+        (5, 128, 48),  # the fewest that are packed
+        (257, 40, 33),  # one token beyond what a kernel takes at a time
+        (513, 7, 1),
+        (33, 1153, 49),
+        (1, 1, 300),
+        (0, 12, 7),
+    ],
+)
+def test_linear(backend: ModuleType, dtype: type, tokens: int, width: int, outs: int) -> None:
+    weight = np.abs(normal(outs, width, dtype=dtype))
+    check(backend, "linear", np.abs(normal(tokens, width)), weight, np.abs(normal(outs, dtype=dtype)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("tokens", "width", "neurons", "kept"),
+    [(9, 300, 1600, 1500), (4, 65, 700, 3), (257, 40, 130, 129), (5, 513, 129, 128), (1, 16, 1000, 1000)],
+)
+def test_ffn(backend: ModuleType, dtype: type, tokens: int, width: int, neurons: int, kept: int) -> None:
+    x, gate, up, down = (
+        normal(tokens, width),
+        *(normal(neurons, width, dtype=dtype, size=width**-0.5) for _ in "gu"),
+        normal(width, neurons, dtype=dtype),
+    )
+    check(backend, "gated_ffn", x, gate, np.abs(up), down, act="gelu_tanh")
+    compensator = Compensator(normal(130, width, size=width**-0.5), normal(width, 130))
+    chosen = np.sort(np.random.default_rng(1).choice(neurons, kept, replace=False)).astype(np.int32)
+    check(backend, "sparse_ffn", np.abs(x), np.abs(gate), np.abs(up), down, chosen, compensator=compensator)
+
+
+def attend(
+    backend: ModuleType, tokens: int, keys: int, first: int, key: int, window: int | None, group: int = 1
+) -> None:
+    """Attention and its mass for queries from position `first` on and keys from position `key` on."""
+    q, k, v = normal(2 * group, tokens, 32), normal(2, keys, 32), normal(2, keys, 32)
+    places = np.arange(first, first + tokens), np.tile(np.arange(key, key + keys), (2, 1))
+    check(backend, "attention", q, k, v, *places, window=window)
+    check(backend, "attention_mass", q, k, *places, window=window)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("tokens", "keys", "first", "key", "window"),
+    [
+        (1, 400, 0, 5, None),  # sees nothing, of several ranges of keys
+        (3, 400, 4, 5, None),  # the first sees nothing, the others do
+        (40, 5000, 0, 30, None),
+        (40, 5000, 4990, 30, 1),
+        *((4, 400, first, 0, 130) for first in range(254, 262)),  # the window's edge around a block's
+        (4, 50, 40, 0, 5),
+        (4, 50, 48, 0, 5),  # beyond the last key
+        (4, 300, 299, 0, 1),
+        (70, 300, 230, 0, 3),
+        (200, 700, 500, 0, 131),
+        (1, 129, 128, 0, None),
+        (8, 257, 256, 0, 128),
+        (600, 600, 0, 0, 64),
+        (5, 3, 0, 0, None),
+    ],
+)
+def test_what_each_query_sees(
+    backend: ModuleType, tokens: int, keys: int, first: int, key: int, window: int | None, group: int
+) -> None:
+    attend(backend, tokens, keys, first, key, window, group)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("period", [1, 4, 128])
+def test_the_top_token_of_every_block(backend: ModuleType, period: int, fast: bool) -> None:
+    """One head's top at every place in turn, the first column of a later block among them; the other's stays."""
+    v = normal(1, 300, 24)
+    for place in sorted({*range(0, 300, 4 * period), 127, 128, 129, 255, 256, 299}):
+        h = np.abs(normal(2, 300, size=1e-3))
+        h[0, place], h[1, 17] = 5e3, 5e3
+        check(backend, "caote_scores", h, v, fast=fast)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 1023, 1024, 1996, 1997, 1999, 2000])
+def test_every_digit_of_a_score_counts(backend: ModuleType, kept: int) -> None:
+    """Scores that differ in their highest, middle or lowest bits alone, in both signs, and equal ones."""
+    rng = np.random.default_rng(kept)
+    for shift in (0, 10, 21):
+        bits = rng.integers(0, 2**9, (2, 2000)) << shift
+        scores = (bits.astype(np.uint32) | (np.uint32(0x3F800000) if shift < 21 else np.uint32(0))).view(np.float32)
+        scores = np.where(np.isnan(scores), 1, scores) * rng.choice([-1, 1], scores.shape).astype(np.float32)
+        check(backend, "keep_top", scores, kept)
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 600])
+@pytest.mark.parametrize("n_queries", [1, 7, 9, 16, 64])
+def test_slots_of_quoka(backend: ModuleType, tokens: int, n_queries: int) -> None:
+    """Numbers of slots around the lanes of a register."""
+    q, k = normal(6, tokens, 33), normal(2, 261, 33)
+    check(backend, "select_queries", q, n_queries)
+    check(backend, "key_scores", q, k, n_queries)
+    check(backend, "select_keys", q, k, 64, n_queries)
+
+
+def test_a_predictor_wider_than_an_item(backend: ModuleType) -> None:
+    predictor = Predictor(normal(130), normal(130, 40), normal(40, 1100))
+    check(backend, "predictor_scores", normal(257, 130), predictor)
