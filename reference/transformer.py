@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from reference.attend import attend
-from reference.checks import whole
+from reference.checks import require, whole
 from reference.fastforward import Block
 from reference.model import Model
 from reference.policy import Policy
@@ -178,7 +178,11 @@ def _most_held(model: Model, state: State, n: int, length: int, chunk: int) -> i
 
 
 def decode(model: Model, states: Sequence[State], token_ids: Sequence[int]) -> None:
-    """Give every sequence its next token, in one pass: writes each state's logits of the token after."""
+    """Give every sequence its next token, in one pass: writes each state's logits of the token after.
+
+    Raises ValueError for a state that is given twice, and as `prefill` does.
+    """
+    require(len({id(state) for state in states}) == len(states), "states: got one twice, wanted every sequence once")
     chunks: list[Chunk] = []
     for state, token in zip(states, token_ids, strict=True):
         ids = check_tokens(model.config, state, [token])

@@ -161,6 +161,15 @@ def test_bad_tokens_are_refused_before_anything_is_computed(ids: list, message: 
     assert state.cache.sizes == [0, 0]
 
 
+def test_a_sequence_cannot_take_two_tokens_in_one_pass() -> None:
+    model = MODELS["plain"]
+    state = new_state(model)
+    prefill(model, state, [1, 2, 3])
+    with pytest.raises(ValueError, match="states: got one twice, wanted every sequence once"):
+        decode(model, [state, state], [4, 5])
+    assert state.position == 3
+
+
 def test_decoding_stops_at_the_last_position() -> None:
     model = small_model(max_positions=4)
     state = new_state(model)
