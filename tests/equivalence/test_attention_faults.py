@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accel import cpu
+from accel.shared.lazy import Chosen, Consecutive
 
 FINE = 1e-5  # relative error that float32 is allowed
 
@@ -249,3 +250,61 @@ def test_maps_of_no_size(tokens: int, outs: int, ins: int) -> None:
     (one, other) = cpu.linear_each(x, [(w, None), (w[:0], b[:0])])
     assert one.shape == (tokens, outs)
     assert other.shape == (tokens, 0)
+
+
+READS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "tokens": st.sampled_from([1, 1, 2, 9, 40, 200]),
+            "keys": st.integers(1, 900),
+            "past": st.integers(-3, 40),
+            "held": st.sampled_from(["array", "consecutive", "chosen"]),
+            "stored": st.sampled_from([np.float32, np.float16]),
+        }
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def read(rng, group, tokens, keys, past, held, stored):  # type: ignore[no-untyped-def]
+    """What `attention_each` takes of one read, and the same as plain arrays."""
+    q = rng.standard_normal((2 * group, tokens, 24)).astype(np.float32)
+    k, v = rng.standard_normal((2, 2, keys, 24)).astype(stored)
+    first = max(0, 1000 + keys - tokens - past)
+    positions = np.broadcast_to(np.arange(1000, 1000 + keys), (2, keys))
+    if held == "consecutive":
+        return (q, k, v, first, Consecutive(positions, 1000)), (q, k, v, first, positions)
+    if held == "chosen":
+        columns = np.sort(rng.permuted(np.tile(np.arange(keys), (2, 1)), axis=1)[:, : max(1, keys // 2)], axis=1)
+        chosen = [Chosen(x, columns) for x in (k, v, positions)]
+        plain = [np.asarray(x) for x in chosen]
+        return (q, chosen[0], chosen[1], first, chosen[2]), (q, plain[0], plain[1], first, plain[2])
+    return ((q, k, v, np.arange(first, first + tokens), positions),) * 2
+
+
+@given(READS, st.sampled_from([1, 3, 8]), st.sampled_from([None, 7, 300]), st.integers(0, 2**31))
+def test_reads_of_one_call_are_as_if_alone(cases, group, window, seed) -> None:  # type: ignore[no-untyped-def]
+    """Sequences that decode together, chunks with their own columns: each as the formula says, in one call."""
+    rng = np.random.default_rng(seed)
+    reads = [read(rng, group, **case) for case in cases]
+    each = cpu.attention_each([arguments for arguments, _ in reads], scale=0.3, window=window)
+    again = cpu.attention_each([arguments for arguments, _ in reads], scale=0.3, window=window)
+    assert len(each) == len(reads)
+    for got, second, (_, (q, k, v, first, positions)) in zip(each, again, reads, strict=True):
+        asked = np.arange(first, first + q.shape[1]) if isinstance(first, int) else first
+        weights, _ = softmax(q, k, asked, positions, 0.3, window)
+        wanted = (weights @ np.float64(np.repeat(v, group, axis=0))).transpose(1, 0, 2).reshape(q.shape[1], -1)
+        tolerance = FINE if k.dtype == np.float32 else 1e-2
+        size = np.linalg.norm(wanted, axis=-1)
+        assert (np.linalg.norm(got - wanted, axis=-1) <= tolerance * size).all()
+        np.testing.assert_array_equal(got, second)
+
+
+def test_no_reads_are_no_work() -> None:
+    assert cpu.attention_each([]) == []
+    nothing = np.zeros((2, 0, 8), np.float32)
+    (got,) = cpu.attention_each([(nothing, nothing, nothing, 0, np.zeros((2, 0), np.int64))])
+    assert got.shape == (0, 16)
+    (got,) = cpu.attention_each([(np.ones((2, 3, 8), np.float32), nothing, nothing, 0, np.zeros((2, 0), np.int64))])
+    np.testing.assert_array_equal(got, np.zeros((3, 16)))

@@ -1,34 +1,29 @@
-"""Attention: its arguments checked and laid out, and the results of ranges of keys merged.
-
-The work is attend.py's, by blocks, or for a few query columns attend_few.py's. Items are enough to keep all cores busy
-to the end: long ranges of keys are shared out, which are merged by their peaks and sums, and else the tokens, for each
-of whose blocks keys and values are packed anew.
-"""
+"""Attention: its arguments checked, the kernels called, by blocks or for a few query columns key by key, and what
+ranges of keys give merged."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import carray
+from numba import carray, njit
 
-from accel.cpu.attention.by_block import KEYS, NOTHING, attend, places
-from accel.cpu.attention.by_key import FEW, attend_few, few_places
-from accel.cpu.attention.visible import bounds
+from accel.cpu.attention.blocks import places
+from accel.cpu.attention.by_block import attend
+from accel.cpu.attention.by_key import attend_few, few_places
+from accel.cpu.attention.layout import Laid, lay_out, where_it_stands
+from accel.cpu.attention.reads import read_at
+from accel.cpu.attention.softmax import NOTHING
 from accel.cpu.linear.rows import load_kind, power
-from accel.cpu.runtime.arrays import address, readable, rows
+from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import fresh, scratch
 from accel.cpu.runtime.team import THREADS
-from accel.cpu.simd import F32, LANES, LOG2E, fetch_add, floats_at, splat, store, store_some, with_rest
-from accel.shared.lazy import Chosen
+from accel.cpu.simd import F32, LANES, fetch_add, floats_at, splat, store, store_some, with_rest
 from reference import contract
-from reference.attention import as_positions, merge_heads
 
-MOST_COLUMNS = 512  # query columns per item
-TOKENS = 32  # that items share a multiple of: whole blocks of columns, whatever the group
+ROWS_MERGED = 64  # per item
 
 
 def attention(
@@ -45,123 +40,106 @@ def attention(
 
     As `reference.attention`, computed in float32 from any stored dtype. In memory the heads of a token are neighbours.
     """
-    contract.attention(q, k, v, q_positions, k_positions, scale, window)
-    return Plan(q, k, q_positions, k_positions, scale, window).output(v)
+    return _attended([(q, k, v, q_positions, k_positions)], scale, window)[0].transpose(1, 0, 2)
 
 
 def attention_each(
     reads: Sequence[tuple[Any, Any, Any, Any, Any]], *, scale: float | None = None, window: int | None = None
 ) -> list[np.ndarray]:
-    """Several calls of `attention`: (q, k, v, q_positions, k_positions) each -> (T, H·D) each."""
-    return [merge_heads(attention(*read, scale=scale, window=window)) for read in reads]
+    """Several calls of `attention` in one: (q, k, v, q_positions, k_positions) each -> (T, H·D) each."""
+    return [out.reshape(len(out), out.shape[1] * out.shape[2]) for out in _attended(reads, scale, window)]
 
 
-class Plan:
-    """One call's arguments, checked and as kernels take them."""
-
-    def __init__(
-        self,
-        q: np.ndarray,
-        k: np.ndarray | Chosen,
-        q_positions: np.ndarray | int,
-        k_positions: np.ndarray,
-        scale: float | None,
-        window: int | None,
-    ) -> None:
-        sizes = contract.attention_mass(q, k, q_positions, k_positions, scale, window)
-        scale = 1 / math.sqrt(sizes["D"]) if scale is None else scale
-        self.heads, self.kv, self.tokens, self.keys = sizes["H"], sizes["KV"], sizes["T"], sizes["S"]
-        self.dim, self.group = sizes["D"], sizes["H"] // sizes["KV"]
-        self.q = readable(q)
-        self.k, self.columns = where_it_stands(k)
-        self.scale = float(scale) * LOG2E
-        self.bounds = bounds(as_positions(q_positions, self.tokens), k_positions, window)  # (KV, T, 2)
-        self.few = self.tokens * self.group <= FEW
-        block = self.tokens if self.few else max(1, min(self.tokens, MOST_COLUMNS // self.group))
-        items = max(1, self.kv * -(-self.tokens // max(block, 1)))
-        shortest = KEYS if self.few else 16 * KEYS
-        self.parts = max(1, min(-(-3 * THREADS // items), self.keys // shortest))
-        shares = -(-3 * THREADS // (items * self.parts))
-        if not self.few and shares > 1:
-            block = min(block, -(-block // shares // TOKENS) * TOKENS)
-        self.block, self.blocks = block, -(-self.tokens // max(block, 1))
-        self.span = -(-self.keys // (self.parts * KEYS)) * KEYS  # keys per range
-
-    def output(self, v: np.ndarray | Chosen) -> np.ndarray:
-        """Attention to all keys, (H, T, D)."""
-        out = fresh(self.tokens, self.heads, self.dim).transpose(1, 0, 2)
-        if self.parts == 1 or out.size == 0:
-            self._run(v, out, True)
-            return out
-        partial = fresh(self.parts, self.heads, self.tokens, self.dim)
-        stats = self._run(v, partial, False)
-        _merge(address(partial), address(stats), *rows(out)[:3], self.parts, self.heads, self.tokens, self.dim)
-        return out
-
-    def peaks_and_sums(self) -> np.ndarray:
-        """Of every query and range of keys, the exponent that its weights are relative to, and their sum: (P, H, T,
-        2)."""
-        return self._run(None, None, False)
-
-    def _run(self, v: np.ndarray | Chosen | None, target: np.ndarray | None, final: bool) -> np.ndarray:
-        """Attention to each range of keys, normalised if `final`, written to `target` (…, H, T, D); returns peaks and
-        sums (P, H, T, 2). Without v only these are computed."""
-        stats = np.empty((self.parts, self.heads, self.tokens, 2), np.float32)
-        if self.tokens * self.dim == 0:
-            return stats
-        held = None if v is None else where_it_stands(v)[0]  # a copy lives until the kernel is done
-        values = (0, 0, 0, 0) if held is None else rows(held)
-        out: tuple[int, ...] = (0, 0, 0, 0)
-        if target is not None:
-            out = address(target), target.strides[0] if target.ndim == 4 else 0, *target.strides[-3:-1]
-        size = few_places(self.dim)[-1] if self.few else places(self.block * self.group, self.dim)[-1]
-        memory = scratch.take(size * THREADS)
-        (attend_few if self.few else attend)(
-            *rows(self.q), *rows(self.k), *values, self.chosen, address(self.bounds), *out, int(final), address(stats),
-            address(memory), size, self.heads, self.kv, self.tokens, self.keys, self.dim, self.block, self.blocks,
-            self.parts, self.span, self.scale,
-        )  # fmt: skip
-        scratch.give(memory)
-        return stats
-
-    @property
-    def chosen(self) -> int:
-        """Where the columns to read stand, 0 for all."""
-        return 0 if self.columns is None else address(self.columns)
+def _attended(
+    reads: Sequence[tuple[Any, Any, Any, Any, Any]], scale: float | None, window: int | None
+) -> list[np.ndarray]:
+    """The outputs (T, H, D) of all reads."""
+    for read in reads:
+        contract.attention(*read, scale, window)
+    laid = lay_out([(q, k, asked, held) for q, k, _, asked, held in reads], scale, window)
+    outputs = [fresh(one.tokens, one.heads, one.dim) for one in laid]
+    run(laid, [where_it_stands(read[2])[0] for read in reads], outputs)
+    return outputs
 
 
-def where_it_stands(x: np.ndarray | Chosen) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array to read from, and which of its columns (None: all)."""
-    if isinstance(x, Chosen):
-        return readable(x.held), np.ascontiguousarray(x.columns, np.int64)
-    return readable(x), None
+def run(
+    laid: Sequence[Laid], values: Sequence[np.ndarray] | None, outputs: Sequence[np.ndarray] | None
+) -> list[np.ndarray]:
+    """Attend to all reads, write to `outputs` (T, H, D) each, and return, of every query and range of keys, the
+    exponent that its weights are relative to, and their sum: (P, H, T, 2) each. Without values these are all."""
+    stats = [np.empty((one.parts, one.heads, one.tokens, 2), np.float32) for one in laid]
+    partial = [
+        fresh(one.parts, one.heads, one.tokens, one.dim) if one.parts > 1 and outputs is not None else None
+        for one in laid
+    ]
+    every = [
+        one.words(None if values is None else values[n], None if outputs is None else outputs[n], partial[n], stats[n])
+        for n, one in enumerate(laid)
+    ]
+    for few, attends in ((False, attend), (True, attend_few)):
+        some = [(one, words) for one, words in zip(laid, every, strict=True) if one.few == few and one.items]
+        if some:
+            size = max(few_places(0, one.dim).end if few else block_size(one) for one, _ in some)
+            table, memory = np.array([words for _, words in some], np.int64), scratch.take(size // 4 * THREADS)
+            attends(address(table), len(some), address(memory), size)
+            scratch.give(memory)
+    merged = [words for words in every if words.partial and words.items]
+    if merged:
+        table = np.array(merged, np.int64)
+        _merge(address(table), len(merged))
+    return stats
+
+
+def block_size(one: Laid) -> int:
+    """Bytes that a worker needs for a read by blocks."""
+    return places(0, one.block * one.group, one.dim).end
 
 
 @kernel
-def _merge(task, worker, partial, stats, out, out_head, out_row, parts, heads, tokens, dim):
-    summary = carray(floats_at(stats), (parts, heads * tokens, 2))
+def _merge(task, worker, table, reads):
+    """The outputs of all reads whose keys were attended to by ranges."""
     while True:
-        first = fetch_add(task, 1) * 64
-        if first >= heads * tokens:
+        n, first = _rows_of(table, reads, fetch_add(task, 1))
+        if n == reads:
             return
-        for r in range(first, min(first + 64, heads * tokens)):
-            to = out + r // tokens * out_head + r % tokens * out_row
-            peak, mass = np.float32(NOTHING), 0.0
-            for p in range(parts):
-                peak = max(peak, summary[p, r, 0])
-            for p in range(parts):
-                summary[p, r, 0] = power(summary[p, r, 0] - peak)
-                mass += np.float64(summary[p, r, 1]) * np.float64(summary[p, r, 0])
-            rate = splat(np.float32(1.0 / mass)) if mass != 0.0 else splat(np.float32(0.0))
-            for d in range(0, dim, LANES):
-                total, lost = splat(np.float32(0.0)), splat(np.float32(0.0))
-                for p in range(parts):
-                    source = partial + 4 * ((p * heads * tokens + r) * dim + d)
-                    x = load_kind(source, F32, dim - d) * splat(summary[p, r, 0])
-                    new = total + x
-                    added = new - total
-                    lost, total = lost + ((total - (new - added)) + (x - added)), new
-                if dim - d >= LANES:
-                    store(to + 4 * d, with_rest(total, lost) * rate)
-                else:
-                    store_some(to + 4 * d, dim - d, with_rest(total, lost) * rate)
+        one = read_at(table, n)
+        for r in range(first, min(first + ROWS_MERGED, one.heads * one.tokens)):
+            _merge_row(one, r)
+
+
+@njit
+def _rows_of(table, reads, item):
+    """Which read an item belongs to, and the first of its rows."""
+    for n in range(reads):
+        one = read_at(table, n)
+        items = (one.heads * one.tokens + ROWS_MERGED - 1) // ROWS_MERGED if one.partial else 0
+        if item < items:
+            return n, item * ROWS_MERGED
+        item -= items
+    return reads, 0
+
+
+@njit
+def _merge_row(one, r):
+    """Row r, head by head, of what the ranges give: each relative to its own peak, added up without loss."""
+    rows, dim = one.heads * one.tokens, one.dim
+    summary = carray(floats_at(one.stats), (one.parts, rows, 2))
+    to = one.out + r // one.tokens * one.out_head + r % one.tokens * one.out_row
+    peak, mass = np.float32(NOTHING), 0.0
+    for p in range(one.parts):
+        peak = max(peak, summary[p, r, 0])
+    for p in range(one.parts):
+        summary[p, r, 0] = power(summary[p, r, 0] - peak)
+        mass += np.float64(summary[p, r, 1]) * np.float64(summary[p, r, 0])
+    rate = splat(np.float32(1.0 / mass)) if mass != 0.0 else splat(np.float32(0.0))
+    for d in range(0, dim, LANES):
+        total, lost = splat(np.float32(0.0)), splat(np.float32(0.0))
+        for p in range(one.parts):
+            x = load_kind(one.partial + 4 * ((p * rows + r) * dim + d), F32, dim - d) * splat(summary[p, r, 0])
+            new = total + x
+            added = new - total
+            lost, total = lost + ((total - (new - added)) + (x - added)), new
+        if dim - d >= LANES:
+            store(to + 4 * d, with_rest(total, lost) * rate)
+        else:
+            store_some(to + 4 * d, dim - d, with_rest(total, lost) * rate)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.linear.packing import WIDTH
 from accel.cpu.linear.rows import list_rows, load_kind, number_size, padded, widen
+from accel.cpu.linear.unit import WIDTH
 from accel.cpu.simd import BF16, F32, LANES, bits_at, floats_at, fma, halves_at, splat, total, words_at
 
 

@@ -9,17 +9,21 @@ T × S. An item of the second pass is a KV head and a range of keys, which no ot
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.attention.by_block import KEYS, at_edge, bound_columns, hide, pack_queries, places
-from accel.cpu.attention.by_key import FEW, few_places, score_few
-from accel.cpu.attention.call import Plan
-from accel.cpu.linear.packed_product import multiply_packing, nothing_planned, plan_left, ready_left
-from accel.cpu.linear.packing import WIDTH, left_size, pack_left, right_size, vectors_of
-from accel.cpu.linear.rows import list_rows, padded, widen
-from accel.cpu.runtime.arrays import address, rows
+from accel.cpu.attention.blocks import Places, first_keys, pack_queries, places, take_keys
+from accel.cpu.attention.by_key import FEW, SCORE_ROW, few_places, score_few, widen_few
+from accel.cpu.attention.call import run
+from accel.cpu.attention.layout import lay_out
+from accel.cpu.attention.reads import group_of, read_at
+from accel.cpu.attention.softmax import at_edge, bound_columns, hide
+from accel.cpu.linear.rows import list_rows, padded
+from accel.cpu.linear.unit import KEYS, WIDTH, multiply_packing, right_size, vectors_of
+from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
@@ -30,7 +34,6 @@ from accel.cpu.simd import (
     fetch_add,
     floats_at,
     load,
-    only,
     open_tiles,
     real,
     splat,
@@ -39,6 +42,7 @@ from accel.cpu.simd import (
     where_seen,
     words_at,
 )
+from reference import contract
 
 
 def attention_mass(
@@ -51,35 +55,49 @@ def attention_mass(
     window: int | None = None,
 ) -> np.ndarray:
     """Attention that each key receives, Σ_t a_tj, from shapes as in `attention` -> (H, S) float32."""
-    plan = Plan(q, k, q_positions, k_positions, scale, window)
-    mass = np.zeros((plan.heads, plan.keys), np.float32)
-    if plan.tokens == 0:
+    contract.attention_mass(q, k, q_positions, k_positions, scale, window)
+    laid = lay_out([(q, k, q_positions, k_positions)], scale, window)
+    (one,), (stats,) = laid, run(laid, None, None)
+    mass = np.zeros((one.heads, one.keys), np.float32)
+    if mass.size * one.items == 0:
         return mass
-    stats = plan.peaks_and_sums().astype(np.float64)  # (P, H, T, 2)
-    peaks = stats[..., 0].max(axis=0)  # (H, T)
-    with np.errstate(invalid="ignore"):  # of infinite peaks
-        sums = (stats[..., 1] * np.exp2(stats[..., 0] - peaks)).sum(axis=0)
-    rates = np.divide(1, sums, out=np.zeros_like(sums), where=sums != 0)  # a query that sees nothing gives nothing
-    rows_of = np.ascontiguousarray(np.stack([peaks, rates], axis=-1), np.float32)  # (H, T, 2)
-    size = few_places(plan.dim)[-1] if plan.few else mass_places(plan.group * padded(plan.block, WIDTH), plan.dim)[-1]
-    parts = max(1, min(-(-4 * THREADS // plan.kv), -(-plan.keys // (2 * KEYS))))
-    span = -(-plan.keys // (parts * KEYS)) * KEYS
-    memory = scratch.take(size * THREADS)
-    (_mass_few if plan.few else _mass)(
-        *rows(plan.q), *rows(plan.k), plan.chosen, address(plan.bounds), address(rows_of), address(mass),
-        address(memory), size, plan.heads, plan.kv, plan.tokens, plan.keys, plan.dim, plan.block, parts, span,
-        plan.scale,
-    )  # fmt: skip
+    rates = _peaks_and_rates(stats)
+    one.parts = max(1, min(-(-4 * THREADS // one.kv), -(-one.keys // (2 * KEYS))))
+    table = np.array([one.words(None, None, None, rates)], np.int64)
+    size = few_places(0, one.dim).end if one.few else mass_places(0, one.block, one.group, one.dim).end
+    memory = scratch.take(size // 4 * THREADS)
+    (_mass_few if one.few else _mass)(address(table), address(mass), address(memory), size)
     scratch.give(memory)
     return mass
 
 
+def _peaks_and_rates(stats: np.ndarray) -> np.ndarray:
+    """Of every query the exponent that its weights are relative to, and one over their sum, from those of every range
+    of keys (P, H, T, 2) -> (H, T, 2) float32."""
+    peaks, sums = np.moveaxis(stats.astype(np.float64), -1, 0)
+    peak = peaks.max(axis=0)
+    with np.errstate(invalid="ignore"):  # of infinite peaks
+        whole = (sums * np.exp2(peaks - peak)).sum(axis=0)
+    rates = np.divide(1, whole, out=np.zeros_like(whole), where=whole != 0)  # a query that sees nothing gives nothing
+    return np.ascontiguousarray(np.stack([peak, rates], axis=-1), np.float32)
+
+
+class MassPlaces(NamedTuple):
+    """Where each part of a worker's memory begins, for the second pass."""
+
+    blocks: Places
+    sums: int  # of a block's keys (KEYS, LANES)
+    of_columns: int  # peaks and rates of a block of columns (2, WIDTH)
+    end: int
+
+
 @register_jitable
-def mass_places(columns, dim):
-    """As `places`: where the sums of a block's keys begin (KEYS, LANES), how the columns' peaks and rates lie (2,
-    WIDTH), and how many floats there are in all."""
-    sums = places(columns, dim)[-1]
-    return sums, sums + KEYS * LANES, padded(sums + KEYS * LANES + 2 * WIDTH, 16)
+def mass_places(base, block, group, dim):
+    """The places from an address on; from 0 on the last is how many bytes there are. Columns come head by head."""
+    blocks = places(base, group * padded(block, WIDTH), dim)
+    sums = blocks.end
+    of_columns = sums + 4 * KEYS * LANES
+    return MassPlaces(blocks, sums, of_columns, padded(of_columns + 8 * WIDTH, 64))
 
 
 @njit
@@ -95,108 +113,98 @@ def add_weights(vectors, count, scores, of_columns, sums, edge):
 
 
 @kernel
-def _mass(
-    task, worker, q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, chosen, seen, stats, mass, memory, size,
-    heads, kv_heads, tokens, keys, dim, block, parts, span, scale,
-):  # fmt: skip
-    group = heads // kv_heads
-    limits = carray(words_at(seen), (kv_heads, tokens, 2))
-    summary = carray(floats_at(stats), (heads, tokens, 2))
-    received = carray(floats_at(mass), (heads, keys))
-    mine = memory + 4 * size * worker
-    each = padded(block, WIDTH)  # columns of one head
-    p, m = places(group * each, dim), mass_places(group * each, dim)
-    queries, left_keys, scores = mine + 4 * p[0], mine + 4 * p[3], mine + 4 * p[5]
-    temporary, lines, plan, ends = mine + 4 * p[7], mine + 4 * p[9], mine + 4 * p[10], mine + 4 * p[11]
-    sums, of_columns = mine + 4 * m[0], mine + 4 * m[1]
-    state = carray(floats_at(of_columns), (2, WIDTH))
+def _mass(task, worker, table, mass, memory, size):
+    one = read_at(table, 0)
+    at = mass_places(memory + size * worker, one.block, group_of(one), one.dim)
     open_tiles()
     while True:
         item = fetch_add(task, 1)
-        if item >= kv_heads * parts:
+        if item >= one.kv_heads * one.parts:
             close_tiles()
             return
-        part, kv = item % parts, item // parts
-        picked = chosen + 8 * kv * keys if chosen else 0
-        for first_token in range(0, tokens, block):
-            here = min(block, tokens - first_token)
-            for g in range(group):
-                source = q + (kv * group + g) * q_head + first_token * q_row
-                to = queries + 4 * g * each // WIDTH * right_size(dim)
-                pack_queries(source, q_head, q_row, q_kind, 1, here, dim, to, real(scale), k_kind, lines, temporary)
-            begin = max(part * span, limits[kv, first_token, 0])
-            end = min((part + 1) * span, limits[kv, first_token + here - 1, 1])
-            for start in range(begin, end, KEYS):
-                count = min(KEYS, end - start)
-                turn, place = (start - begin) // KEYS % 2, 4 * left_size(KEYS, dim)
-                packed = left_keys + turn * place
-                list_rows(lines, k + kv * k_head, k_row, start, count, picked)
-                if start == begin:
-                    pack_left(lines, k_kind, count, dim, packed)
-                else:
-                    ready_left(plan, lines, k_kind, count, dim, packed)
-                nothing_planned(plan)
-                coming = min(KEYS, end - start - KEYS)
-                if coming > 0:
-                    list_rows(lines, k + kv * k_head, k_row, start + KEYS, coming, picked)
-                    plan_left(plan, lines, k_kind, coming, 0, dim, left_keys + (1 - turn) * place)
-                last_token = first_token + here - 1
-                edge = at_edge(limits[kv], first_token, last_token, start, count)
-                for g in range(group):
-                    for i in range(0, count * LANES, LANES):
-                        store(sums + 4 * i, splat(np.float32(0.0)))
-                    for c in range(0, here, WIDTH):
-                        columns, vectors = min(WIDTH, here - c), vectors_of(here - c)
-                        right = queries + 4 * (g * each + c) // WIDTH * right_size(dim)
-                        multiply_packing(k_kind, 1, vectors, count, dim, packed, 0, right, scores, 4 * WIDTH, plan)
-                        if edge:
-                            bound_columns(limits[kv], c, columns, here, first_token, start, ends)
-                            hide(vectors, count, scores, ends)
-                        for i in range(vectors * LANES):  # columns beyond the last repeat it, and add nothing
-                            of_token = summary[kv * group + g, first_token + c + min(i, columns - 1)]
-                            state[0, i], state[1, i] = of_token[0], of_token[1] if i < columns else np.float32(0.0)
-                        add_weights(vectors, count, scores, of_columns, sums, edge)
-                    for i in range(count):
-                        received[kv * group + g, start + i] += total(load(sums + 4 * LANES * i))
+        for first_token in range(0, one.tokens, one.block):
+            _mass_of_block(one, item // one.parts, item % one.parts, first_token, mass, at)
+
+
+@njit
+def _mass_of_block(one, kv, part, first_token, mass, places):
+    """What a range of keys receives from a block of tokens."""
+    at, group, dim, kind, each = places.blocks, group_of(one), one.dim, one.k_kind, padded(one.block, WIDTH)
+    seen = carray(words_at(one.seen + kv * one.seen_head), (one.tokens, 2))
+    received = carray(floats_at(mass), (one.heads, one.keys))
+    picked = one.chosen + 8 * kv * one.keys if one.chosen else 0
+    here, keys = min(one.block, one.tokens - first_token), one.k + kv * one.k_head
+    last_token, turn = first_token + here - 1, 0
+    for g in range(group):
+        source = one.q + (kv * group + g) * one.q_head + first_token * one.q_row
+        to = at.queries + 4 * g * each // WIDTH * right_size(dim)
+        pack_queries(
+            source, one.q_head, one.q_row, one.q_kind, 1, here, dim, to, real(one.scale), kind, at.lines, at.temporary
+        )
+    begin, end = max(part * one.span, seen[first_token, 0]), min((part + 1) * one.span, seen[last_token, 1])
+    first_keys(at, keys, one.k_row, kind, dim, begin, end, picked)
+    for start in range(begin, end, KEYS):
+        count = min(KEYS, end - start)
+        packed = take_keys(at, keys, one.k_row, kind, dim, start, end, picked, turn)
+        turn, edge = 1 - turn, at_edge(seen, first_token, last_token, start, count)
+        for g in range(group):
+            for i in range(0, count * LANES, LANES):
+                store(places.sums + 4 * i, splat(np.float32(0.0)))
+            for c in range(0, here, WIDTH):
+                columns, vectors = min(WIDTH, here - c), vectors_of(here - c)
+                right = at.queries + 4 * (g * each + c) // WIDTH * right_size(dim)
+                multiply_packing(kind, 1, vectors, count, dim, packed, 0, right, at.scores, 4 * WIDTH, at.plan)
+                if edge:
+                    bound_columns(seen, c, columns, here, first_token, start, at.ends)
+                    hide(vectors, count, at.scores, at.ends)
+                _list_columns(one, kv * group + g, first_token + c, columns, vectors, places.of_columns)
+                add_weights(vectors, count, at.scores, places.of_columns, places.sums, edge)
+            for i in range(count):
+                received[kv * group + g, start + i] += total(load(places.sums + 4 * LANES * i))
+
+
+@njit
+def _list_columns(one, head, first_token, columns, vectors, of_columns):
+    """Peaks and rates of a block of columns; those beyond the last repeat it, and add nothing."""
+    summary = carray(floats_at(one.stats), (one.heads, one.tokens, 2))
+    listed = carray(floats_at(of_columns), (2, WIDTH))
+    for i in range(vectors * LANES):
+        of_token = summary[head, first_token + min(i, columns - 1)]
+        listed[0, i], listed[1, i] = of_token[0], of_token[1] if i < columns else np.float32(0.0)
 
 
 @kernel
-def _mass_few(
-    task, worker, q, q_head, q_row, q_kind, k, k_head, k_row, k_kind, chosen, seen, stats, mass, memory, size,
-    heads, kv_heads, tokens, keys, dim, block, parts, span, scale,
-):  # fmt: skip
-    group, wide_dim = heads // kv_heads, padded(dim, LANES)
-    columns = group * tokens
-    limits = carray(words_at(seen), (kv_heads, tokens, 2))
-    summary = carray(floats_at(stats), (heads, tokens, 2))
-    received = carray(floats_at(mass), (heads, keys))
-    mine = memory + 4 * size * worker
-    p = few_places(dim)
-    queries, scores, wide = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[3]
-    lines, coming = mine + 4 * p[4], mine + 4 * p[5]
-    found = carray(floats_at(scores), (FEW, padded(KEYS, LANES)))
+def _mass_few(task, worker, table, mass, memory, size):
+    one = read_at(table, 0)
+    at = few_places(memory + size * worker, one.dim)
     while True:
         item = fetch_add(task, 1)
-        if item >= kv_heads * parts:
+        if item >= one.kv_heads * one.parts:
             return
-        part, kv = item % parts, item // parts
-        picked = chosen + 8 * kv * keys if chosen else 0
-        for r in range(columns):
-            at = q + (kv * group + r // tokens) * q_head + r % tokens * q_row
-            widen(at, q_kind, dim, queries + 4 * r * wide_dim, real(scale))
-        begin = max(part * span, limits[kv, 0, 0])
-        end = min((part + 1) * span, limits[kv, tokens - 1, 1])
-        for start in range(begin, end, KEYS):
-            count = min(KEYS, end - start)
-            list_rows(lines, k + kv * k_head, k_row, start, count, picked)
-            after = max(0, min(KEYS, end - start - KEYS))
-            list_rows(coming, k + kv * k_head, k_row, start + KEYS, after, picked)
-            score_few(queries, columns, lines, k_kind, count, dim, wide, scores, coming, after)
-            for r in range(columns):
-                row, token, head = scores + 4 * r * padded(KEYS, LANES), r % tokens, kv * group + r // tokens
-                low, last = limits[kv, token, 0] - start, min(limits[kv, token, 1] - start, count)
-                peak, rate = splat(summary[head, token, 0]), splat(summary[head, token, 1])
-                for i in range(0, count, LANES):
-                    store(row + 4 * i, exp2(only(load(row + 4 * i), low - i, last - i) - peak) * rate)
-                for i in range(max(low, 0), last):
-                    received[head, start + i] += found[r, i]
+        _mass_of_few(one, item // one.parts, item % one.parts, mass, at)
+
+
+@njit
+def _mass_of_few(one, kv, part, mass, at):
+    """What a range of keys receives from a few columns."""
+    group, tokens, dim = group_of(one), one.tokens, one.dim
+    seen = carray(words_at(one.seen + kv * one.seen_head), (tokens, 2))
+    summary = carray(floats_at(one.stats), (one.heads, tokens, 2))
+    received = carray(floats_at(mass), (one.heads, one.keys))
+    found = carray(floats_at(at.scores), (FEW, SCORE_ROW // 4))
+    picked, keys = one.chosen + 8 * kv * one.keys if one.chosen else 0, one.k + kv * one.k_head
+    widen_few(one, kv, at)
+    begin, end = max(part * one.span, seen[0, 0]), min((part + 1) * one.span, seen[tokens - 1, 1])
+    for start in range(begin, end, KEYS):
+        count, after = min(KEYS, end - start), max(0, min(KEYS, end - start - KEYS))
+        list_rows(at.lines, keys, one.k_row, start, count, picked)
+        list_rows(at.coming, keys, one.k_row, start + KEYS, after, picked)
+        score_few(at, group * tokens, one.k_kind, count, dim, after)
+        for r in range(group * tokens):
+            row, token, head = at.scores + r * SCORE_ROW, r % tokens, kv * group + r // tokens
+            low, last = max(seen[token, 0] - start, 0), min(seen[token, 1] - start, count)
+            peak, rate = splat(summary[head, token, 0]), splat(summary[head, token, 1])
+            for i in range(0, count, LANES):
+                store(row + 4 * i, exp2(load(row + 4 * i) - peak) * rate)
+            for i in range(low, last):  # what stands elsewhere is hidden
+                received[head, start + i] += found[r, i]

@@ -12,6 +12,8 @@ from numba import njit
 
 from accel.cpu.simd import LANES, load, splat, store, with_rest
 
+SETTLE = 64  # blocks of keys, after which sums are moved to the totals
+
 
 @njit(forceinline=True)
 def add_exactly(x, total, lost):

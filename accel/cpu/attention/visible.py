@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numba import carray, njit
 
 from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import words_at
-from accel.shared.lazy import Chosen, Lazy
+from accel.shared.lazy import Chosen, Consecutive, Lazy
+from reference.attention import as_positions
 from reference.checks import ascending
 
 
-def bounds(q_positions: np.ndarray, k_positions: np.ndarray | Chosen, window: int | None) -> np.ndarray:
-    """First and one past the last key that each query sees, (KV, T, 2) int64. ValueError for positions out of order."""
-    (kv_heads, keys), tokens = k_positions.shape, len(q_positions)
-    asked = np.ascontiguousarray(q_positions, np.int64)
+def bounds(
+    q_positions: np.ndarray | int, tokens: int, k_positions: np.ndarray | Lazy, window: int | None
+) -> np.ndarray:
+    """First and one past the last key that each query sees, (KV, T, 2) int64, or (1, T, 2) where it is the same for
+    all heads. ValueError for positions out of order."""
+    kv_heads, keys = k_positions.shape
+    if isinstance(q_positions, int) and isinstance(k_positions, Consecutive):
+        return _of_consecutive(q_positions - k_positions.first, tokens, keys, window)
+    wanted = as_positions(q_positions, tokens)
+    asked = np.ascontiguousarray(wanted, np.int64)
     held = k_positions.held if isinstance(k_positions, Lazy) else k_positions
     listed = np.ascontiguousarray(k_positions.columns, np.int64) if isinstance(k_positions, Chosen) else None
     if held.dtype != np.int64 or held.strides[1] != 8:
@@ -26,8 +35,19 @@ def bounds(q_positions: np.ndarray, k_positions: np.ndarray | Chosen, window: in
         address(disorder), kv_heads, tokens, keys, -1 if window is None else window, workers=1,
     )  # fmt: skip
     if disorder[0]:
-        ascending("q_positions", q_positions)
+        ascending("q_positions", wanted)
         ascending("k_positions", np.asarray(k_positions))
+    return found
+
+
+@lru_cache(maxsize=32)  # all layers of a pass ask the same
+def _of_consecutive(first: int, tokens: int, keys: int, window: int | None) -> np.ndarray:
+    """The bounds (1, T, 2) of queries first, first + 1, … to keys 0, 1, …; not to be written to."""
+    reach = np.arange(first + 1, first + 1 + tokens)
+    found = np.zeros((1, tokens, 2), np.int64)
+    found[0, :, 1] = reach.clip(0, keys)
+    if window is not None:
+        found[0, :, 0] = (reach - window).clip(0, keys)
     return found
 
 

@@ -17,11 +17,11 @@ import numpy as np
 from numba import carray
 
 from accel.cpu.ffn.activation import activated, gated
-from accel.cpu.ffn.chunk import DOWN_BLOCKS, activate_chunk, down_places, gate_places, hidden_size, project_chunk
+from accel.cpu.ffn.chunk import DOWN_BLOCKS, activate_chunk, down_places, gate_places, project_chunk
 from accel.cpu.linear.few_tokens import FEW, STREAMS, add_few, multiply_few, rows_read, whole_vectors
 from accel.cpu.linear.maps import MOST_TOKENS, blocks_of, linear, rows_per_item
-from accel.cpu.linear.packing import WIDTH
 from accel.cpu.linear.rows import add_row, copy_row, padded
+from accel.cpu.linear.unit import WIDTH, hidden_size
 from accel.cpu.runtime.arrays import address, matrix, readable
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import SMALL, fresh, scratch

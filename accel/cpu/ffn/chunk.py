@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
 from accel.cpu.ffn.activation import gated
-from accel.cpu.linear.maps import HEIGHT, blocks_of, multiply_rows, pack_tokens
-from accel.cpu.linear.packed_product import (
+from accel.cpu.linear.maps import blocks_of, multiply_rows, pack_tokens
+from accel.cpu.linear.rows import copy_row, list_rows, number_size, padded
+from accel.cpu.linear.unit import (
+    DEPTH,
+    HEIGHT,
+    HIGH,
+    TEMPORARY,
+    WIDTH,
+    hidden_at,
+    hidden_size,
+    left_size,
     multiply_packing,
     nothing_planned,
+    pack_hidden,
+    pack_right,
     plan_left,
     plan_right,
     plan_size,
     ready_right,
-)
-from accel.cpu.linear.packing import (
-    DEPTH,
-    HIGH,
-    RIGHT,
-    STEP,
-    TEMPORARY,
-    WIDTH,
-    left_size,
-    pack_right,
-    right_pieces,
+    right_form,
     right_size,
-    store_pieces,
     vectors_of,
 )
-from accel.cpu.linear.rows import copy_row, list_rows, number_size, padded
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
-    BF16,
     F32,
     LANES,
-    MATRIX,
-    TILE,
     close_tiles,
     fetch_add,
     load,
     open_tiles,
     peek,
-    splat,
     store,
     swap_if,
-    transpose,
     words_at,
 )
 
@@ -88,12 +81,6 @@ def row_of_sums(dim):
     return 4 * (padded(dim, 32) + 16)
 
 
-@register_jitable
-def hidden_size(group):
-    """Floats of a packed block of tokens, as the left side of the second product."""
-    return left_size(WIDTH, group) if MATRIX else WIDTH * padded(group, STEP)
-
-
 @njit
 def activate_block(gates, ups, rows, vectors, silu):
     """act(gate) * up, in the gates' place, or where there is no `ups` act(gate)."""
@@ -105,39 +92,6 @@ def activate_block(gates, ups, rows, vectors, silu):
 
 
 @njit
-def pack_hidden(gates, rows, vectors, out, pieces, temporary):
-    """What was activated of one block of tokens, which stand as columns, packed as the left side of the second product:
-    for register tiles neuron by neuron, as they stand; for the matrix unit token by token."""
-    if not MATRIX:
-        for i in range(0, rows * WIDTH, LANES):
-            store(out + 4 * i, load(gates + 4 * i))
-        return
-    for i in range(rows, padded(rows, STEP)):
-        for j in range(0, WIDTH, LANES):
-            store(gates + 4 * (i * WIDTH + j), splat(np.float32(0.0)))
-    turned, addresses = temporary, temporary + 4 * LANES * STEP  # (LANES tokens, STEP neurons)
-    stand = carray(words_at(addresses), STEP)
-    for s in range(0, rows, STEP):
-        for i in range(STEP):
-            stand[i] = gates + 4 * (s + i) * WIDTH
-        for j in range(0, vectors * LANES, LANES):
-            transpose(addresses, 4 * j, turned, 4 * STEP)
-            transpose(addresses + 8 * LANES, 4 * j, turned + 4 * LANES, 4 * STEP)
-            to = out + s // STEP * pieces * 2 * TILE + j // LANES * TILE
-            for t in range(LANES):
-                x, y = load(turned + 4 * STEP * t), load(turned + 4 * (STEP * t + LANES))
-                store_pieces(x, y, to + 64 * t, 2 * TILE, pieces)
-
-
-@njit(forceinline=True)
-def hidden_at(hidden, neuron, kind):
-    """Where neuron number `neuron`, a multiple of STEP, begins in a packed block of tokens."""
-    if MATRIX:
-        return hidden + neuron // STEP * right_pieces(kind) * 2 * TILE
-    return hidden + 4 * neuron * WIDTH
-
-
-@njit
 def pack_activated(gates, ups, rows, first, tokens, silu, hidden, size, kind, temporary):
     """Activate what `rows` neurons gave, and pack it for the second product from its neuron `first` on. `size` is
     that of a packed block, `kind` how the second product's weights are stored."""
@@ -145,7 +99,7 @@ def pack_activated(gates, ups, rows, first, tokens, silu, hidden, size, kind, te
         at, vectors = 4 * n * padded(rows, HIGH) * WIDTH, vectors_of(tokens - n * WIDTH)
         activate_block(gates + at, ups + at if ups else 0, rows, vectors, silu)
         to = hidden_at(hidden + 4 * n * size, first, kind)
-        pack_hidden(gates + at, rows, vectors, to, right_pieces(kind), temporary)
+        pack_hidden(gates + at, rows, vectors, to, kind, temporary)
 
 
 @njit
@@ -216,7 +170,7 @@ def project_chunk(
     mine, p = memory + 4 * worker * size, down_places(tokens, extra, wide)
     sums, left, temporary, plan = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3]
     lines, coming = mine + 4 * p[4], mine + 4 * p[5]
-    form, step, sum_row = RIGHT if kind == BF16 else kind, number_size(kind), row_of_sums(wide)
+    form, step, sum_row = right_form(kind), number_size(kind), row_of_sums(wide)
     place, turn, planned = 4 * DOWN_BLOCKS * right_size(DOWN), 0, False
     open_tiles()
     column, following = fetch_add(task, 1) * wide, fetch_add(task, 1) * wide

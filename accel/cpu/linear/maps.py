@@ -10,33 +10,36 @@ x. A few tokens (decoding) are left to few.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
 from accel.cpu.linear.few_tokens import FEW, STREAMS, read, rows_read, whole_vectors
-from accel.cpu.linear.packed_product import multiply_packing, nothing_planned, plan_left, plan_size, ready_left
-from accel.cpu.linear.packing import (
+from accel.cpu.linear.rows import list_rows, number_size, padded
+from accel.cpu.linear.unit import (
     DEPTH,
+    HEIGHT,
     HIGH,
     TEMPORARY,
     WIDTH,
     left_size,
+    multiply_packing,
     pack_right,
+    plan_left,
+    plan_size,
+    ready_and_plan,
     right_at,
     right_size,
     vectors_of,
 )
-from accel.cpu.linear.rows import list_rows, number_size, padded
 from accel.cpu.runtime.arrays import address, matrix, readable
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import fresh, scratch
 from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import (
     LANES,
-    MATRIX,
-    ROWS,
     close_tiles,
     fetch_add,
     floats_at,
@@ -49,7 +52,6 @@ from accel.cpu.simd import (
 )
 from reference import contract
 
-HEIGHT = 32 if MATRIX else 8 * ROWS  # rows of W that are packed at a time
 MOST_TOKENS = 256  # tokens per call of a kernel: what is packed of them should stay in the second-level cache
 
 
@@ -87,8 +89,8 @@ def run_maps(x: np.ndarray, tasks: Sequence[tuple[int, ...]]) -> None:
     x, each = readable(x), rows_per_item(dim, int(words[:, 5].sum()))
     for start in range(0, tokens, MOST_TOKENS):
         here = min(MOST_TOKENS, tokens - start)
-        size = places(here, dim, each)[-1]
-        memory = scratch.take(size * THREADS)
+        size = places(0, here, dim, each).end
+        memory = scratch.take(size // 4 * THREADS)
         _project(*matrix(x[start:]), address(words), len(tasks), here, dim, start, each, address(memory), size)
         scratch.give(memory)
 
@@ -105,19 +107,33 @@ def blocks_of(tokens):
     return (tokens + WIDTH - 1) // WIDTH
 
 
+class Places(NamedTuple):
+    """Where each part of a worker's memory begins, for so many tokens and items of so many rows."""
+
+    right: int  # x, packed (blocks,)
+    left: int  # parts of W, packed, two in turns
+    sums: int  # (blocks, rows, WIDTH)
+    turned: int  # (LANES, LANES)
+    temporary: int
+    plan: int
+    lines: int  # addresses of an item's rows, and of some of those from some depth on
+    coming: int  # addresses of the rows after them
+    end: int
+
+
 @register_jitable
-def places(tokens, dim, rows):
-    """Where each part of a worker's memory begins, in floats, for items of so many rows; the last is how many there
-    are."""
-    right = 0  # x, packed (blocks,)
-    left = right + blocks_of(tokens) * right_size(dim)  # two, in turns
-    sums = left + 2 * left_size(HEIGHT, DEPTH)  # (blocks, rows, WIDTH)
-    turned = sums + blocks_of(tokens) * rows * WIDTH  # (LANES, LANES)
-    temporary = turned + LANES * LANES
-    plan = temporary + TEMPORARY
-    lines = plan + plan_size(HEIGHT, DEPTH)  # addresses of rows, and of some of those from some depth on
-    coming = lines + 2 * padded(max(WIDTH, rows + HEIGHT), LANES)  # addresses of the rows after them
-    return right, left, sums, turned, temporary, plan, lines, coming, padded(coming + 2 * rows, 16)
+def places(base, tokens, dim, rows):
+    """The places from an address on; from 0 on the last is how many bytes there are."""
+    right = base
+    left = right + 4 * blocks_of(tokens) * right_size(dim)
+    sums = left + 8 * left_size(HEIGHT, DEPTH)
+    turned = sums + 4 * blocks_of(tokens) * padded(rows, HIGH) * WIDTH
+    temporary = turned + 4 * LANES * LANES
+    plan = temporary + 4 * TEMPORARY
+    lines = plan + 4 * plan_size(HEIGHT, DEPTH)
+    coming = lines + 8 * padded(max(WIDTH, rows + HEIGHT), LANES)
+    end = padded(coming + 8 * max(rows, LANES), 64)
+    return Places(right, left, sums, turned, temporary, plan, lines, coming, end)
 
 
 @njit
@@ -147,19 +163,17 @@ def multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, sums, plan,
             some, after = min(HEIGHT, rows - first), first + HEIGHT
             for i in range(some):
                 here[i] = stand[first + i] + depth * size
-            packed = left + turn * place
-            ready_left(plan, lines + 8 * rows, kind, some, deep, packed)
-            turn = 1 - turn
-            following = left + turn * place
+            packed, following = left + turn * place, left + (1 - turn) * place
+            then, then_rows, then_depth = coming, coming_rows, 0
             if after < rows:
-                plan_left(plan, lines + 8 * after, kind, min(HEIGHT, rows - after), depth * size, deep, following)
+                then, then_rows, then_depth = lines + 8 * after, rows - after, depth
             elif depth + DEPTH < dim:
-                offset, further = (depth + DEPTH) * size, min(DEPTH, dim - depth - DEPTH)
-                plan_left(plan, lines, kind, min(HEIGHT, rows), offset, further, following)
-            elif coming_rows:
-                plan_left(plan, coming, kind, min(HEIGHT, coming_rows), 0, min(DEPTH, dim), following)
-            else:
-                nothing_planned(plan)
+                then, then_rows, then_depth = lines, rows, depth + DEPTH
+            ready_and_plan(
+                plan, lines + 8 * rows, kind, some, deep, packed, then, min(HEIGHT, then_rows), then_depth * size,
+                min(DEPTH, dim - then_depth), following,
+            )  # fmt: skip
+            turn = 1 - turn
             for n in range(blocks):
                 at = right_at(right + 4 * n * right_size(dim), depth, kind)
                 to, vectors = sums + 4 * (n * high + first) * WIDTH, vectors_of(tokens - n * WIDTH)
@@ -215,27 +229,24 @@ def list_item(item, each, maps, count, lines):
 @kernel
 def _project(task, worker, x, x_row, x_kind, maps, count, tokens, dim, first_token, each, memory, size):
     described = carray(words_at(maps), (count, 6))
-    mine = memory + 4 * worker * size
-    p = places(tokens, dim, each)
-    right, left, sums, turned = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3]
-    temporary, plan, lines, coming = mine + 4 * p[4], mine + 4 * p[5], mine + 4 * p[6], mine + 4 * p[7]
+    at, place = places(memory + size * worker, tokens, dim, each), 4 * left_size(HEIGHT, DEPTH)
     packed, turn = -1, 0
     open_tiles()
-    n, first, rows = list_item(fetch_add(task, 1), each, maps, count, lines)
+    n, first, rows = list_item(fetch_add(task, 1), each, maps, count, at.lines)
     while rows:
         kind, bias, y, outs = described[n, 2], described[n, 3], described[n, 4], described[n, 5]
         if packed != kind:
-            pack_tokens(x, x_row, x_kind, tokens, dim, kind, right, lines, temporary)
-            list_rows(lines, described[n, 0], described[n, 1], first, rows, 0)
-            plan_left(
-                plan, lines, kind, min(HEIGHT, rows), 0, min(DEPTH, dim), left + 4 * turn * left_size(HEIGHT, DEPTH)
-            )
+            pack_tokens(x, x_row, x_kind, tokens, dim, kind, at.right, at.lines, at.temporary)
+            list_rows(at.lines, described[n, 0], described[n, 1], first, rows, 0)
+            plan_left(at.plan, at.lines, kind, min(HEIGHT, rows), 0, min(DEPTH, dim), at.left + turn * place)
             packed = kind
-        next_n, next_first, next_rows = list_item(fetch_add(task, 1), each, maps, count, coming)
+        next_n, next_first, next_rows = list_item(fetch_add(task, 1), each, maps, count, at.coming)
         same = next_rows if described[next_n, 2] == kind else 0
-        turn = multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, sums, plan, coming, same)
+        turn = multiply_rows(
+            at.lines, kind, rows, tokens, dim, at.right, at.left, turn, at.sums, at.plan, at.coming, same
+        )
         to, shift = y + 4 * (first_token * outs + first), bias + 4 * first if bias else 0
-        write_turned(sums, padded(rows, HIGH), rows, tokens, to, 4 * outs, shift, lines, turned)
+        write_turned(at.sums, padded(rows, HIGH), rows, tokens, to, 4 * outs, shift, at.lines, at.turned)
         n, first, rows = next_n, next_first, next_rows
-        list_rows(lines, described[n, 0], described[n, 1], first, rows, 0)
+        list_rows(at.lines, described[n, 0], described[n, 1], first, rows, 0)
     close_tiles()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention.call import Plan
+from accel.cpu.attention.call import attention
 from accel.cpu.linear.inverse_norms import unit_rate
 from accel.cpu.linear.rows import padded, product, widen
 from accel.cpu.methods.topk import keep_top
@@ -152,7 +152,7 @@ def quoka_attention(
         columns = with_chunk(kept, past, sizes["S"])
         chosen = (Chosen(x, columns) for x in (k, v, k_positions))
         k, v, k_positions = chosen  # type: ignore[assignment]
-    return Plan(q, k, q_positions, k_positions, scale, None).output(v)
+    return attention(q, k, v, q_positions, k_positions, scale=scale)
 
 
 def _slots(q: np.ndarray, kv_heads: int, n_queries: int) -> tuple[np.ndarray, np.ndarray]:

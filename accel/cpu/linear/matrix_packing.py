@@ -1,31 +1,19 @@
-"""Blocks for products C = A·B: how both sides are packed for the unit that multiplies: register tiles or the
-matrix unit.
+"""How both sides of a product are cut for the matrix unit: into pieces of bfloat16, tile by tile (simd/matrix.py).
 
-A, the left side, has a row per key or per row of a weight matrix; B, the right side, a column per query or token.
-Columns come in blocks of WIDTH, whatever is left over in the last; every block of B, and every C, has rows of WIDTH
-numbers. So a block of A is packed once for all tokens, and a softmax or an activation works on whole registers of
-tokens.
-
-For register tiles A lies row by row, or step by step (`across`), and B step by step, both widened to float32. For the
-matrix unit both are cut into pieces of bfloat16 (simd/matrix.py); a pair of depths there is r and r + 16 of a step of
-32, so that packing needs no shuffling, only halves of two registers.
+A pair of depths is r and r + 16 of a step of 32, so that packing needs no shuffling, only halves of two registers.
 """
 
 from __future__ import annotations
 
+import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.linear.rows import load_kind, number_size, padded, widen
-from accel.cpu.simd import F16, F32, LANES, MATRIX, TILE, VECTORS, load, pair, rest, splat, store, transpose, words_at
+from accel.cpu.linear.rows import load_kind, number_size, padded
+from accel.cpu.simd import F16, F32, LANES, TILE, load, pair, rest, splat, store, transpose, words_at
 
-WIDTH = 2 * LANES if MATRIX else VECTORS * LANES  # columns of a block
-HIGH = 32 if MATRIX else 1  # rows of A and of C are padded to a multiple of this
-STEP = 32 if MATRIX else LANES  # and the depth to a multiple of this
-# Of one pass over long depths: both sides then stay in the second-level cache, or B in the first.
-DEPTH = 576 if MATRIX else 128
-RIGHT = 3  # the form of a product whose B, not A, is stored as bfloat16
-TEMPORARY = (WIDTH + 2 * LANES) * STEP + 2 * WIDTH + 64  # floats that packing needs
+WIDTH, HIGH, STEP = 2 * LANES, 32, 32
+TEMPORARY = (WIDTH + 2 * LANES) * STEP + 2 * WIDTH + 64
 
 
 @register_jitable(forceinline=True)
@@ -37,22 +25,25 @@ def rows_of_tiles(count):
 @register_jitable(forceinline=True)
 def left_size(rows, depth):
     """Floats of a packed A."""
-    if MATRIX:
-        return rows_of_tiles(rows) * padded(depth, STEP)
-    return max(rows * padded(depth, LANES), depth * across_row(rows) // 4)
+    return rows_of_tiles(rows) * padded(depth, STEP)
 
 
 @register_jitable(forceinline=True)
 def right_size(depth):
     """Floats of a packed block of B."""
-    return (rows_of_tiles(WIDTH) if MATRIX else WIDTH) * padded(depth, STEP)
+    return rows_of_tiles(WIDTH) * padded(depth, STEP)
 
 
 @register_jitable(forceinline=True)
-def across_row(rows):
-    """Bytes from step to step of an A that lies step by step: an odd number of cache lines, which spreads the steps
-    over the first-level cache."""
-    return 4 * (padded(rows, 32) + 16)
+def hidden_size(neurons):
+    """Floats of a block of tokens that are activations of so many neurons, packed as A."""
+    return left_size(WIDTH, neurons)
+
+
+@register_jitable(forceinline=True)
+def weights_size(keys):
+    """Floats of a packed block of softmax weights, besides the scores."""
+    return right_size(keys)
 
 
 @njit(forceinline=True)
@@ -63,22 +54,32 @@ def left_pieces(kind):
 
 @njit(forceinline=True)
 def right_pieces(kind):
-    """Pieces of a number of B where A is stored as `kind`."""
+    """Pieces of a number that was just computed, where the other side is stored as `kind`."""
     return 3 if kind == F32 else 2
+
+
+@njit(forceinline=True)
+def steps_of(depth):
+    """Steps of such a depth."""
+    return padded(depth, STEP) // STEP
 
 
 @njit(forceinline=True)
 def right_at(right, start, kind):
     """Where the depth `start`, a multiple of STEP, stands in a packed block of B."""
-    if MATRIX:
-        return right + start // STEP * right_pieces(kind) * 2 * TILE
-    return right + 4 * start * WIDTH
+    return right + start // STEP * right_pieces(kind) * 2 * TILE
 
 
 @njit(forceinline=True)
-def vectors_of(columns):
-    """Registers that a block with so many columns fills."""
-    return (min(columns, WIDTH) + LANES - 1) // LANES
+def hidden_at(hidden, neuron, kind):
+    """Where neuron number `neuron`, a multiple of STEP, begins in a packed block of tokens."""
+    return hidden + neuron // STEP * right_pieces(kind) * 2 * TILE
+
+
+@njit(forceinline=True)
+def square_of_right(out, s, j, depth, kind):
+    """Where the first piece of the depths from s on and of the j-th LANES columns stands in packed blocks of B."""
+    return out + j // 2 * (4 * right_size(depth)) + s // STEP * left_pieces(kind) * 2 * TILE + j % 2 * TILE
 
 
 @njit(forceinline=True)
@@ -95,25 +96,18 @@ def store_pieces(x, y, out, apart, pieces):
 @njit
 def pack_left(lines, kind, rows, depth, out):
     """A from `rows` rows of `depth` numbers, whose addresses stand at `lines`."""
-    if MATRIX:
-        pack_left_steps(lines, kind, rows, 0, depth, out)
-    else:
-        stand = carray(words_at(lines), rows)
-        for i in range(rows):
-            widen(stand[i], kind, depth, out + 4 * i * padded(depth, LANES), 1.0)
+    pack_left_steps(lines, kind, rows, 0, depth, out)
 
 
 @njit
 def pack_left_steps(lines, kind, rows, first, depth, out):
-    """For the matrix unit, the steps from the depth `first` on."""
+    """The steps from the depth `first` on."""
     stand, size, pieces = carray(words_at(lines), rows), number_size(kind), left_pieces(kind)
     for r in range(0, padded(rows, HIGH), 16):
-        to = out + r // 16 % 2 * TILE + (r // 32 * (padded(depth, STEP) // STEP) + first // STEP) * pieces * 2 * TILE
+        to = out + r // 16 % 2 * TILE + (r // 32 * steps_of(depth) + first // STEP) * pieces * 2 * TILE
         for d in range(first, depth, STEP):
             for i in range(16):
-                row = (
-                    stand[min(r + i, rows - 1)] + size * d
-                )  # any finite row below the last: nobody reads what comes of it
+                row = stand[min(r + i, rows - 1)] + size * d  # any below the last: nobody reads what comes of it
                 if kind == F32 and depth - d >= STEP:
                     x, y = load(row), load(row + 4 * LANES)
                 else:
@@ -128,19 +122,15 @@ def pack_left_across(lines, kind, rows, depth, out, temporary):
     """A from its columns: `depth` of them, `rows` numbers each, whose addresses stand at `lines`, with room for a
     multiple of STEP of them."""
     stand = carray(words_at(lines), padded(depth, STEP))
-    if not MATRIX:
-        for i in range(depth):
-            widen(stand[i], kind, rows, out + i * across_row(rows), 1.0)
-        return
     for i in range(depth, padded(depth, STEP)):
         stand[i] = stand[depth - 1]  # meets a zero of B
-    pieces, size, steps = left_pieces(kind), number_size(kind), padded(depth, STEP) // STEP
+    pieces, size = left_pieces(kind), number_size(kind)
     square, words = temporary, temporary + 4 * LANES * STEP  # 16 rows of 32 steps; 32 steps of 16 rows, widened
     places = words + 4 * LANES * STEP
     here = carray(words_at(places), STEP)
     for r in range(0, padded(rows, HIGH), LANES):
         whole = kind == F32 and rows - r >= LANES
-        to = out + r // LANES % 2 * TILE + r // 32 * (steps * pieces * 2 * TILE)
+        to = out + r // LANES % 2 * TILE + r // 32 * (steps_of(depth) * pieces * 2 * TILE)
         for s in range(0, depth, STEP):
             if whole:
                 transpose(lines + 8 * s, 4 * r, square, 4 * STEP)
@@ -164,7 +154,7 @@ def pack_right(lines, kind, columns, depth, out, factor, left_kind, temporary):
     stand, size = carray(words_at(lines), WIDTH), number_size(kind)
     places = temporary + 4 * WIDTH * STEP  # addresses of widened parts of the columns
     here, by, pieces = carray(words_at(places), WIDTH), splat(factor), right_pieces(left_kind)
-    square = places + 8 * WIDTH  # for the matrix unit: 32 steps of 16 columns
+    square = places + 8 * WIDTH  # 32 steps of 16 columns
     for i in range(WIDTH):
         here[i] = temporary + 4 * STEP * i
     for s in range(0, depth, STEP):
@@ -173,12 +163,31 @@ def pack_right(lines, kind, columns, depth, out, factor, left_kind, temporary):
                 x = load_kind(stand[min(i, columns - 1)] + size * (s + d), kind, depth - s - d)
                 store(here[i] + 4 * d, x * by)
         for i in range(0, columns, LANES):
-            if MATRIX:
-                transpose(places + 8 * i, 0, square, 4 * LANES)
-                transpose(places + 8 * i, 4 * LANES, square + 4 * LANES * LANES, 4 * LANES)
-                to = right_at(out, s, left_kind) + i // LANES * TILE
-                for r in range(LANES):
-                    x, y = load(square + 4 * LANES * r), load(square + 4 * LANES * (r + LANES))
-                    store_pieces(x, y, to + 64 * r, 2 * TILE, pieces)
-            else:
-                transpose(places + 8 * i, 0, out + 4 * (s * WIDTH + i), 4 * WIDTH)
+            transpose(places + 8 * i, 0, square, 4 * LANES)
+            transpose(places + 8 * i, 4 * LANES, square + 4 * LANES * LANES, 4 * LANES)
+            to = right_at(out, s, left_kind) + i // LANES * TILE
+            for r in range(LANES):
+                x, y = load(square + 4 * LANES * r), load(square + 4 * LANES * (r + LANES))
+                store_pieces(x, y, to + 64 * r, 2 * TILE, pieces)
+
+
+@njit
+def pack_hidden(gates, rows, vectors, out, kind, temporary):
+    """Activations of one block of tokens (rows, WIDTH), which stand as columns, packed as A, token by token, for a B
+    stored as `kind`."""
+    pieces = right_pieces(kind)
+    for i in range(rows, padded(rows, STEP)):
+        for j in range(0, WIDTH, LANES):
+            store(gates + 4 * (i * WIDTH + j), splat(np.float32(0.0)))
+    turned, addresses = temporary, temporary + 4 * LANES * STEP  # (LANES tokens, STEP neurons)
+    stand = carray(words_at(addresses), STEP)
+    for s in range(0, rows, STEP):
+        for i in range(STEP):
+            stand[i] = gates + 4 * (s + i) * WIDTH
+        for j in range(0, vectors * LANES, LANES):
+            transpose(addresses, 4 * j, turned, 4 * STEP)
+            transpose(addresses + 8 * LANES, 4 * j, turned + 4 * LANES, 4 * STEP)
+            to = out + s // STEP * pieces * 2 * TILE + j // LANES * TILE
+            for t in range(LANES):
+                x, y = load(turned + 4 * STEP * t), load(turned + 4 * (STEP * t + LANES))
+                store_pieces(x, y, to + 64 * t, 2 * TILE, pieces)
