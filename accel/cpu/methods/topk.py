@@ -15,7 +15,7 @@ from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
-from accel.cpu.simd import bits_at, bytes_at, fetch_add, words_at
+from accel.cpu.simd import bits_at, fetch_add, words_at
 from reference import contract
 from reference.checks import require
 
@@ -35,19 +35,18 @@ def keep_top(
         return reference.keep_top(scores, budget, sinks=sinks, recent=recent, positions=positions)
     budget = sizes["B"]
     scores = np.ascontiguousarray(scores, np.float32)
-    marks = 0
-    if budget < sizes["S"] and (sinks or recent):
-        protect = np.zeros(scores.shape, bool)
-        if sinks and positions is not None:
-            protect |= np.asarray(positions) < sinks
-        protect[:, sizes["S"] - recent :] = True
-        marks = address(protect)
+    first = np.zeros(sizes["KV"], np.int64)  # columns that every row protects at its beginning
+    if budget == sizes["S"]:
+        recent = 0  # nothing goes
+    elif sinks:
+        first[:] = (np.asarray(positions)[:, :sinks] < sinks).sum(axis=1)  # positions ascend
     kept = np.empty((sizes["KV"], budget), np.int64)
     not_numbers = np.zeros(1, np.int64)
     memory = scratch.take(THREADS * (sizes["S"] + 2 * BUCKETS + 2))
     _keep_top(
-        address(scores), marks, address(kept), address(not_numbers), address(memory), sizes["KV"], sizes["S"], budget
-    )
+        address(scores), address(first), recent, address(kept), address(not_numbers), address(memory), sizes["KV"],
+        sizes["S"], budget,
+    )  # fmt: skip
     scratch.give(memory)
     require(not_numbers[0] == 0, "scores: got NaN, wanted numbers that can be ranked")
     return kept
@@ -83,7 +82,7 @@ def _drop(ranks, count):
     while True:
         lowest, equals = np.uint32(0xFFFFFFFF), 0
         for rank in ranks:
-            if rank and (rank > cut or not dropped):
+            if rank > cut or not dropped:
                 if rank < lowest:
                     lowest, equals = rank, 0
                 equals += rank == lowest
@@ -93,30 +92,26 @@ def _drop(ranks, count):
 
 
 @kernel
-def _keep_top(task, worker, scores, marks, kept, not_numbers, memory, kv_heads, keys, budget):
+def _keep_top(task, worker, scores, firsts, recent, kept, not_numbers, memory, kv_heads, keys, budget):
     mine = memory + 4 * worker * (keys + keys % 2 + 2 * BUCKETS)
-    ranks, histogram = carray(bits_at(mine), keys), carray(words_at(mine + 4 * (keys + keys % 2)), BUCKETS)
+    every, histogram = carray(bits_at(mine), keys), carray(words_at(mine + 4 * (keys + keys % 2)), BUCKETS)
     while True:
         kv = fetch_add(task, 1)
         if kv >= kv_heads:
             return
         bits = carray(bits_at(scores + 4 * kv * keys), keys)
-        protect = carray(bytes_at(marks + kv * keys if marks else mine), keys)
         found = carray(words_at(kept + 8 * kv * budget), budget)
-        left = budget
         for j in range(keys):
             bit = bits[j]
             if (bit & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
                 fetch_add(not_numbers, 1)
-                break
+                return
             if bit == np.uint32(0x80000000):  # minus zero equals zero
                 bit = np.uint32(0)
-            ranks[j] = ~bit if bit >> np.uint32(31) else bit | np.uint32(0x80000000)
-            if marks and protect[j]:
-                ranks[j] = 0  # below every number's rank: not chosen for its score
-                left -= 1
-        if carray(words_at(not_numbers), 1)[0]:
-            return
+            every[j] = ~bit if bit >> np.uint32(31) else bit | np.uint32(0x80000000)
+        first = carray(words_at(firsts), kv_heads)[kv]
+        last = max(first, keys - recent)
+        ranks, left = every[first:last], budget - first - (keys - last)  # all else is protected
         cut, equals = np.uint32(0xFFFFFFFF), 0
         if keys - budget <= FEW and left:
             cut, equals = _drop(ranks, keys - budget)
@@ -126,10 +121,12 @@ def _keep_top(task, worker, scores, marks, kept, not_numbers, memory, kv_heads, 
             cut, equals = _narrow(ranks, histogram, 0, 10, prefix, equals)
         n = 0
         for j in range(keys):
-            chosen = ranks[j] > cut
-            if ranks[j] == cut and equals and not (marks and protect[j]):
+            chosen = j < first or j >= last
+            if not chosen and every[j] == cut and equals:
                 chosen = True
                 equals -= 1
-            if chosen or (marks and protect[j]):
+            elif not chosen:
+                chosen = every[j] > cut
+            if chosen:
                 found[n] = j
                 n += 1
