@@ -15,6 +15,7 @@ import pytest
 from reference import Compensator, Predictor
 from thresher.verify.checker import Checker
 from thresher.verify.drawing import Case
+from thresher.verify.layouts import LAYOUTS, laid_out
 
 BF16 = ml_dtypes.bfloat16
 
@@ -134,3 +135,37 @@ def test_slots_of_quoka(backend: ModuleType, tokens: int, n_queries: int) -> Non
 def test_a_predictor_wider_than_an_item(backend: ModuleType) -> None:
     predictor = Predictor(normal(130), normal(130, 40), normal(40, 1100))
     check(backend, "predictor_scores", normal(257, 130), predictor)
+
+
+def test_zeros_of_both_signs_are_equal(backend: ModuleType) -> None:
+    scores = np.array([[1, -0.0, 0, -0.0, 0, -1, -0.0, 0]], np.float32).repeat(3, axis=0)
+    scores[1], scores[2] = -scores[1], scores[2, ::-1]
+    for budget in range(1, 9):
+        check(backend, "keep_top", scores, budget)
+
+
+@pytest.mark.parametrize(("sinks", "recent"), [(0, 3), (3, 0), (2, 2), (5, 5)])
+def test_sinks_and_recent_each_by_itself(backend: ModuleType, sinks: int, recent: int) -> None:
+    positions = np.stack([np.arange(20), np.arange(20) + 2]).astype(np.uint16)  # the second head has fewer sinks
+    for scores in (normal(2, 20), np.zeros((2, 20), np.float32), -np.sort(np.abs(normal(2, 20)))):
+        for budget in (10, 11, 19, 20, 21):
+            check(backend, "keep_top", scores, budget, sinks=sinks, recent=recent, positions=positions)
+
+
+@pytest.mark.parametrize("tokens", [3, 20])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout(backend: ModuleType, layout: str, tokens: int) -> None:
+    """Widths of whole registers, where an array that lies well is read as it is."""
+    x, gate, up = (np.abs(laid_out(normal(*shape), layout)) for shape in ((tokens, 64), (48, 64), (48, 64)))
+    x, gate, up, down = (laid_out(a, layout) for a in (x, gate, up, normal(64, 48)))
+    check(backend, "linear", x, gate)
+    check(backend, "gated_ffn", x, gate, up, down)
+    check(backend, "rms_norm", x, laid_out(normal(64), layout), eps=1e-5)
+    q, k, v = (laid_out(normal(*shape), layout) for shape in ((4, tokens, 32), (2, 150, 32), (2, 150, 32)))
+    places = laid_out(np.arange(140, 140 + tokens), layout), laid_out(np.tile(np.arange(150), (2, 1)), layout)
+    if layout != "one row":  # then all positions would be the first head's
+        check(backend, "attention", q, k, v, *places)
+        check(backend, "attention_mass", q, k, *places)
+    check(backend, "key_scores", q, k, 2)
+    check(backend, "keydiff_scores", k)
+    check(backend, "caote_scores", laid_out(np.abs(normal(4, 150)), layout), normal(2, 150, 32))

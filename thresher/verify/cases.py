@@ -134,7 +134,8 @@ def kept_besides(d: Drawing, rows: int, keys: int) -> dict[str, Any]:
     if not d.perhaps("protect"):
         return {}
     most = min(d.chosen["budget"], keys) // 2
-    sinks, recent = d.pick("sinks", st.integers(0, most)), d.pick("recent", st.integers(0, most))
+    some = st.just(0) | st.integers(0, most)
+    sinks, recent = d.pick("sinks", some), d.pick("recent", some)
     gaps = d.rng.integers(1, 4, (rows, keys))  # so that heads have different sinks
     return {"sinks": sinks, "recent": recent, "positions": d.integers(np.cumsum(gaps, axis=1) - 1)}
 

@@ -44,6 +44,10 @@ class Case:
     def __repr__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.drawn.items())
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis prints: the same, without the arrays."""
+        printer.text(repr(self))
+
 
 class Drawing:
     """One case being drawn: remembers every choice, and makes arrays in the drawn dtypes and memory layouts."""

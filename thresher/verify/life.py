@@ -100,6 +100,9 @@ class Life:
         for name, got, wanted in zip(("k", "v", "positions"), ours.gather(there), meant.gather(columns), strict=True):
             assert tuple(got.shape) == wanted.shape, f"gathered {name} of shape {got.shape}, wanted {wanted.shape}"
             same_bits(f"gathered {name}", np.asarray(self.back(got)), wanted)
+            if hasattr(got, "first"):  # positions that claim to follow one another
+                follow = np.broadcast_to(got.first + np.arange(wanted.shape[1]), wanted.shape)
+                same_bits("positions that follow one another", follow, wanted)
 
     def keep(self, number: int) -> None:
         """Forget all but some columns; what was looked at before stays as it was, for a trace."""

@@ -1,0 +1,111 @@
+"""A pass of many chunks, and of many sequences, is as if they had come one by one: for every policy the same columns
+chosen, neurons run and tokens forgotten, and the same logits but for rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reference import (
+    H2O,
+    Caote,
+    FastForward,
+    KeyDiff,
+    Model,
+    Policy,
+    Quoka,
+    SnapKV,
+    State,
+    Tova,
+    decode,
+    new_state,
+    prefill,
+    transformer,
+)
+from tests.equivalence.test_forward import on
+from tests.small import small_model
+
+IDS = np.random.default_rng(5).integers(0, 50, 400)
+FEW = st.integers(0, 3)
+SELECT = st.none() | st.builds(Quoka, budget=st.integers(6, 40), n_queries=st.integers(1, 20), sinks=FEW, recent=FEW)
+EVICT = st.none() | st.one_of(
+    *(
+        st.builds(method, budget=st.integers(6, 60), sinks=FEW, recent=FEW)
+        for method in (
+            *(KeyDiff, H2O, Tova, partial(SnapKV, window=5, kernel=3)),
+            *(partial(Caote, base="tova"), partial(Caote, fast=True, group="max"), partial(Caote, base="snapkv")),
+        )
+    )
+)
+FFN = st.none() | st.builds(
+    FastForward,
+    density=st.sampled_from([0.3, 1.0]),
+    neurons=st.sampled_from(["griffin", "oracle", "magnitude", "random"]),
+    block=st.sampled_from([8, 128]),
+    dense_first=st.sampled_from([0, 10]),
+    dense_last=st.sampled_from([0, 10]),
+    decode=st.booleans(),
+)
+POLICIES = st.lists(st.builds(Policy, select=SELECT, evict=EVICT, ffn=FFN), min_size=1, max_size=3)
+
+
+@contextmanager
+def together(chunks: int) -> Iterator[None]:
+    """So many chunks of a prompt share a pass."""
+    usual, transformer.TOGETHER = transformer.TOGETHER, chunks
+    try:
+        yield
+    finally:
+        transformer.TOGETHER = usual
+
+
+def told(model: Model, policies: list[Policy], length: int, chunk: int, shared: bool) -> list[State]:
+    """Sequences of different lengths, read and continued by three tokens, one by one or, with `shared`, together."""
+    states = [new_state(model, policy, trace=True) for policy in policies]
+    for n, state in enumerate(states):
+        prefill(model, state, IDS[n : length + 20 * n + 1], chunk=chunk)
+    for token in (3, 1, 4):
+        for group in [states] if shared else [[state] for state in states]:
+            decode(model, group, [token] * len(group))
+    return states
+
+
+def same_choices(model: Model, got: State, wanted: State, most: float) -> None:
+    """Equal traces, counts and caches; logits and scores within `most`."""
+    to_numpy = model.backend.to_numpy
+    np.testing.assert_allclose(to_numpy(got.logits), to_numpy(wanted.logits), rtol=0, atol=most)
+    for ours, theirs in zip(got.positions, wanted.positions, strict=True):
+        np.testing.assert_array_equal(to_numpy(ours), to_numpy(theirs))
+    for name, counted in vars(wanted.counts).items():
+        np.testing.assert_array_equal(getattr(got.counts, name), counted, name)
+    assert got.trace is not None
+    assert wanted.trace is not None
+    for kind in ("reads", "evictions", "neurons"):
+        ours, theirs = (sorted(getattr(t, kind), key=lambda e: e[:2]) for t in (got.trace, wanted.trace))
+        assert [entry[:2] for entry in ours] == [entry[:2] for entry in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one[2], other[2], f"{kind} of layer {one[0]} at {one[1]}")
+            np.testing.assert_allclose(one[3:], other[3:], rtol=0, atol=most)
+
+
+@pytest.mark.parametrize("where", ["reference", "backend"])
+@given(POLICIES, st.integers(1, 150), st.integers(1, 40), st.integers(2, 9), st.sampled_from([None, 1, 7, 30]))
+@settings(max_examples=25)
+def test_a_shared_pass_changes_nothing(
+    backend: ModuleType, where: str, policies: list[Policy], length: int, chunk: int, count: int, window: int | None
+) -> None:
+    windows = {"windows": (None, window)}
+    model = small_model(**windows) if where == "reference" else on(backend, **windows)
+    with together(1):
+        alone = told(model, policies, length + 3, chunk, shared=False)
+    with together(count):
+        shared = told(model, policies, length + 3, chunk, shared=True)
+    for got, wanted in zip(shared, alone, strict=True):
+        same_choices(model, got, wanted, 1e-9 if where == "reference" else 1e-4)
