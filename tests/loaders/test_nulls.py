@@ -90,6 +90,9 @@ LIVE: list[tuple[str, dict[str, Any]]] = [
     ("ministral", {"attention_bias": True}),
     ("mistral", {"layer_types": ["full_attention", "sliding_attention"]}),
     ("llama", {"rope_theta": None, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}),
+    ("llama", {"rope_scaling": {}, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}),
+    ("llama", {"rope_theta": 10_000.0, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}),
+    ("qwen2", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 500.0}}),
     ("llama", {"head_dim": None, "num_key_value_heads": None, "rope_scaling": None}),
 ]
 
