@@ -104,7 +104,7 @@ class Adapter:
         factors, wholes = self._factors()
         require(bool(factors), f"{self.path}: got no tensors, wanted the factors of an adapter")
         for module in self._settings.get("modules_to_save", []):
-            there = any(name.rpartition(".")[0].endswith(str(module)) for name in wholes)
+            there = any(f".{module}." in f".{name}" for name in wholes)
             self._settings.require("modules_to_save", there, f"modules that {WEIGHTS} holds")
         products = {module + ".weight": self._product(module, parts) for module, parts in factors.items()}
         self.changes = {

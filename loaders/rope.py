@@ -25,11 +25,10 @@ SCALINGS = {
 
 
 def read_rope(settings: Settings) -> Rope:
-    """The rotation of a model that turns all its layers alike."""
-    newer = settings.get("rope_scaling") is None
-    return rope_of(
-        settings.part("rope_parameters" if newer else "rope_scaling"), settings, settings.number("rope_theta")
-    )
+    """The rotation of a model that turns all its layers alike. Where both layouts are there, the older one counts
+    unless it is empty, as in transformers."""
+    older, newer = settings.part("rope_scaling"), settings.part("rope_parameters")
+    return rope_of(older if older.values else newer, settings, settings.number("rope_theta"))
 
 
 def rope_of(parameters: Settings, model: Settings, theta: float) -> Rope:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from loaders.generation import load_generation
+import thresher
+from loaders.generation import Suggested, load_generation
 from loaders.tokenizer import load_tokenizer, special_tokens
+from tests.loaders.files import LLAMA, llama_tensors, write_checkpoint
 from tests.loaders.test_tokenizer import Files, byte_level, from_metadata
 
 CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -188,3 +190,14 @@ def test_files_that_make_no_sense_are_named(texts: dict[str, Any], line: str) ->
 def test_the_package_itself_reads_the_file_that_the_cases_change() -> None:
     """So that a case fails for its change and not for the file."""
     assert Tokenizer.from_str(json.dumps(tokenizer_json())).get_vocab_size() == NEW
+
+
+def test_the_authors_sampling_is_the_models(tmp_path: Path) -> None:
+    """Values that nobody uses stop nothing; those that can be used are there to be taken."""
+    write_checkpoint(tmp_path, {**LLAMA, "vocab_size": 420}, llama_tensors({**LLAMA, "vocab_size": 420}))
+    given = {"do_sample": True, "temperature": 0.6, "top_k": -1, "top_p": 0.9, "repetition_penalty": 1.1}
+    for name, content in files({"generation_config.json": given}).texts.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    llm = thresher.load(tmp_path, backend="reference")
+    assert llm.suggested_sampling == Suggested(temperature=0.6, top_p=0.9, repetition_penalty=1.1)
+    assert isinstance("".join(llm.generate("cab", max_new_tokens=1)), str)

@@ -258,6 +258,9 @@ PEFT_KINDS: dict[str, dict[str, Any]] = {
     "both": {"target_modules": ["embed_tokens", "lm_head"]},
     "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
     "saved norm": {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+    "saved part of a layer": {"target_modules": ["q_proj"], "modules_to_save": ["layers.1.mlp"]},
+    "saved embedding": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "tied on purpose": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
     "biases": {"target_modules": ["q_proj", "v_proj"], "bias": "lora_only"},
     "all biases": {"target_modules": ["q_proj"], "bias": "all"},
 }
