@@ -90,6 +90,7 @@ class LanguageModel:
             generation = self.checkpoint.generation
             bos = [generation.bos_id] if generation.add_bos and generation.bos_id is not None else []
             return bos + self.tokenizer.encode(check_text("prompt", prompt), add_special_tokens=False).ids
+        require(not isinstance(prompt, bytes), "prompt: got bytes, wanted text, token ids or messages")
         items: list[Any] = list(prompt)
         if items and isinstance(items[0], Mapping):
             template = self.checkpoint.template
