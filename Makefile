@@ -3,6 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
+# Models lie in the user's cache, or beside the environment where the home folder cannot be written to.
+ifeq ($(THRESHER_CACHE)$(XDG_CACHE_HOME)$(shell test -w "$$HOME" && echo writable),)
+export THRESHER_CACHE := $(abspath $(VENV))/cache
+endif
+
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.installed

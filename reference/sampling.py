@@ -58,8 +58,9 @@ class Sampling:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """The distribution drawn from: logits (V,) -> (V,) float64, zero where cut. Not defined at temperature 0."""
-        scaled = logits.astype(np.float64) / self.temperature
-        p = np.exp(scaled - scaled.max())
+        logits = logits.astype(np.float64)
+        with np.errstate(over="ignore"):  # a tiny temperature leaves nothing but the likeliest
+            p = np.exp((logits - logits.max()) / self.temperature)
         p /= p.sum()
         order = np.argsort(-p, kind="stable")  # most likely first, ties to the lower id
         keep = np.ones(p.size, bool)  # in that order
@@ -75,10 +76,14 @@ class Sampling:
         return p / p.sum()
 
     def draw(self, logits: np.ndarray, rng: np.random.Generator, seen: np.ndarray | None = None) -> int:
-        """The next token id from logits (V,) and, for the penalty, seen (V,) bool; a seed draws the same tokens."""
+        """The next token id from logits (V,) and, for the penalty, seen (V,) bool; a seed draws the same tokens.
+        ValueError where NaN or infinity is among the logits: the model cannot be computed in its dtype.
+        """
         require(logits.ndim == 1 and logits.size > 0, f"logits: got shape {logits.shape}, wanted (V,)")
         if seen is not None and self.repetition_penalty is not None:
             logits = self.penalised(logits, seen)
+        peak = float(logits.max())
+        require(np.isfinite(peak), f"logits: got {peak} as the highest, wanted a finite number: the sums overflowed")
         if self.temperature == 0:
             return int(logits.argmax())
         return int(rng.choice(logits.size, p=self.probabilities(logits)))

@@ -87,6 +87,8 @@ class Settings:
     def __post_init__(self) -> None:
         whole("max_new_tokens", self.max_new_tokens)
         whole("chunk", self.chunk)
+        if self.seed is not None:
+            whole("seed", self.seed, least=0)
 
 
 class Answer:

@@ -84,12 +84,15 @@ class LanguageModel:
     def encode(self, prompt: str | Sequence[int] | Sequence[Message], **variables: Any) -> list[int]:
         """Token ids of a prompt: text as it is, messages through the model's chat template (which `variables` reach).
 
-        A list of ids passes through. Raises ValueError for messages where the model has no template.
+        A list of ids passes through. Raises ValueError for messages where the model has no template, and for variables
+        that no template can take.
         """
         if isinstance(prompt, str):
+            _no_variables(variables)
             generation = self.checkpoint.generation
             bos = [generation.bos_id] if generation.add_bos and generation.bos_id is not None else []
             return bos + self.tokenizer.encode(check_text("prompt", prompt), add_special_tokens=False).ids
+        require(not isinstance(prompt, bytes), "prompt: got bytes, wanted text, token ids or messages")
         items: list[Any] = list(prompt)
         if items and isinstance(items[0], Mapping):
             template = self.checkpoint.template
@@ -97,6 +100,7 @@ class LanguageModel:
                 raise ValueError(f"messages: {self.checkpoint.path} has no chat template, wanted text or token ids")
             text = template.render(items, **{"add_generation_prompt": True, **variables})
             return self.tokenizer.encode(check_text("messages", text), add_special_tokens=False).ids
+        _no_variables(variables)
         require(
             all(isinstance(item, (int, np.integer)) for item in items),
             f"prompt: got a list of {type(items[0]).__name__ if items else 'nothing'}, "
@@ -201,6 +205,7 @@ class LanguageModel:
         self, prompt: Prompt, policy: Policy | None, settings: Settings, variables: Mapping[str, Any]
     ) -> Answer:
         if isinstance(prompt, State):
+            _no_variables(variables)
             state = self._own(prompt, policy)
             require(state.logits is not None, "state: got an empty one, wanted one that `prefill` returned")
             return Answer(self, state, [], settings)
@@ -229,3 +234,10 @@ class LanguageModel:
             ffn = replace(ffn, weights=load_fastforward(os.path.abspath(ffn.weights)))  # a saved state may move
         overrides = {layer: self._ready(inner) for layer, inner in policy.overrides.items()}
         return replace(policy, ffn=ffn, overrides=overrides)
+
+
+def _no_variables(variables: Mapping[str, Any]) -> None:
+    """ValueError where some are given: an option that is misspelled would go unnoticed."""
+    require(
+        not variables, f"{', '.join(variables)}: got for a prompt without a template, wanted an option that is known"
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,7 +96,7 @@ class State(reference.State):
                     layers.setdefault(int(number), {})[field_name] = array
                 elif kind == "counts":
                     counts[rest] = array
-            wanted = {f.name for f in fields(LayerCache) if f.default is not None}
+            wanted = {f.name for f in fields(LayerCache) if f.default is MISSING}
             for n in range(max(layers, default=-1) + 1):
                 missing = wanted - set(layers.get(n, {}))
                 require(not missing, f"layer {n} has no {', '.join(sorted(missing))}")
@@ -122,11 +122,16 @@ class State(reference.State):
 
 
 def write_atomically(path: str | os.PathLike[str], write: Any) -> None:
-    """Call `write` with a temporary path beside `path`, then move it into place; a failure leaves `path` untouched."""
+    """Call `write` with a temporary path beside `path`, then move it into place; a failure leaves `path` untouched, and
+    is an OSError."""
+    from safetensors import SafetensorError
+
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         write(temporary)
         os.replace(temporary, target)
+    except SafetensorError as error:
+        raise OSError(f"{target}: cannot be written ({error})") from None
     finally:
         temporary.unlink(missing_ok=True)

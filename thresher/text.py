@@ -70,6 +70,9 @@ class TextStream:
     def _tell(self, end: int) -> str:
         told = zip(self._told, self._text, strict=False)
         start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], told))  # what was told and still reads so
+        # One broken byte breaks the whole run of bytes before it for some decoders: what was told is not told again.
+        again = BROKEN * sum(1 if c == BROKEN else len(c.encode()) for c in self._told[start:])
+        start += len(again) if self._text.startswith(again, start) else 0
         if end <= start:
             return ""
         self._told = self._text[:end]

@@ -82,6 +82,20 @@ def test_what_does_nothing_is_told() -> None:
     assert Sampling(0.5, top_k=4).idle == Sampling().idle == []
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("row", [[1.0, math.nan, 3.0], [1.0, math.inf], [-math.inf, -math.inf]])
+def test_logits_that_are_no_numbers_are_refused(temperature: float, row: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"logits: got (nan|inf|-inf) as the highest, wanted a finite number"):
+        Sampling(temperature).draw(np.array(row, np.float32), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-8])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    row = np.array([-1e5, 2.0, 3.0, -math.inf, 2.999])
+    np.testing.assert_array_equal(Sampling(temperature).probabilities(row), [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(Sampling(temperature).probabilities(np.array([4.0, 4.0])), [0.5, 0.5])
+
+
 def test_draws_follow_the_distribution() -> None:
     rng = np.random.default_rng(0)
     drawn = [Sampling(1.0).draw(np.log(np.array([0.7, 0.2, 0.1])), rng) for _ in range(4000)]

@@ -138,6 +138,24 @@ def test_the_authors_sampling(tmp_path: Path) -> None:
     assert answers[0] == answers[1] != answers[2]
 
 
+def test_an_empty_system_message_replaces_the_templates_own(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model")
+    template = (
+        "{% if messages[0].role != 'system' %}Be good. {% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    (model / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
+    words = generate(model, "-p", "abc", "--json")
+    read = [json.loads(shell('"$@"', *words, *more)[1])["stats"]["prompt_tokens"] for more in ([], ["--system", ""])]
+    assert read == [len("Be good. abc"), len("abc")]
+
+
+def test_chat_ends_an_answer_before_a_stop_text(directory: Path) -> None:
+    words = ["chat", directory, "--backend", "reference", "--max-new-tokens", 30, "--temperature", 2, "--seed", 3]
+    whole = shell('"$@"', *words, stdin=b"Hello\n")[1].decode().removesuffix("\n")
+    stop = whole[3:5]
+    assert shell('"$@"', *words, "--stop", stop, stdin=b"Hello\n")[1].decode() == whole.split(stop)[0] + "\n"
+
+
 def test_pull_without_a_home_says_what_to_set(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.touch()

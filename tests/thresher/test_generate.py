@@ -228,6 +228,12 @@ def test_the_last_position_ends_an_answer(llm: thresher.LanguageModel) -> None:
         ("x", {"temperature": -1}, "temperature: got -1"),
         ("x", {"stop": [""]}, "stop: got"),
         ("x", {"chunk": 0}, "chunk: got 0"),
+        ("x", {"temprature": 1.0}, "temprature: got for a prompt without a template, wanted an option that is known"),
+        ([65], {"beams": 4, "top_a": 1}, "beams, top_a: got for a prompt without a template"),
+        ("x", {"seed": -1}, "seed: got -1, wanted a whole number of at least 0"),
+        (b"abc", {}, "prompt: got bytes, wanted text, token ids or messages"),
+        ("half \ud83d", {}, r"prompt: got '.ud83d' at character 5"),
+        ([{"role": "user", "content": "half \ud83d"}], {}, r"messages: got '.ud83d' at character"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(

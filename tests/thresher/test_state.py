@@ -167,6 +167,16 @@ def test_a_failed_save_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_state_goes_only_where_it_can_be_written(llm: thresher.LanguageModel, tmp_path: Path) -> None:
+    state = llm.prefill("a")
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for place in ("nowhere/state", "file/state", "folder"):
+        with pytest.raises(OSError, match=place.split("/")[0]):
+            state.save(tmp_path / place)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
 def test_damaged_and_foreign_files_are_named(llm: thresher.LanguageModel, directory: Path, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     llm.prefill("abc").save(path)

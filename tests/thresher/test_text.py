@@ -93,6 +93,13 @@ def test_a_long_text_costs_no_character(text: str, parts: list[int]) -> None:
     assert told(SENTENCEPIECE, piece_ids("b"), piece_ids(whole), parts) == whole
 
 
+@pytest.mark.parametrize(("before", "answer", "right"), [("é", "\xffa", "�a"), ("a", "é\xffb\xff", "é�b�")])
+def test_a_broken_byte_costs_no_more_than_itself(before: str, answer: str, right: str) -> None:
+    byte = SENTENCEPIECE.token_to_id("<0xFF>")
+    ids = [byte if c == "\xff" else token for c in answer for token in ([0] if c == "\xff" else piece_ids(c))]
+    assert told(SENTENCEPIECE, piece_ids(before), ids, []) == right
+
+
 def test_what_is_complete_is_told_at_once() -> None:
     stream = TextStream(BYTES, byte_ids(b"I like "))
     assert [stream.step(token) for token in byte_ids("é🦙!".encode())] == ["", "é", "", "", "", "🦙", "!"]

@@ -34,6 +34,7 @@ RepetitionPenalty = Annotated[
     float | None, typer.Option(help="Above 1: make what the prompt or the answer has already less likely.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Makes a drawn answer repeatable.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")]
 System = Annotated[str | None, typer.Option(help="System message, instead of the template's own.")]
 
 

@@ -34,7 +34,7 @@ def generate(
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+    stop: options.Stop = None,
     select: options.Select = "",
     evict: options.Evict = "",
     ffn: options.Ffn = "",
@@ -51,7 +51,7 @@ def generate(
     policy = options.policy(select, evict, ffn)
     llm = _load(model, backend, dtype, adapter)
     templated = not raw and llm.checkpoint.template is not None
-    ids = llm.encode(_messages(text, system) if templated else text)
+    ids = llm.encode(_messages([text], system) if templated else text)
     with show.token_progress(len(ids)) as progress:
         answer = llm.generate(
             ids,
@@ -90,6 +90,7 @@ def chat(
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
+    stop: options.Stop = None,
     select: options.Select = "",
     evict: options.Evict = "",
     ffn: options.Ffn = "",
@@ -103,7 +104,7 @@ def chat(
     """
     policy = options.policy(select, evict, ffn)
     llm = _load(model, backend, dtype, adapter)
-    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    messages = _messages([], system)
     state = llm.new_state(policy)
     while question := console.ask():
         messages.append({"role": "user", "content": question})
@@ -122,6 +123,7 @@ def chat(
             min_p=min_p,
             repetition_penalty=repetition_penalty,
             seed=seed,
+            stop=stop,
         )
         _stream(answer)
         messages.append({"role": "assistant", "content": answer.text})
@@ -140,7 +142,7 @@ def demo(
     policy = options.policy(select, evict, ffn)
     pull(MODEL)
     llm = _load(MODEL, backend)
-    ids = llm.encode(_messages(f"{document()}\n\n{QUESTION}", None))
+    ids = llm.encode(_messages([f"{document()}\n\n{QUESTION}"], None))
     print(f"The Tempest, Act 1, with one sentence added: {FACT}")
     print(f"Reading {len(ids):,} tokens, then asking: {QUESTION}\n", flush=True)
     with show.token_progress(len(ids)) as progress:
@@ -157,9 +159,10 @@ def _load(model: str, backend: str, dtype: str = "float32", adapter: str | None 
     return llm
 
 
-def _messages(text: str, system: str | None) -> list[dict[str, str]]:
-    head = [{"role": "system", "content": system}] if system else []
-    return [*head, {"role": "user", "content": text}]
+def _messages(questions: list[str], system: str | None) -> list[dict[str, str]]:
+    """A conversation; an empty system message is one too, and keeps the template from adding its own."""
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return head + [{"role": "user", "content": question} for question in questions]
 
 
 def _stream(answer: Generation) -> None:
