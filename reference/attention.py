@@ -39,8 +39,8 @@ def attention(
     contract.attention(q, k, v, q_positions, k_positions, scale, window)
     weights = attention_weights(q, k, q_positions, k_positions, scale=scale, window=window)  # (H, T, S)
     heads, tokens, _ = weights.shape
-    grouped = weights.reshape(len(k), -1, weights.shape[2])  # (KV, G·T, S)
-    return (grouped @ widen(v).astype(weights.dtype, copy=False)).reshape(heads, tokens, -1)  # (H, T, D)
+    grouped = weights.reshape(len(k), heads // len(k) * tokens, weights.shape[2])  # (KV, G·T, S)
+    return (grouped @ widen(v).astype(weights.dtype, copy=False)).reshape(q.shape)  # (H, T, D)
 
 
 def attention_mass(
@@ -73,8 +73,8 @@ def attention_weights(
     ascending("q_positions", q_positions)
     ascending("k_positions", k_positions)
     q, k = widen(q), widen(k)
-    grouped = q.reshape(len(k), -1, sizes["D"])  # (KV, G·T, D): the G heads of a group are neighbours
-    scores = (grouped @ k.swapaxes(1, 2)).reshape(len(k), -1, tokens, sizes["S"])  # (KV, G, T, S)
+    grouped = q.reshape(len(k), heads // len(k) * tokens, sizes["D"])  # (KV, G·T, D): the G heads of a group are neighbours
+    scores = (grouped @ k.swapaxes(1, 2)).reshape(len(k), heads // len(k), tokens, sizes["S"])  # (KV, G, T, S)
     scores *= scores.dtype.type(scale)
     hidden = ~visible(q_positions, k_positions, window)[:, None]  # (KV, 1, T, S)
     np.copyto(scores, -np.inf, where=hidden)
@@ -106,12 +106,12 @@ def attention_each(
 
 def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
     """(T, H·D) -> (H, T, D)."""
-    return x.reshape(x.shape[0], heads, -1).transpose(1, 0, 2)
+    return x.reshape(len(x), heads, x.shape[1] // heads).transpose(1, 0, 2)
 
 
 def merge_heads(x: np.ndarray) -> np.ndarray:
     """(H, T, D) -> (T, H·D)."""
-    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
+    return x.transpose(1, 0, 2).reshape(x.shape[1], len(x) * x.shape[2])
 
 
 def visible(q_positions: np.ndarray, k_positions: np.ndarray, window: int | None = None) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference import attention, attention_mass
+from reference import attention, attention_each, attention_mass
 from tests.strategies import Case, attention_cases
 
 SCALES = st.sampled_from([None, 0.3])
@@ -105,3 +105,12 @@ def test_positions_of_any_integer_type_mean_the_same(dtype: type) -> None:
     got = attention(q, k, v, q_positions.astype(dtype), k_positions.astype(dtype), window=4)
     np.testing.assert_array_equal(got, wanted)
     np.testing.assert_array_equal(attention(q, k, v, 3, k_positions, window=4), wanted)
+
+
+@pytest.mark.parametrize(("tokens", "keys"), [(0, 3), (2, 0), (0, 0)])
+def test_nothing_asked_or_nothing_there(tokens: int, keys: int) -> None:
+    q, k, places = np.ones((4, tokens, 6)), np.ones((2, keys, 6)), np.tile(np.arange(keys), (2, 1))
+    np.testing.assert_array_equal(attention(q, k, k, 5, places), np.zeros((4, tokens, 6)) + (keys > 0))
+    np.testing.assert_array_equal(attention_mass(q, k, 5, places).sum(axis=1), [tokens * (keys > 0)] * 4)
+    (rows,) = attention_each([(q, k, k, 5, places)])
+    assert rows.shape == (tokens, 24)
