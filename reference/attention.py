@@ -73,7 +73,7 @@ def attention_weights(
     ascending("q_positions", q_positions)
     ascending("k_positions", k_positions)
     q, k = widen(q), widen(k)
-    grouped = q.reshape(len(k), heads // len(k) * tokens, sizes["D"])  # (KV, G·T, D): the G heads of a group are neighbours
+    grouped = q.reshape(len(k), heads // len(k) * tokens, sizes["D"])  # (KV, G·T, D)
     scores = (grouped @ k.swapaxes(1, 2)).reshape(len(k), heads // len(k), tokens, sizes["S"])  # (KV, G, T, S)
     scores *= scores.dtype.type(scale)
     hidden = ~visible(q_positions, k_positions, window)[:, None]  # (KV, 1, T, S)
