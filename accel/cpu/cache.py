@@ -16,32 +16,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
 
 import reference
-from accel.cpu.linear.inverse_norms import known_rate, unit_rate
-from accel.cpu.linear.rows import number_size, padded
+from accel.cpu.linear.columns import ascend, keep_columns, write_columns
+from accel.cpu.linear.rows import padded
 from accel.cpu.runtime.arrays import address, readable, rows
-from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
-from accel.cpu.simd import (
-    BF16,
-    HALF,
-    LANES,
-    bytes_at,
-    doubles_at,
-    fetch_add,
-    floats_at,
-    load,
-    load_some,
-    store,
-    store_bf16,
-    store_f16,
-    store_some_bf16,
-    store_some_f16,
-    words_at,
-)
+from accel.cpu.simd import HALF, LANES
 from accel.shared.lazy import Chosen, Consecutive, Keys
 from accel.shared.room import SPARE, Room
 from reference import contract
@@ -115,7 +97,7 @@ class LayerCache(reference.LayerCache):
         columns, room = self._checked(columns), self._room
         positions: np.ndarray = np.empty((len(columns), self.capacity), np.int64)
         memory = scratch.take(THREADS * padded(self.k.shape[2], LANES))
-        _keep(
+        keep_columns(
             *rows(self.k), *rows(self.v), address(self._rates) + 4 * room.start, address(self.positions),
             address(positions) + 8 * room.start, self.capacity, address(self._sums), address(columns),
             address(memory), *columns.shape[:1], self.size, columns.shape[1], self.k.shape[2],
@@ -195,7 +177,7 @@ class LayerCache(reference.LayerCache):
         if k.size:
             k, v = (_storable(x, buffer.dtype) for x, buffer in ((k, self._k), (v, self._v)))
             memory = scratch.take(THREADS * padded(dim, LANES))
-            _write_columns(
+            write_columns(
                 *rows(k), *rows(v), address(positions), positions.strides[0] if len(positions) > 1 else 0,
                 *rows(self._k[:, end:]), *rows(self._v[:, end:]), address(self._positions) + 8 * end,
                 address(self._rates) + 4 * end, self.capacity, address(self._sums), address(memory), kv_heads, tokens,
@@ -213,7 +195,7 @@ class LayerCache(reference.LayerCache):
         contract.columns(columns, len(self.k))
         listed = np.ascontiguousarray(columns, np.int64)
         wrong = np.zeros(1, np.int64)
-        _ascend(address(listed), *listed.shape, self.size, address(wrong), workers=1)
+        ascend(address(listed), *listed.shape, self.size, address(wrong), workers=1)
         if wrong[0]:
             self.check(columns)
         return listed
@@ -245,123 +227,3 @@ def _storable(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     x = readable(x)
     as_it_is = x.dtype == dtype or (x.dtype == np.float32 and (HALF or dtype != np.float16))
     return x if as_it_is else readable(x.astype(dtype))
-
-
-@njit(forceinline=True)
-def copy_bytes(source, target, count):
-    """`count` bytes; the target may begin before the source, and overlap it."""
-    whole = count // (4 * LANES) * (4 * LANES)
-    for i in range(0, whole, 4 * LANES):
-        store(target + i, load(source + i))
-    if whole < count:
-        rest, out = carray(bytes_at(source), count), carray(bytes_at(target), count)
-        for i in range(whole, count):
-            out[i] = rest[i]
-
-
-@njit(forceinline=True)
-def _store_row(source, kind, target, target_kind, dim):
-    """A row of numbers, narrowed if it must be."""
-    if kind == target_kind:
-        copy_bytes(source, target, dim * number_size(kind))
-        return
-    for i in range(0, dim, LANES):
-        left = dim - i
-        if left >= LANES:
-            if target_kind == BF16:
-                store_bf16(target + 2 * i, load(source + 4 * i))
-            else:
-                store_f16(target + 2 * i, load(source + 4 * i))
-        elif target_kind == BF16:
-            store_some_bf16(target + 2 * i, left, load_some(source + 4 * i, left))
-        else:
-            store_some_f16(target + 2 * i, left, load_some(source + 4 * i, left))
-
-
-@njit(forceinline=True)
-def _add_direction(sums, row, kind, dim, line, sign):
-    """sums += sign · the direction of a stored row, in float64."""
-    rate = np.float64(sign) * np.float64(unit_rate(row, kind, dim, line))
-    into, x = carray(doubles_at(sums), dim), carray(floats_at(line), dim)
-    for d in range(dim):
-        into[d] += rate * np.float64(x[d])
-
-
-@kernel
-def _ascend(task, worker, columns, rows, count, size, wrong):
-    """Count what is wrong with lists of columns that should ascend within 0 … size-1."""
-    listed, found = carray(words_at(columns), (rows, count)), carray(words_at(wrong), 1)
-    for row in range(rows):
-        before = -1
-        for i in range(count):
-            found[0] += listed[row, i] <= before or listed[row, i] >= size
-            before = listed[row, i]
-
-
-@kernel
-def _write_columns(
-    task, worker, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, positions, positions_row, to_k, to_k_head,
-    to_k_row, to_k_kind, to_v, to_v_head, to_v_row, to_v_kind, to_positions, to_rates, room, sums, memory, kv_heads,
-    tokens, dim,
-):  # fmt: skip
-    line = memory + 4 * worker * padded(dim, LANES)
-    while True:
-        item = fetch_add(task, 1)
-        if item >= 2 * kv_heads:
-            return
-        kv = item // 2
-        if item % 2:
-            for t in range(tokens):
-                _store_row(v + kv * v_head + t * v_row, v_kind, to_v + kv * to_v_head + t * to_v_row, to_v_kind, dim)
-            continue
-        rates = carray(floats_at(to_rates + 4 * kv * room), tokens)
-        for t in range(tokens):
-            row = to_k + kv * to_k_head + t * to_k_row
-            _store_row(k + kv * k_head + t * k_row, k_kind, row, to_k_kind, dim)
-            rates[t] = known_rate(row, to_k_kind, dim, line)
-            _add_direction(sums + 8 * kv * dim, row, to_k_kind, dim, line, 1.0)
-        copy_bytes(positions + kv * positions_row, to_positions + 8 * kv * room, 8 * tokens)
-
-
-@kernel
-def _keep(
-    task, worker, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, rates, positions, to_positions, room, sums,
-    columns, memory, kv_heads, size, count, dim,
-):  # fmt: skip
-    line, chosen = memory + 4 * worker * padded(dim, LANES), carray(words_at(columns), (kv_heads, count))
-    while True:
-        item = fetch_add(task, 1)
-        if item >= 2 * kv_heads:
-            return
-        kv = item // 2
-        if item % 2:
-            _compact(v + kv * v_head, v_row, chosen[kv], count)
-            continue
-        following = 0
-        for i in range(count + 1):  # what is forgotten leaves the sum before anything moves
-            end = chosen[kv, i] if i < count else size
-            for gone in range(following, end):
-                _add_direction(sums + 8 * kv * dim, k + kv * k_head + gone * k_row, k_kind, dim, line, -1.0)
-            following = end + 1
-        _compact(k + kv * k_head, k_row, chosen[kv], count)
-        held = carray(floats_at(rates + 4 * kv * room), size)
-        old, new = (
-            carray(words_at(positions + 8 * kv * room), size),
-            carray(words_at(to_positions + 8 * kv * room), count),
-        )
-        for i in range(count):
-            held[i] = held[chosen[kv, i]]
-            new[i] = old[chosen[kv, i]]
-
-
-@njit
-def _compact(base, row, chosen, count):
-    """Move rows to the front, a run of neighbours at a time."""
-    first = 0
-    while first < count:
-        last = first
-        while last + 1 < count and chosen[last + 1] == chosen[last] + 1:
-            last += 1
-        if chosen[first] != first:
-            copy_bytes(base + chosen[first] * row, base + first * row, (last + 1 - first) * row)
-        first = last + 1
