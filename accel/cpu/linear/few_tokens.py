@@ -168,7 +168,7 @@ _dots_f32, _dots_f16, _dots_bf16 = (
 
 @kernel
 def read(task, worker, x, x_row, maps, count, tokens, dim, rows, memory):
-    """The work of `linear_each` for a few tokens: maps as in products.py, an item being some rows of one of them."""
+    """The work of `linear_each` for a few tokens: maps as in maps.py, an item being some rows of one of them."""
     described, lines = carray(words_at(maps), (count, 6)), memory + 8 * STREAMS * worker
     while True:
         item = fetch_add(task, 1)

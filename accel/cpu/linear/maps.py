@@ -4,7 +4,7 @@ How it tiles. For chunks, an item is HEIGHT rows of W, or several times as many 
 second-level cache. DEPTH of their columns at a time are packed, HEIGHT rows after another, and multiplied with all
 tokens, which every worker packs for itself once, adding to rows × tokens sums until the depth is through; then the sums
 are turned and written. Only what is packed is ever widened. Several matrices may share one call, and so the packing of
-x. A few tokens (decoding) are left to few.py.
+x. A few tokens (decoding) are left to few_tokens.py.
 """
 
 from __future__ import annotations
