@@ -17,6 +17,8 @@ import pytest
 from accel import cpu
 from accel.cpu.runtime import cores
 
+resource = pytest.importorskip("resource")
+
 
 def python(script: str, *, seconds: float = 120, **environment: str) -> str:
     """What a fresh interpreter prints; a test fails where it does not end, or ends badly."""
@@ -114,6 +116,66 @@ def test_a_child_forked_while_another_thread_computes_has_a_team_of_its_own() ->
     gate.set()
     """
     assert python(MEET + script, THRESHER_NUM_THREADS="3").split() == ["0", "0", "0"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_child_forked_while_another_thread_compiles_can_compile() -> None:
+    script = """
+    import faulthandler
+    from accel.cpu.runtime.compiling import callback, global_compiler_lock
+
+    began = threading.Event()
+
+    def compile_for_long():
+        with global_compiler_lock:
+            began.set()
+            time.sleep(0.3)
+
+    threading.Thread(target=compile_for_long).start()
+    began.wait()
+    if (child := os.fork()) == 0:
+        faulthandler.dump_traceback_later(30, exit=True)
+        callback(lambda a: None, 1).compile()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert python(MEET + script).split() == ["0"]
+
+
+@pytest.mark.skipif(not hasattr(resource, "RUSAGE_THREAD"), reason="a system that does not count by thread")
+def test_who_waits_for_a_helper_leaves_it_the_core() -> None:
+    """Counted: how often the waiting thread let go of its core of itself. Looking on and on it never would."""
+    script = """
+    import resource
+    from numba import carray
+    from accel.cpu.simd import words_at
+
+    @kernel
+    def wait(task, worker, state, looks):  # the caller leaves when its helper has begun, which then takes its time
+        counts = carray(words_at(state), 2)
+        if worker == 0:
+            while peek(state) == 0 and looks:
+                looks -= 1
+        else:
+            fetch_add(state, 1)
+            while peek(state + 8) == 0 and looks:
+                looks -= 1
+
+    def slept():
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+    def measure():
+        state = np.zeros(2, np.int64)
+        before = slept()
+        wait(state.ctypes.data, 1 << 25)
+        return int(state[0]), slept() - before
+
+    measure()
+    print(*max(measure() for _ in range(3)))
+    """
+    came, let_go = python(MEET + script, THRESHER_NUM_THREADS="2").split()
+    assert came == "1"
+    assert int(let_go) >= 20
 
 
 def test_any_number_of_python_threads_may_call_at_once() -> None:

@@ -27,6 +27,7 @@ from numba import config, njit, types
 from numba.core.caching import NullCache
 from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
@@ -141,3 +142,9 @@ def compiled(function: Callable) -> Any:
     code: Any = njit(nogil=True, error_model="numpy")(function)
     code._cache = _Kept(function)
     return code
+
+
+if hasattr(os, "register_at_fork"):
+    # A child cannot go on with what another thread was compiling, so that a fork waits until nobody compiles.
+    release = global_compiler_lock.release
+    os.register_at_fork(before=global_compiler_lock.acquire, after_in_parent=release, after_in_child=release)
