@@ -16,6 +16,8 @@ import pytest
 
 from accel import cpu
 from accel.cpu.runtime import cores
+from accel.cpu.runtime.compiling import compiled
+from accel.cpu.runtime.waiting import SPINS, YIELDS, pause
 
 resource = pytest.importorskip("resource")
 
@@ -143,39 +145,18 @@ def test_a_child_forked_while_another_thread_compiles_can_compile() -> None:
 
 
 @pytest.mark.skipif(not hasattr(resource, "RUSAGE_THREAD"), reason="a system that does not count by thread")
-def test_who_waits_for_a_helper_leaves_it_the_core() -> None:
-    """Counted: how often the waiting thread let go of its core of itself. Looking on and on it never would."""
-    script = """
-    import resource
-    from numba import carray
-    from accel.cpu.simd import words_at
+def test_who_waits_for_long_lets_go_of_the_core() -> None:
+    """Counted by the system: how often this thread went to sleep of itself. Looking on and on it never would."""
 
-    @kernel
-    def wait(task, worker, state, looks):  # the caller leaves when its helper has begun, which then takes its time
-        counts = carray(words_at(state), 2)
-        if worker == 0:
-            while peek(state) == 0 and looks:
-                looks -= 1
-        else:
-            fetch_add(state, 1)
-            while peek(state + 8) == 0 and looks:
-                looks -= 1
+    @compiled
+    def wait(looks, times):  # type: ignore[no-untyped-def]
+        for _ in range(times):
+            pause(looks)
 
-    def slept():
-        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-
-    def measure():
-        state = np.zeros(2, np.int64)
-        before = slept()
-        wait(state.ctypes.data, 1 << 25)
-        return int(state[0]), slept() - before
-
-    measure()
-    print(*max(measure() for _ in range(3)))
-    """
-    came, let_go = python(MEET + script, THRESHER_NUM_THREADS="2").split()
-    assert came == "1"
-    assert int(let_go) >= 20
+    wait(0, 1)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    wait(SPINS + YIELDS, 50)
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before >= 50
 
 
 def test_any_number_of_python_threads_may_call_at_once() -> None:

@@ -133,14 +133,19 @@ def callback(function: Callable, words: int) -> Any:
     """A function of so many words that other code calls by its address."""
     signature = (types.int64,) * words, types.void
     code: Any = CFunc(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
-    code._cache = _Kept(function)
-    return code
+    return _kept(code, function)
 
 
 def compiled(function: Callable) -> Any:
     """Decorator: a function of words that Python calls, and that runs without the interpreter's lock."""
     code: Any = njit(nogil=True, error_model="numpy")(function)
-    code._cache = _Kept(function)
+    return _kept(code, function)
+
+
+def _kept(code: Any, function: Callable) -> Any:
+    """Let code be kept on disk if it is this package's: the stamp knows no other sources."""
+    if function.__module__.startswith("accel.cpu."):
+        code._cache = _Kept(function)
     return code
 
 
