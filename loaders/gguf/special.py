@@ -13,9 +13,12 @@ from reference.checks import require
 
 KEY = "tokenizer.ggml"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-END_NAMES = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>")
-ENDS = frozenset((name, CONTROL) for name in END_NAMES)
-
+END_NAMES = frozenset(
+    (
+        *("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>"),
+        *("<|end|>", "<EOT>", "_<EOT>", "<end_of_utterance>"),
+    )
+)
 NONE = (-1, 2**32 - 1)
 
 Json = dict[str, Any]
@@ -50,9 +53,9 @@ def tokenizer_config(metadata: Settings) -> Json | None:
 
 def special_ids(metadata: Settings) -> Json:
     """The content of generation_config.json: bos_token_id, pad_token_id, and as eos_token_id every token that ends an
-    answer, which are the file's end of text, end of turn and end of message and the control tokens called like one."""
+    answer, which are the file's end of text, end of turn and end of message and the tokens called like one."""
     ends = [token_id(metadata, key) for key in ("eos", "eot", "eom")]
-    ends += [i for i, word in enumerate(zip(*vocabulary(metadata), strict=True)) if word in ENDS]
+    ends += [i for i, token in enumerate(vocabulary(metadata)[0]) if token in END_NAMES]
     found: Json = {
         "bos_token_id": token_id(metadata, "bos"),
         "eos_token_id": list(dict.fromkeys(i for i in ends if i is not None)) or None,
@@ -63,7 +66,7 @@ def special_ids(metadata: Settings) -> Json:
 
 def vocabulary(metadata: Settings) -> tuple[list[str], list[int]]:
     """Tokens and their types, without the unused ones at the end, which only pad the embedding. A token that is empty
-    has the name that llama.cpp gives it."""
+    has the name that llama.cpp gives it; one that is called like an end is a control token, whatever the file says."""
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(listed(metadata, f"{KEY}.tokens", str))]
     types = listed(metadata, f"{KEY}.token_type", int) or [NORMAL] * len(tokens)
     require(
@@ -73,7 +76,8 @@ def vocabulary(metadata: Settings) -> tuple[list[str], list[int]]:
     used = len(types)
     while used and types[used - 1] == UNUSED:
         used -= 1
-    return tokens[:used], types[:used]
+    kept = tokens[:used]
+    return kept, [CONTROL if token in END_NAMES else kind for token, kind in zip(kept, types, strict=False)]
 
 
 def listed(metadata: Settings, key: str, kind: type) -> list[Any]:

@@ -216,3 +216,14 @@ def test_the_base_of_gemmas_rotation_has_llama_cpps_default(tmp_path: Path) -> N
     del keys["gemma3.rope.freq_base"]
     file = write_gguf(tmp_path / "m.gguf", "gemma3", tensors("gemma3"), keys)
     assert GGUF(file).config["rope_theta"] == 10_000.0
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_a_token_called_like_an_end_is_one(tmp_path: Path, kind: int) -> None:
+    """Whatever its type: else an answer would go on after it, with its name in the text."""
+    types = [3, 1, 1, 1, 1, 1, 1, 1, kind, 4, 1, 5]
+    keys = {"tokenizer.ggml.token_type": types, "tokenizer.ggml.eos_token_id": 0}
+    checkpoint = load_checkpoint(file_with(tmp_path, keys))
+    assert checkpoint.generation.stop_ids == (0, 8)
+    assert checkpoint.tokenizer.encode("a<|im_end|>", add_special_tokens=False).ids == [1, 8]
+    assert checkpoint.tokenizer.decode([1, 8]) == "a"
