@@ -45,7 +45,8 @@ class Seen:
 class Evictor:
     """Base of the eviction methods.
 
-    budget: tokens kept per layer and KV head, at all times; a fraction means that share of the prompt.
+    budget: tokens kept per layer and KV head, at all times; a fraction means that share of all that has been read when
+      a prompt ends.
     sinks: the first tokens of the sequence, always kept; recent: the newest, always kept. Both count in the budget.
     """
 

@@ -82,7 +82,7 @@ class TextStream:
         """The newest CONTEXT ids that have a text, or up to three fewer, so that they start where a character does."""
         ids = list(islice((token for token in reversed(token_ids) if token not in self.special), CONTEXT + 1))[::-1]
         starts = range(1, LONGEST + 1) if len(ids) > CONTEXT else [0]
-        return next((ids[n:] for n in starts if not self._decode(ids[n:]).startswith(BROKEN)), ids)
+        return ids[min(starts, key=lambda n: self._decode(ids[n:]).count(BROKEN)) :]
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

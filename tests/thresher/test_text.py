@@ -88,7 +88,7 @@ def test_sentencepiece_in_any_parts(before: str, answer: str, parts: list[int], 
 
 @given(TEXTS.filter(lambda text: not text.endswith("\ufffd")), PARTS)
 def test_a_long_text_costs_no_character(text: str, parts: list[int]) -> None:
-    whole = (text + "字 a🦙") * 12  # far longer than what is decoded at a time
+    whole = (text + "字" * 15 + " a🦙") * 3  # far longer than what is decoded at a time, as is each run of bytes
     assert told(BYTES, byte_ids(b"b"), byte_ids(whole.encode()), parts) == whole
     assert told(SENTENCEPIECE, piece_ids("b"), piece_ids(whole), parts) == whole
 
@@ -98,6 +98,17 @@ def test_a_broken_byte_costs_no_more_than_itself(before: str, answer: str, right
     byte = SENTENCEPIECE.token_to_id("<0xFF>")
     ids = [byte if c == "\xff" else token for c in answer for token in ([0] if c == "\xff" else piece_ids(c))]
     assert told(SENTENCEPIECE, piece_ids(before), ids, []) == right
+
+
+def test_a_token_may_end_inside_a_character() -> None:
+    names = {name: i for name, i in BYTES.get_vocab().items() if i < 256}
+    tokenizer = Tokenizer(models.BPE(names | {"a\xf0": 256}, [("a", "\xf0")]))  # the emoji's first byte is \xf0
+    tokenizer.decoder = decoders.ByteLevel()
+    stream = TextStream(tokenizer, byte_ids(b"b"))
+    assert [stream.step(token) for token in (256, *byte_ids("🦙".encode()[1:]))] == ["a", "", "", "🦙"]
+    assert [stream.step(token) for token in (256, *byte_ids(b"b"))] == ["a", "\ufffdb"]
+    stream = TextStream(tokenizer, byte_ids(b"b"), ([*byte_ids(b"b"), 256], "ba"))
+    assert stream.step(256) == "\ufffda"
 
 
 def test_what_is_complete_is_told_at_once() -> None:
