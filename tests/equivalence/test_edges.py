@@ -169,3 +169,11 @@ def test_every_layout(backend: ModuleType, layout: str, tokens: int) -> None:
     check(backend, "key_scores", q, k, 2)
     check(backend, "keydiff_scores", k)
     check(backend, "caote_scores", laid_out(np.abs(normal(4, 150)), layout), normal(2, 150, 32))
+
+
+def test_maps_of_several_storages(backend: ModuleType) -> None:
+    """Maps that share a call, each stored in its own way and of several items."""
+    kinds = [np.float32, BF16, np.float16, BF16, np.float32]
+    maps = [(normal(outs, 200, dtype=kind), None) for outs, kind in zip((100, 50, 130, 97, 33), kinds, strict=True)]
+    for tokens in (3, 20, 260):
+        check(backend, "linear_each", normal(tokens, 200), maps)
