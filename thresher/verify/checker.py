@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 import reference
-from thresher.verify.drawing import Case
+from thresher.verify.drawing import TOLERANCE, Case
 from thresher.verify.layouts import layout_of, place
 from thresher.verify.life import Life, raised, same_bits
 
@@ -56,8 +56,8 @@ class Checker:
     def check(self, name: str, case: Case) -> None:
         """Compare one function on one case."""
         every = leaves("", [case.arguments, case.options])
-        narrow = any(x.dtype.itemsize == 2 and x.dtype.kind not in "iu" for _, x in every)
-        self.tolerance, self.worst = 1e-2 if narrow else 1e-5, 0.0
+        self.tolerance = max((TOLERANCE.get(x.dtype.name, 0.0) for _, x in every), default=0.0)
+        self.worst = 0.0
         special: Callable[[Case], None] | None = getattr(self, f"_{name}", None)
         if special is not None:
             special(case)
