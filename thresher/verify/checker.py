@@ -56,7 +56,7 @@ class Checker:
     def check(self, name: str, case: Case) -> None:
         """Compare one function on one case."""
         every = leaves("", [case.arguments, case.options])
-        self.tolerance = max((TOLERANCE.get(x.dtype.name, 0.0) for _, x in every), default=0.0)
+        self.tolerance = max((TOLERANCE.get(x.dtype.name, 1e-5) for _, x in every), default=1e-5)
         self.worst = 0.0
         special: Callable[[Case], None] | None = getattr(self, f"_{name}", None)
         if special is not None:
