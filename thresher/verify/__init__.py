@@ -138,7 +138,9 @@ def replay(module: Any, path: Path) -> list[Result]:
 def table(results: list[Result]) -> list[tuple[str, str, str, str]]:
     """Rows to print: function, cases, worst error as a share of the tolerance, verdict."""
     return [
-        (r.name, str(r.examples), f"{r.worst:.1%}" if r.worst else "exact", "FAILED" if r.failure else "ok")
+        (r.name, str(r.examples), f"{r.worst:.1%}" if r.worst else "", "FAILED")
+        if r.failure
+        else (r.name, str(r.examples), f"{r.worst:.1%}" if r.worst else "exact", "ok")
         for r in results
     ]
 
