@@ -18,7 +18,7 @@ import numpy as np
 import accel
 import reference
 from reference.checks import require
-from thresher.verify.checker import by_name, leaves
+from thresher.verify.arguments import by_name, leaves
 from thresher.verify.drawing import Case
 from thresher.verify.layouts import Layout, layout_of, place
 
