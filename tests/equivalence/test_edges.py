@@ -111,6 +111,11 @@ def test_the_top_token_of_every_block(backend: ModuleType, period: int, fast: bo
         check(backend, "caote_scores", h, v, fast=fast)
 
 
+@pytest.mark.parametrize("size", [1e-21, 1e-15, 1e15, 1e18])
+def test_values_whose_squares_leave_float32(backend: ModuleType, size: float) -> None:
+    check(backend, "caote_scores", np.abs(normal(4, 300)), normal(2, 300, 24, size=size))
+
+
 @pytest.mark.parametrize("kept", [1, 2, 1023, 1024, 1996, 1997, 1999, 2000])
 def test_every_digit_of_a_score_counts(backend: ModuleType, kept: int) -> None:
     """Scores that differ in their highest, middle or lowest bits alone, in both signs, and equal ones."""
@@ -169,3 +174,11 @@ def test_every_layout(backend: ModuleType, layout: str, tokens: int) -> None:
     check(backend, "key_scores", q, k, 2)
     check(backend, "keydiff_scores", k)
     check(backend, "caote_scores", laid_out(np.abs(normal(4, 150)), layout), normal(2, 150, 32))
+
+
+def test_maps_of_several_storages(backend: ModuleType) -> None:
+    """Maps that share a call, each stored in its own way and of several items."""
+    kinds = [np.float32, BF16, np.float16, BF16, np.float32]
+    maps = [(normal(outs, 200, dtype=kind), None) for outs, kind in zip((100, 50, 130, 97, 33), kinds, strict=True)]
+    for tokens in (3, 20, 260):
+        check(backend, "linear_each", normal(tokens, 200), maps)

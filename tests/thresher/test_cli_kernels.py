@@ -66,7 +66,7 @@ def test_verify_keeps_the_case_of_a_failure_and_replays_it(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "cases").iterdir()] == ["rms_norm.npz"]
     again = verify(tmp_path, "--backend", "own.py", "--replay", "cases/rms_norm.npz")
     assert again.returncode == 1
-    assert "case: case=rms_norm.npz, drawn from dtype=" in again.stderr
+    assert "case: file=rms_norm.npz, drawn from dtype=" in again.stderr
     (tmp_path / "own.py").write_text(OWN)
     well = verify(tmp_path, "--backend", "own.py", "--replay", "cases/rms_norm.npz")
     assert well.returncode == 0, well.stderr

@@ -1,7 +1,7 @@
 """Whether a backend means the same as `reference`: one checker for any module and any function of the contract.
 
 `checker` says what counts as the same, `drawing` and `layouts` how a case is drawn, `cases` and `moves` what is drawn
-for each function, `life` what is done to a cache, and `files` how a case is kept.
+for each function, `life` what is done to a cache, `arguments` and `files` how a case is taken apart and kept.
 
     from thresher.verify import verify
     results = verify(my_kernels)          # any module that offers some of the contract's functions
@@ -138,7 +138,9 @@ def replay(module: Any, path: Path) -> list[Result]:
 def table(results: list[Result]) -> list[tuple[str, str, str, str]]:
     """Rows to print: function, cases, worst error as a share of the tolerance, verdict."""
     return [
-        (r.name, str(r.examples), f"{r.worst:.1%}" if r.worst else "exact", "FAILED" if r.failure else "ok")
+        (r.name, str(r.examples), f"{r.worst:.1%}" if r.worst else "", "FAILED")
+        if r.failure
+        else (r.name, str(r.examples), f"{r.worst:.1%}" if r.worst else "exact", "ok")
         for r in results
     ]
 

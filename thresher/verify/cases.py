@@ -111,7 +111,7 @@ def caote_scores(d: Drawing) -> Case:
         h[d.rng.integers(heads)] = 0
     if d.dtype in ("float32", "float64", "bfloat16"):
         h *= 10.0 ** d.pick("log10 of h", st.sampled_from([0, -30, -39, 30]))
-    v = d.normal(kv_heads, keys, dim, size=d.size("values", -20, 18))
+    v = d.normal(kv_heads, keys, dim, size=d.size("values", -15, 15))
     options = {"fast": d.perhaps("fast"), "group": d.pick("group", st.sampled_from(["mean", "max", "rss"]))}
     return d.case(d.store(h), v, **options)
 

@@ -16,15 +16,14 @@ Besides, every call is made twice, and both answers must be equal to the bit; an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
-from inspect import signature
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 import reference
-from thresher.verify.drawing import Case
+from thresher.verify.arguments import by_name, convert, exact, leaves
+from thresher.verify.drawing import TOLERANCE, Case
 from thresher.verify.layouts import layout_of, place
 from thresher.verify.life import Life, raised, same_bits
 
@@ -56,8 +55,8 @@ class Checker:
     def check(self, name: str, case: Case) -> None:
         """Compare one function on one case."""
         every = leaves("", [case.arguments, case.options])
-        narrow = any(x.dtype.itemsize == 2 and x.dtype.kind not in "iu" for _, x in every)
-        self.tolerance, self.worst = 1e-2 if narrow else 1e-5, 0.0
+        self.tolerance = max((TOLERANCE.get(x.dtype.name, 1e-5) for _, x in every), default=1e-5)
+        self.worst = 0.0
         special: Callable[[Case], None] | None = getattr(self, f"_{name}", None)
         if special is not None:
             special(case)
@@ -290,46 +289,6 @@ def meaning(name: str, case: Case) -> Any:
     """What a call means: the reference's answer, in float64 unless it is exact anyway."""
     to = (lambda x: x) if name in EXACT else exact
     return getattr(reference, name)(*convert(case.arguments, to), **convert(case.options, to))
-
-
-def exact(x: np.ndarray) -> np.ndarray:
-    """The same numbers in float64 or int64."""
-    kind = x.dtype.kind
-    return x if kind == "b" else x.astype(np.int64 if kind in "iu" else np.float64)
-
-
-def convert(value: Any, to: Callable[[np.ndarray], Any]) -> Any:
-    """An argument with every array in it converted; numbers, names and None stay."""
-    if isinstance(value, np.ndarray):
-        return to(value)
-    if isinstance(value, dict):
-        return {name: convert(one, to) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(convert(one, to) for one in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: convert(getattr(value, f.name), to) for f in fields(value)})
-    return value
-
-
-def leaves(name: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Every array in an argument, with the way to it, in the order in which `convert` meets them."""
-    if isinstance(value, np.ndarray):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, one in value.items():
-            yield from leaves(f"{name}.{key}".lstrip("."), one)
-    elif isinstance(value, (list, tuple)):
-        for n, one in enumerate(value):
-            yield from leaves(f"{name}[{n}]", one)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for f in fields(value):
-            yield from leaves(f"{name}.{f.name}", getattr(value, f.name))
-
-
-def by_name(function: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call under the names that the reference gives them."""
-    names = list(signature(getattr(reference, function)).parameters)
-    return {**dict(zip(names, arguments, strict=False)), **options}
 
 
 def shaped(got: np.ndarray, wanted: np.ndarray) -> None:

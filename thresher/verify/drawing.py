@@ -25,6 +25,7 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float64": np.dtype(np.float64),
 }
+TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-2, "bfloat16": 1e-2}  # by what is stored
 INTEGERS = [np.dtype(kind + size) for size in "8421" for kind in "iu"]
 HEAD_DIMS = (16, 17, 32, 33, 48, 64, 80, 96, 127, 128, 255, 256)
 WIDTHS = (1, 2, 15, 16, 17, 40, 64, 96, 130, 256)  # around the widths of registers and tiles, and usual ones

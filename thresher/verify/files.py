@@ -18,7 +18,7 @@ import numpy as np
 import accel
 import reference
 from reference.checks import require
-from thresher.verify.checker import by_name, leaves
+from thresher.verify.arguments import by_name, leaves
 from thresher.verify.drawing import Case
 from thresher.verify.layouts import Layout, layout_of, place
 
@@ -83,7 +83,7 @@ def load_case(path: Path) -> tuple[str, Case]:
         arguments, options = (_filled(about[part], arrays) for part in ("arguments", "options"))
     except (OSError, ValueError, KeyError, TypeError, EOFError, StopIteration, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: wanted a case that `thresher verify --save` wrote: {error}") from None
-    return function, Case({"case": f"{path.name}, drawn from {about['drawn']}"}, tuple(arguments), options)
+    return function, Case({"file": f"{path.name}, drawn from {about['drawn']}"}, tuple(arguments), options)
 
 
 def _laid_out(x: np.ndarray, dtype: str, strides: list[int], offset: int, writeable: bool) -> np.ndarray:
