@@ -67,15 +67,23 @@ def linear_each(x: np.ndarray, maps: Sequence[tuple[np.ndarray, np.ndarray | Non
     return [linear(x, weight, bias) for weight, bias in maps]
 
 
-def silu(x: np.ndarray) -> np.ndarray:
-    """x / (1 + e^(-x)), written with e^(-|x|) so that nothing overflows."""
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^(-x)), written with e^(-|x|) so that nothing overflows."""
     e = np.exp(-np.abs(x))
-    return x * np.where(x >= 0, 1, e) / (1 + e)
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """x · σ(x)."""
+    return x * sigmoid(x)
 
 
 def gelu_tanh(x: np.ndarray) -> np.ndarray:
-    """x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))), the approximation that Gemma is trained with."""
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi).astype(x.dtype) * (x + 0.044715 * x * x * x)))
+    """x/2 · (1 + tanh u) with u = √(2/π) (x + 0.044715 x³), the approximation that Gemma is trained with.
+
+    Written as x · σ(2u), which is the same: 1 + tanh u would cancel where u is far below zero.
+    """
+    return x * sigmoid(np.sqrt(8 / np.pi).astype(x.dtype) * (x + 0.044715 * x * x * x))
 
 
 def activate(x: np.ndarray, act: str) -> np.ndarray:

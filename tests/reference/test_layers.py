@@ -29,7 +29,9 @@ def test_activations() -> None:
     silu = [0.0 if v == -800 else v / (1 + math.exp(-v)) for v in x]
     np.testing.assert_allclose(activate(x, "silu"), silu, rtol=1e-14, atol=1e-300)
     gelu = [v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x]
-    np.testing.assert_allclose(activate(x, "gelu_tanh"), gelu, rtol=1e-14, atol=1e-300)
+    np.testing.assert_allclose(activate(x, "gelu_tanh"), gelu, rtol=1e-14, atol=1e-15 * np.abs(x).max())
+    u = math.sqrt(2 / math.pi) * (-5 + 0.044715 * -125)  # where 1 + tanh u would have lost 7 of 16 digits
+    np.testing.assert_allclose(activate(np.array([-5.0]), "gelu_tanh"), -5 / (1 + math.exp(-2 * u)), rtol=1e-14)
     with pytest.raises(ValueError, match="act: got 'relu', wanted one of silu, gelu_tanh"):
         activate(x, "relu")
 

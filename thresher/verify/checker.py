@@ -128,12 +128,12 @@ class Checker:
         self._within(got, wanted, error, max(size, least), 1, "")
         apart, sizes = (np.linalg.norm(x, axis=-1) for x in (got - wanted, wanted))
         slack = 4 if wanted.shape[-1] < SHORT else 1
-        for row in np.argwhere(apart > self.tolerance * slack * np.maximum(sizes, least))[:1]:
+        for row in np.argwhere(apart > self.tolerance * slack * np.maximum(sizes, least) + TINY)[:1]:
             at = tuple(int(i) for i in row)
             self._within(got[at], wanted[at], apart[at], max(sizes[at], least), slack, f"row {_index(at)}: ")
 
     def _within(self, got: np.ndarray, wanted: np.ndarray, error: float, size: float, slack: int, where: str) -> None:
-        allowed = slack * self.tolerance * size
+        allowed = slack * self.tolerance * size + TINY
         self.worst = max(self.worst, float(error / allowed) if allowed else 0.0)
         relative = f"relative error {error / size:.2e}" if size else "wanted nothing but zeros"
         assert error <= allowed, f"{where}{relative}, worst at {_worst(got, wanted)}"

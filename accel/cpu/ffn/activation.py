@@ -34,7 +34,7 @@ def gated(x, silu):
     z = x
     if not silu:
         z = fma(x * x * x, splat(np.float32(0.044715)), x) * splat(np.float32(2 * np.sqrt(2 / np.pi)))
-    power = smaller(z * splat(np.float32(-LOG2E)), splat(np.float32(126.0)))  # beyond which the result is 0 anyway
+    power = smaller(z * splat(np.float32(-LOG2E)), splat(np.float32(128.0)))  # 2^128 is infinity, and the result 0
     return x / (splat(np.float32(1.0)) + exp2(power))
 
 
