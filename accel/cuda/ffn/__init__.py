@@ -1,0 +1,1 @@
+"""The feed-forward network on the GPU, dense and of chosen neurons."""

@@ -1,0 +1,1 @@
+"""Linear maps on the GPU."""

@@ -1,0 +1,1 @@
+"""PTX instructions that Python has no word for, a file a family: each wrapped once, with its formula and layout."""

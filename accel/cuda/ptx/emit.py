@@ -1,0 +1,27 @@
+"""How a wrapped instruction is made: inline assembly in the LLVM code that numba.cuda generates.
+
+An assembly text names its operands $0, $1, …: results first, then arguments. Constraints say where each lives: "=r"
+a 32-bit register for a result, "r" for an argument, "l" 64 bits, "f" float32, "h" 16 bits, a number the register of
+that result. Everything here has an effect that LLVM does not see (memory, order), so that nothing may move or go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+
+I16, I32, I64, F32, VOID = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.VoidType()
+
+
+def assembly(builder: Any, result: Any, arguments: Sequence[Any], text: str, constraints: str) -> Any:
+    """Call `text` as an instruction with these LLVM values."""
+    kind = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=True), arguments)
+
+
+def places(context: Any, builder: Any, kind: Any, array: Any, count: int) -> list[Any]:
+    """Where the first `count` numbers of a local array stand: they become registers if all indices are constants."""
+    data = context.make_array(kind)(context, builder, value=array).data
+    return [builder.gep(data, [ir.Constant(I64, i)]) for i in range(count)]

@@ -1,0 +1,230 @@
+"""Arrays on the device: where they lie, their shape and strides. No arithmetic: that is the kernels' business.
+
+What the forward pass asks of an array is all there is: shape, dtype, `len`, and slices of leading axes, which are views.
+float64 is stored as float32 and every integer as int64; float16 and bfloat16 stay as they are, and kernels see their
+bits as int16 and uint16 (ptx/numbers.py widens them).
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from accel.cuda.runtime.device import SIMULATED, machine
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+F16, F32, F64, I32, I64 = (np.dtype(t) for t in (np.float16, np.float32, np.float64, np.int32, np.int64))
+BITS = {F16: np.dtype(np.int16), BF16: np.dtype(np.uint16)}  # what a kernel sees of them
+ALIGNED = 256  # bytes
+
+
+class Array:
+    """Numbers on the device: `memory` keeps them alive, `address` is where the first lies, strides are in bytes."""
+
+    __slots__ = ("_words", "address", "dtype", "memory", "shape", "strides")
+
+    def __init__(
+        self, memory: Any, address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype
+    ) -> None:
+        self.memory, self.address, self.shape, self.strides, self.dtype = memory, address, shape, strides, dtype
+        self._words: list[int] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many numbers."""
+        return prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        """How many axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Their bytes."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether they lie without gaps in the order of their axes."""
+        return self.strides == _packed(self.shape, self.dtype.itemsize) or not self.size
+
+    @property
+    def words(self) -> list[int]:
+        """What a compiled kernel takes for an array argument."""
+        if self._words is None:
+            self._words = [0, 0, self.size, self.dtype.itemsize, self.address, *self.shape, *self.strides]
+        return self._words
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """How CuPy, PyTorch and Numba read the array without a copy, after the stream's work so far."""
+        return {
+            "shape": self.shape, "strides": self.strides, "data": (self.address, False), "version": 3,
+            "typestr": BITS.get(self.dtype, self.dtype).str if self.dtype == BF16 else self.dtype.str,
+            "stream": int(machine().stream.handle),
+        }  # fmt: skip
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Array:
+        """A view: slices of leading axes without a step, or whole numbers, which drop their axis."""
+        address, shape, strides = self.address, [], []
+        index = index if isinstance(index, tuple) else (index,)
+        for n, (size, stride) in enumerate(zip(self.shape, self.strides, strict=True)):
+            part = index[n] if n < len(index) else slice(None)
+            if isinstance(part, slice):
+                start, stop, step = part.indices(size)
+                if step != 1:
+                    raise IndexError(f"index: got step {step}, wanted slices without a step")
+                address += start * stride
+                shape.append(max(stop - start, 0))
+                strides.append(stride)
+            else:
+                address += range(size)[part] * stride
+        return Array(self.memory, address, tuple(shape), tuple(strides), self.dtype)
+
+    def __iter__(self) -> Any:
+        return (self[n] for n in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Array({self.shape}, {self.dtype})"
+
+    def axes(self, *order: int) -> Array:
+        """A view with the axes in another order."""
+        shape, strides = (tuple(x[n] for n in order) for x in (self.shape, self.strides))
+        return Array(self.memory, self.address, shape, strides, self.dtype)
+
+    def split(self, axis: int, parts: int) -> Array:
+        """A view in which one axis has become two, the first of `parts`."""
+        size, stride = self.shape[axis] // parts, self.strides[axis]
+        shape = (*self.shape[:axis], parts, size, *self.shape[axis + 1 :])
+        strides = (*self.strides[:axis], size * stride, stride, *self.strides[axis + 1 :])
+        return Array(self.memory, self.address, shape, strides, self.dtype)
+
+    def join(self, axis: int) -> Array | None:
+        """A view in which an axis and the one after it are one, or None where they do not lie so."""
+        first, second = self.shape[axis : axis + 2]
+        if first > 1 and self.strides[axis] != second * self.strides[axis + 1]:
+            return None
+        shape = (*self.shape[:axis], first * second, *self.shape[axis + 2 :])
+        return Array(self.memory, self.address, shape, (*self.strides[:axis], *self.strides[axis + 1 :]), self.dtype)
+
+    def as_bits(self, dtype: np.dtype) -> Array:
+        """The same memory read as another type of the same size."""
+        return Array(self.memory, self.address, self.shape, self.strides, dtype)
+
+    def on_host(self) -> np.ndarray:
+        """The simulator's view of the memory."""
+        dtype = BITS.get(self.dtype, self.dtype)
+        base = self.memory.__array_interface__["data"][0]
+        return np.ndarray(self.shape, dtype, self.memory, self.address - base, self.strides)
+
+
+def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    strides, step = [], itemsize
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype = F32) -> Array:
+    """A new array with whatever the memory holds."""
+    nbytes = max(prod(shape) * dtype.itemsize, 1)
+    if SIMULATED:
+        memory: Any = np.zeros(nbytes + ALIGNED, np.uint8)
+        start = memory.__array_interface__["data"][0]
+        return Array(memory, start + -start % ALIGNED, shape, _packed(shape, dtype.itemsize), dtype)
+    there = machine()
+    try:
+        memory = there.pool.allocate(nbytes, stream=there.stream)
+    except Exception as error:
+        free, total = _memory()
+        raise MemoryError(
+            f"cuda: wanted {nbytes / 2**30:.2f} GiB more and {free / 2**30:.2f} of {total / 2**30:.2f} GiB are free; "
+            f"a smaller budget or dtype='bfloat16' needs less ({type(error).__name__})"
+        ) from None
+    return Array(memory, int(memory.handle), shape, _packed(shape, dtype.itemsize), dtype)
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes free and in all."""
+    from cuda.bindings import driver
+
+    return driver.cuMemGetInfo()[1:]
+
+
+def stored(dtype: np.dtype) -> np.dtype:
+    """How numbers of this type are kept here."""
+    if dtype.kind in "iub":
+        return I64
+    return F32 if dtype == F64 else dtype
+
+
+def to_backend(x: Any) -> Any:
+    """A host array on the device. What lies there already stays, also another library's (`__cuda_array_interface__`)."""
+    if isinstance(x, Array) or not (isinstance(x, np.ndarray) or hasattr(x, "__cuda_array_interface__")):
+        return x
+    if not isinstance(x, np.ndarray):
+        return _adopt(x)
+    host = np.ascontiguousarray(x, stored(x.dtype)).reshape(x.shape)
+    out = empty(host.shape, host.dtype)
+    if host.size:
+        write(out, host)
+    return out
+
+
+def write(out: Array, host: np.ndarray) -> None:
+    """Copy a contiguous host array of the same shape and type to a contiguous array."""
+    if SIMULATED:
+        out.on_host()[...] = host.view(BITS.get(host.dtype, host.dtype))
+        return
+    from cuda.bindings import driver
+
+    stream = machine().stream
+    _check(driver.cuMemcpyHtoDAsync(out.address, host.__array_interface__["data"][0], host.nbytes, int(stream.handle)))
+    stream.sync()  # the host's memory may go away
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """An array of this backend on the host; the one place where the host waits."""
+    if not isinstance(x, Array):
+        return np.asarray(x)
+    if SIMULATED:
+        return np.array(x.on_host()).view(x.dtype)
+    from accel.cuda.runtime.moves import packed
+
+    host: np.ndarray = np.empty(x.shape, x.dtype)
+    if host.size:
+        from cuda.bindings import driver
+
+        source, stream = packed(x), machine().stream
+        place = host.__array_interface__["data"][0]
+        _check(driver.cuMemcpyDtoHAsync(place, source.address, host.nbytes, int(stream.handle)))
+        stream.sync()
+    return host
+
+
+def _adopt(x: Any) -> Array:
+    """Another library's device array, without a copy, behind what its own stream still has to do."""
+    face = x.__cuda_array_interface__
+    shape, dtype = tuple(face["shape"]), np.dtype(face["typestr"])
+    if getattr(getattr(x, "dtype", None), "__str__", str)() == "torch.bfloat16":
+        dtype = BF16
+    if stored(dtype) != dtype:
+        raise ValueError(f"array: got dtype {dtype} on the device, wanted int64, float32, float16 or bfloat16")
+    if not SIMULATED and face.get("stream") is not None:
+        from cuda.core import Stream
+
+        machine().stream.wait(Stream.from_handle(face["stream"]))
+    return Array(x, face["data"][0], shape, face.get("strides") or _packed(shape, dtype.itemsize), dtype)
+
+
+def _check(result: Any) -> None:
+    if int(result[0]) != 0:
+        raise RuntimeError(f"cuda: {result[0].name}: a kernel before this copy failed, or the device was lost")

@@ -1,0 +1,91 @@
+"""The GPU that this process computes on, and its one stream.
+
+All work of all threads goes to one stream in the order of the calls. Memory that one call frees may therefore be
+given to the next without a wait: whatever still uses it is ahead in the stream. In numba.cuda's simulator
+(NUMBA_ENABLE_CUDASIM=1) there is no device; kernels are then run by the interpreter over NumPy's memory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from numba import cuda
+
+SIMULATED = not hasattr(cuda, "compile") or bool(getattr(cuda.config, "ENABLE_CUDASIM", 0))
+LEAST_DRIVER = 13000  # CUDA 13: what cuFuncs of the wheels' toolkit are built for
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One GPU: cuda.core's device, the stream of all work, and the pool that memory comes from."""
+
+    device: Any
+    stream: Any
+    pool: Any
+
+    @cached_property
+    def capability(self) -> tuple[int, int]:
+        """The compute capability, such as (9, 0)."""
+        return tuple(self.device.compute_capability)
+
+    @cached_property
+    def processors(self) -> int:
+        """Multiprocessors."""
+        return self.device.properties.multiprocessor_count
+
+    @cached_property
+    def name(self) -> str:
+        """What the maker calls it."""
+        return self.device.name
+
+
+_machines: dict[int, Machine] = {}  # by process: a forked child can use nothing of its parent's
+_lock = threading.Lock()
+_thread = threading.local()
+
+
+def machine() -> Machine:
+    """The device in use, made current in this thread. RuntimeError in one line where there is none that can be used."""
+    if getattr(_thread, "ready", None) == os.getpid():
+        return _machines[_thread.ready]
+    with _lock:
+        found = _machines.get(os.getpid()) or _open()
+        found.device.set_current()
+        _machines[os.getpid()] = found
+        _thread.ready = os.getpid()
+    return found
+
+
+def _open() -> Machine:
+    if _machines:
+        raise RuntimeError("cuda: this process was forked from one that uses the GPU; start it with 'spawn' instead")
+    try:
+        from cuda.bindings import driver
+        from cuda.core import Device, DeviceMemoryResource
+    except ImportError as error:
+        raise RuntimeError(f"cuda: {error}; install what it needs with: pip install 'thresher[cuda]'") from None
+    try:
+        status, version = driver.cuDriverGetVersion()
+    except RuntimeError:  # cuda.bindings found no libcuda
+        raise RuntimeError("cuda: found no NVIDIA driver on this machine; backend='cpu' needs none") from None
+    if version < LEAST_DRIVER:
+        raise RuntimeError(
+            f"cuda: the driver is for CUDA {version // 1000}.{version % 1000 // 10}, wanted 13.0 or newer; "
+            "install a newer NVIDIA driver"
+        )
+    try:
+        device = Device()
+        device.set_current()
+    except Exception as error:  # the driver's own words, whatever class they come in
+        raise RuntimeError(f"cuda: found no usable device ({error}); backend='cpu' needs none") from None
+    return Machine(device, device.create_stream(), DeviceMemoryResource(device))
+
+
+def synchronize() -> None:
+    """Wait until the device has done all that was asked of it."""
+    if not SIMULATED:
+        machine().stream.sync()

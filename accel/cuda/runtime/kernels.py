@@ -1,0 +1,204 @@
+"""Kernels: how a Python function becomes machine code for the device, how it is kept on disk, how it is launched.
+
+    @kernel
+    def double(x, out, count): …                 arrays, whole numbers (int64) and real numbers (float64)
+    double[blocks, threads](x, out, count)       compiled for the types of its arguments, once
+
+numba.cuda makes PTX and nvJitLink makes machine code of it, without a device if need be: `assemble` is what the tests
+call for every architecture. In the simulator the same function runs in the interpreter, block by block.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numba import cuda, types
+
+from accel.cuda.runtime.arrays import BF16, F16, F32, F64, I32, I64, Array
+from accel.cuda.runtime.device import SIMULATED, machine
+
+CODES = {F32: types.float32, F64: types.float64, I64: types.int64, I32: types.int32}
+CODES |= {F16: types.int16, BF16: types.uint16}  # as bits: see ptx/numbers.py
+Grid = tuple[int, ...]
+
+
+class Kernel:
+    """A function that runs in every thread of a grid. `threads` is the block it is meant for, and what its registers
+    are limited by; `shared` the bytes of dynamic shared memory; `feature` "a" where it uses one chip's own
+    instructions."""
+
+    known: ClassVar[list[Kernel]] = []
+
+    def __init__(self, function: Callable, threads: int | None, shared: int, feature: str, registers: int) -> None:
+        self.function, self.threads, self.shared, self.feature = function, threads, shared, feature
+        self.registers = registers
+        self.name = f"{function.__module__.removeprefix('accel.cuda.')}.{function.__qualname__.lstrip('_')}"
+        self._loaded: dict[tuple, Any] = {}
+        self._simulated = cuda.jit(function) if SIMULATED else None
+        self._lock = threading.Lock()
+        self.known.append(self)
+
+    def __getitem__(self, shape: tuple[int | Grid, int]) -> Callable[..., None]:
+        """The kernel over a grid of blocks of so many threads, to be called."""
+        grid, block = shape
+        return lambda *arguments: self.launch(grid, block, arguments)
+
+    def launch(self, grid: int | Grid, block: int, arguments: tuple[Any, ...]) -> None:
+        """Run over a grid of blocks; returns at once."""
+        if self._simulated is not None:
+            self._simulate(grid, block, arguments)
+            return
+        key = tuple((a.dtype, len(a.shape)) if isinstance(a, Array) else type(a) for a in arguments)
+        loaded = self._loaded.get(key)
+        if loaded is None:
+            loaded = self._load(key)
+        flat: list[Any] = []
+        for a in arguments:
+            if isinstance(a, Array):
+                flat += a.words
+            else:
+                flat.append(ctypes.c_double(a) if isinstance(a, float) else a)
+        _launch(machine().stream, _shape(grid, block, self.shared), loaded, *flat)
+
+    def _simulate(self, grid: int | Grid, block: int, arguments: tuple[Any, ...]) -> None:
+        from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+        given = [FakeCUDAArray(a.on_host()) if isinstance(a, Array) else a for a in arguments]
+        with _simulator, np.errstate(all="ignore"):
+            self._simulated[grid, block](*given)  # type: ignore[index]
+
+    def _load(self, key: tuple) -> Any:
+        """The kernel for such arguments, from memory, disk or the compiler."""
+        from cuda.core import ObjectCode
+
+        with self._lock:
+            if key not in self._loaded:
+                there = machine()
+                arch = "{}{}".format(*there.capability) + self.feature
+                entry, code = _kept(self, key, arch)
+                loaded = ObjectCode.from_cubin(code).get_kernel(entry)
+                if self.shared > 48 * 1024:
+                    _allow_shared(loaded, self.shared, there.device.device_id)
+                self._loaded[key] = loaded
+        return self._loaded[key]
+
+    def assemble(self, key: tuple, arch: str) -> tuple[str, bytes, str]:
+        """The entry's name, machine code for `arch` ("90a"), and the assembler's report; needs no device. `key` gives
+        (dtype, number of axes), int or float for each argument."""
+        from cuda.core import Linker, LinkerOptions, ObjectCode
+
+        number = re.fullmatch(r"(\d+)(\d)([a-z]?)", arch)
+        if number is None:
+            raise ValueError(f"arch: got {arch!r}, wanted a compute capability such as '90a'")
+        cc = (int(number[1]), int(number[2]), number[3]) if number[3] else (int(number[1]), int(number[2]))
+        given = [types.Array(CODES[k[0]], k[1], "A") if isinstance(k, tuple) else SCALARS[k] for k in key]
+        bounds = {"launch_bounds": (self.threads, 1)} if self.threads else {}
+        text, _ = cuda.compile(self.function, types.void(*given), cc=cc, device=False, abi="numba", **bounds)
+        options = LinkerOptions(
+            arch=f"sm_{arch}", max_register_count=self.registers or None, ptxas_options=["-v"], verbose=True
+        )
+        linker = Linker(ObjectCode.from_ptx(text.encode()), options=options)
+        code = linker.link("cubin").code
+        entry = re.search(r"\.entry\s+([^\s(]+)", text)
+        return entry[1], bytes(code), linker.get_info_log()  # type: ignore[index]
+
+
+SCALARS = {int: types.int64, float: types.float64}
+_simulator = threading.Lock()  # it runs one kernel at a time
+
+
+def kernel(
+    function: Callable | None = None,
+    *,
+    threads: int | None = None,
+    shared: int = 0,
+    feature: str = "",
+    registers: int = 0,
+) -> Any:
+    """Decorator: a kernel of this package."""
+    make = lambda f: Kernel(f, threads, shared, feature, registers)  # noqa: E731
+    return make if function is None else make(function)
+
+
+def device(function: Callable) -> Any:
+    """Decorator: a function that kernels call. It becomes part of their code: as a function of its own, numba.cuda would
+    compile it for the device at hand, and there may be none."""
+    return cuda.jit(device=True, inline="always")(function)
+
+
+def blocks(count: int, each: int) -> int:
+    """Blocks for `count` items at `each` a block, at least one."""
+    return max(-(-count // each), 1)
+
+
+@cache
+def _shape(grid: int | Grid, block: int, shared: int) -> Any:
+    from cuda.core import LaunchConfig
+
+    return LaunchConfig(grid=grid, block=block, shmem_size=shared)
+
+
+def _launch(*arguments: Any) -> None:
+    global _launch
+    from cuda.core import launch
+
+    _launch = launch
+    launch(*arguments)
+
+
+def _allow_shared(loaded: Any, nbytes: int, device_id: int) -> None:
+    from cuda.bindings import driver
+
+    what = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    (status,) = driver.cuKernelSetAttribute(what, nbytes, driver.CUkernel(int(loaded.handle)), driver.CUdevice(device_id))
+    if int(status) != 0:
+        raise RuntimeError(f"cuda: {status.name}: this device gives a block less than {nbytes} bytes of shared memory")
+
+
+@cache
+def _stamp() -> str:
+    """Changes with any source file of this package, and with what compiles it."""
+    digest = hashlib.sha256()
+    for name in ("numba-cuda", "nvidia-nvjitlink", "nvidia-nvvm"):
+        try:
+            digest.update(version(name).encode())
+        except PackageNotFoundError:
+            digest.update(b"-")
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "thresher" / "cuda"
+
+
+def _kept(asked: Kernel, key: tuple, arch: str) -> tuple[str, bytes]:
+    """Entry and machine code from the disk, or compiled and written there. A disk that cannot be written is no error."""
+    named = f"{_stamp()} {asked.name} {key} {arch}"
+    path = _folder() / f"{hashlib.sha256(named.encode()).hexdigest()}.cubin"
+    try:
+        entry, _, code = path.read_bytes().partition(b"\n")
+        return entry.decode(), code
+    except OSError:
+        pass
+    name, code, _ = asked.assemble(key, arch)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        half.write_bytes(name.encode() + b"\n" + code)
+        half.replace(path)
+    except OSError:
+        pass
+    return name, code
