@@ -2,7 +2,8 @@
 
 An assembly text names its operands $0, $1, …: results first, then arguments. Constraints say where each lives: "=r"
 a 32-bit register for a result, "r" for an argument, "l" 64 bits, "f" float32, "h" 16 bits, a number the register of
-that result. Everything here has an effect that LLVM does not see (memory, order), so that nothing may move or go.
+that result. Unless an instruction is `pure`, it has an effect that LLVM does not see (memory, order): it may neither
+move nor go.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from llvmlite import ir
 I16, I32, I64, F32, VOID = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.VoidType()
 
 
-def assembly(builder: Any, result: Any, arguments: Sequence[Any], text: str, constraints: str) -> Any:
+def assembly(
+    builder: Any, result: Any, arguments: Sequence[Any], text: str, constraints: str, *, pure: bool = False
+) -> Any:
     """Call `text` as an instruction with these LLVM values."""
     kind = ir.FunctionType(result, [a.type for a in arguments])
-    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=True), arguments)
+    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=not pure), arguments)
 
 
 def places(context: Any, builder: Any, kind: Any, array: Any, count: int) -> list[Any]:

@@ -32,9 +32,9 @@ if SIMULATED:
         form = FORMS.get(like.dtype)
         return np.float32(x) if form is None else np.float32(x).astype(form).view(like.dtype)
 
-    def exp2(x: Any) -> np.float32:
-        """2^x."""
-        return np.exp2(np.float32(x))
+    def bits(x: Any) -> int:
+        """The 32 bits of a float32 as a whole number."""
+        return int(np.float32(x).view(np.uint32))
 
 else:
     from llvmlite import ir
@@ -52,7 +52,7 @@ else:
             if x == types.uint16:
                 return builder.bitcast(builder.shl(builder.zext(value, I32), ir.Constant(I32, 16)), F32)
             if x == types.int16:
-                return assembly(builder, F32, [value], "cvt.f32.f16 $0, $1;", "=f,h")
+                return assembly(builder, F32, [value], "cvt.f32.f16 $0, $1;", "=f,h", pure=True)
             return value if x == types.float32 else builder.fptrunc(value, F32)
 
         return types.float32(x), generate
@@ -65,7 +65,7 @@ else:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             value = arguments[1]
             if form == types.int16:
-                return assembly(builder, I16, [value], "cvt.rn.f16.f32 $0, $1;", "=h,f")
+                return assembly(builder, I16, [value], "cvt.rn.f16.f32 $0, $1;", "=h,f", pure=True)
             if form != types.uint16:
                 return value if form == types.float32 else builder.fpext(value, ir.DoubleType())
             bits, sixteen = builder.bitcast(value, I32), ir.Constant(I32, 16)
@@ -77,10 +77,37 @@ else:
         return form(like, types.float32), generate
 
     @intrinsic
+    def bits(typing: Any, x: Any) -> Any:
+        """The 32 bits of a float32 as a whole number."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.zext(builder.bitcast(arguments[0], I32), ir.IntType(64))
+
+        return types.int64(types.float32), generate
+
+    @intrinsic
     def exp2(typing: Any, x: Any) -> Any:
         """2^x to about 2 units in the last place: ex2.approx.ftz.f32, one instruction."""
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return assembly(builder, F32, arguments, "ex2.approx.ftz.f32 $0, $1;", "=f,f")
+            return assembly(builder, F32, arguments, "ex2.approx.ftz.f32 $0, $1;", "=f,f", pure=True)
+
+        return types.float32(types.float32), generate
+
+    @intrinsic
+    def larger(typing: Any, a: Any, b: Any) -> Any:
+        """The larger of two float32, or the one that is a number."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return assembly(builder, F32, arguments, "max.f32 $0, $1, $2;", "=f,f,f", pure=True)
+
+        return types.float32(types.float32, types.float32), generate
+
+    @intrinsic
+    def reciprocal(typing: Any, x: Any) -> Any:
+        """1/x to 1 unit in the last place, one instruction; exact division would be a call."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return assembly(builder, F32, arguments, "rcp.approx.ftz.f32 $0, $1;", "=f,f", pure=True)
 
         return types.float32(types.float32), generate

@@ -4,16 +4,19 @@
     def double(x, out, count): …                 arrays, whole numbers (int64) and real numbers (float64)
     double[blocks, threads](x, out, count)       compiled for the types of its arguments, once
 
-numba.cuda makes PTX and nvJitLink makes machine code of it, without a device if need be: `assemble` is what the tests
-call for every architecture. In the simulator the same function runs in the interpreter, block by block.
+numba.cuda makes PTX (`Kernel.text`) and ptxas makes machine code of it (`assemble`), without a device if need be: so the
+tests do for every architecture. In the simulator the same function runs in the interpreter, block by block.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import re
+import subprocess
+import tempfile
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -39,9 +42,8 @@ class Kernel:
 
     known: ClassVar[list[Kernel]] = []
 
-    def __init__(self, function: Callable, threads: int | None, shared: int, feature: str, registers: int) -> None:
+    def __init__(self, function: Callable, threads: int | None, shared: int, feature: str) -> None:
         self.function, self.threads, self.shared, self.feature = function, threads, shared, feature
-        self.registers = registers
         self.name = f"{function.__module__.removeprefix('accel.cuda.')}.{function.__qualname__.lstrip('_')}"
         self._loaded: dict[tuple, Any] = {}
         self._simulated = cuda.jit(function) if SIMULATED else None
@@ -79,40 +81,49 @@ class Kernel:
 
     def _load(self, key: tuple) -> Any:
         """The kernel for such arguments, from memory, disk or the compiler."""
-        from cuda.core import ObjectCode
-
         with self._lock:
             if key not in self._loaded:
                 there = machine()
-                arch = "{}{}".format(*there.capability) + self.feature
-                entry, code = _kept(self, key, arch)
-                loaded = ObjectCode.from_cubin(code).get_kernel(entry)
+                code = _kept(self, key, "{}{}".format(*there.capability) + self.feature)
+                loaded = code.get_kernel(ENTRY)
                 if self.shared > 48 * 1024:
                     _allow_shared(loaded, self.shared, there.device.device_id)
                 self._loaded[key] = loaded
         return self._loaded[key]
 
-    def assemble(self, key: tuple, arch: str) -> tuple[str, bytes, str]:
-        """The entry's name, machine code for `arch` ("90a"), and the assembler's report; needs no device. `key` gives
-        (dtype, number of axes), int or float for each argument."""
-        from cuda.core import Linker, LinkerOptions, ObjectCode
-
+    def text(self, key: tuple, arch: str) -> str:
+        """PTX for `arch` ("90a"); needs no device. `key` gives (dtype, number of axes), int or float for each
+        argument."""
         number = re.fullmatch(r"(\d+)(\d)([a-z]?)", arch)
         if number is None:
             raise ValueError(f"arch: got {arch!r}, wanted a compute capability such as '90a'")
-        cc = (int(number[1]), int(number[2]), number[3]) if number[3] else (int(number[1]), int(number[2]))
+        cc = (int(number[1]), int(number[2]), *number[3])
         given = [types.Array(CODES[k[0]], k[1], "A") if isinstance(k, tuple) else SCALARS[k] for k in key]
         bounds = {"launch_bounds": (self.threads, 1)} if self.threads else {}
         text, _ = cuda.compile(self.function, types.void(*given), cc=cc, device=False, abi="numba", **bounds)
-        options = LinkerOptions(
-            arch=f"sm_{arch}", max_register_count=self.registers or None, ptxas_options=["-v"], verbose=True
-        )
-        linker = Linker(ObjectCode.from_ptx(text.encode()), options=options)
-        code = linker.link("cubin").code
-        entry = re.search(r"\.entry\s+([^\s(]+)", text)
-        return entry[1], bytes(code), linker.get_info_log()  # type: ignore[index]
+        mangled = re.search(r"\.entry\s+([^\s(]+)", text)
+        return text.replace(mangled[1], ENTRY)  # type: ignore[index]
 
 
+def assemble(text: str, arch: str) -> tuple[bytes, str]:
+    """Machine code for `arch` from PTX, and ptxas' report: registers, memory spilled to, warnings. OSError where there
+    is no ptxas. (nvJitLink makes code that might yet be linked, and ignores setmaxnreg for its sake.)"""
+    from cuda.pathfinder import find_nvidia_binary_utility
+
+    program = find_nvidia_binary_utility("ptxas")
+    if program is None:
+        raise FileNotFoundError("ptxas: found none; the extra thresher[cuda] installs it")
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        source.write_text(text)
+        call = [program, "-v", f"-arch=sm_{arch}", source, "-o", target]
+        made = subprocess.run(call, capture_output=True, text=True, check=False)
+        if made.returncode != 0:
+            raise RuntimeError(f"ptxas: {made.stderr.strip()}")
+        return target.read_bytes(), made.stderr
+
+
+ENTRY = "thresher_kernel"  # what every kernel is called in its own code object
 SCALARS = {int: types.int64, float: types.float64}
 _simulator = threading.Lock()  # it runs one kernel at a time
 
@@ -123,10 +134,9 @@ def kernel(
     threads: int | None = None,
     shared: int = 0,
     feature: str = "",
-    registers: int = 0,
 ) -> Any:
     """Decorator: a kernel of this package."""
-    make = lambda f: Kernel(f, threads, shared, feature, registers)  # noqa: E731
+    make = lambda f: Kernel(f, threads, shared, feature)  # noqa: E731
     return make if function is None else make(function)
 
 
@@ -184,21 +194,22 @@ def _folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "thresher" / "cuda"
 
 
-def _kept(asked: Kernel, key: tuple, arch: str) -> tuple[str, bytes]:
-    """Entry and machine code from the disk, or compiled and written there. A disk that cannot be written is no error."""
+def _kept(asked: Kernel, key: tuple, arch: str) -> Any:
+    """The code object, from the disk, or compiled and written there. A disk that cannot be written is no error."""
+    from cuda.core import ObjectCode
+
     named = f"{_stamp()} {asked.name} {key} {arch}"
     path = _folder() / f"{hashlib.sha256(named.encode()).hexdigest()}.cubin"
+    with contextlib.suppress(OSError):
+        return ObjectCode.from_cubin(path.read_bytes())
+    text = asked.text(key, arch)
     try:
-        entry, _, code = path.read_bytes().partition(b"\n")
-        return entry.decode(), code
-    except OSError:
-        pass
-    name, code, _ = asked.assemble(key, arch)
-    try:
+        code, _ = assemble(text, arch)
+    except FileNotFoundError:
+        return ObjectCode.from_ptx(text.encode())  # the driver can assemble too, if it is as new as the compiler
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-        half.write_bytes(name.encode() + b"\n" + code)
+        half.write_bytes(code)
         half.replace(path)
-    except OSError:
-        pass
-    return name, code
+    return ObjectCode.from_cubin(code)

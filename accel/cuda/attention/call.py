@@ -1,0 +1,194 @@
+"""The attention call: which tier computes it, and which reads go together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from accel.cuda.attention import by_row
+from accel.cuda.attention.merge import merge
+from accel.cuda.attention.visible import known_start, own_ranges, visible_ranges
+from accel.cuda.runtime.arrays import BF16, F16, F32, Array, empty
+from accel.cuda.runtime.device import SIMULATED, machine
+from accel.cuda.runtime.moves import cast, packed, zeros
+from accel.cuda.runtime.views import Chosen, Columns, plain
+from reference import contract
+
+FORMS = {BF16: "bf16", F16: "f16"}
+LOG2E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class Read:
+    """One call's arguments as the kernels take them: keys and values as they lie, the columns chosen of them, and where
+    the queries stand: at columns `start`, start + 1, … of what is read, or each before the end of its range."""
+
+    q: Array  # (H, T, D)
+    k: Array  # (KV, S, D)
+    v: Array
+    columns: Columns | None
+    start: int | None
+    ranges: Array | None  # (KV, T, 2) int32, where there is no start
+    size: int  # columns read
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    q_positions: Any,
+    k_positions: Any,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Array:
+    """Attention output: q (H, T, D), k and v (KV, S, D), q_positions (T,) or the first, k_positions (KV, S) ->
+    (H, T, D), stored as the values are."""
+    (rows,) = _attend([(q, k, v, q_positions, k_positions)], scale, window)
+    return rows.axes(1, 0, 2)
+
+
+def attention_each(
+    reads: Sequence[tuple[Any, Any, Any, Any, Any]], *, scale: float | None = None, window: int | None = None
+) -> list[Array]:
+    """Several calls of `attention`, with their own T and S -> (T, H·D) each, the heads of a token side by side."""
+    return [rows.join(1) for rows in _attend(reads, scale, window)]  # type: ignore[misc]
+
+
+def _attend(reads: Sequence[tuple[Any, ...]], scale: float | None, window: int | None) -> list[Array]:
+    """(T, H, D) for each read."""
+    found = []
+    for q, k, v, q_positions, k_positions in reads:
+        contract.attention(q, k, v, q_positions, k_positions, scale, window)
+        found.append(_read(q, k, v, q_positions, k_positions, window))
+    outs: list[Array] = []
+    for run in _runs(found):
+        first = run[0]
+        heads, tokens, dim = first.q.shape
+        out = empty((len(run) * tokens, heads, dim), first.v.dtype)
+        rate = 1 / math.sqrt(dim) if scale is None else scale
+        if out.size and first.size:
+            (_hopper if _fits_hopper(first, rate) else _portable)(run, rate, window, out)
+        elif out.size:
+            out = zeros(out.shape, out.dtype)
+        outs += [out[n * tokens : (n + 1) * tokens] for n in range(len(run))]
+    return outs
+
+
+def _read(q: Array, k: Any, v: Any, q_positions: Any, k_positions: Any, window: int | None) -> Read:
+    tokens, size = q.shape[1], k.shape[1]
+    columns = None
+    if isinstance(k, Chosen) and isinstance(v, Chosen) and isinstance(k.columns, Columns) and k.columns is v.columns:
+        columns, held, values = k.columns, plain(k.held), plain(v.held)
+    else:
+        held, values = plain(k), plain(v)
+    start = known_start(q_positions, tokens, k_positions)
+    if start is not None and window is not None and k_positions.at(0) is None:
+        start = None  # a window's first column is only known where no position is left out
+    ranges = None
+    if start is None:
+        ranges = visible_ranges(q_positions, plain(k_positions), tokens, window)
+    return Read(q, held, values, columns, start, ranges, size)
+
+
+def _runs(reads: list[Read]) -> list[list[Read]]:
+    """Reads that one launch can serve: of one cache, alike but for their queries, columns and place."""
+    runs: list[list[Read]] = []
+    for read in reads:
+        if runs and _alike(runs[-1], read):
+            runs[-1].append(read)
+        else:
+            runs.append([read])
+    return runs
+
+
+def _alike(run: list[Read], read: Read) -> bool:
+    first, last = run[0], run[-1]
+    if read.start is None or read.columns is None or first.columns is None or last.columns is None:
+        return False
+    same = (
+        read.q.shape == first.q.shape and read.q.strides == first.q.strides and read.q.memory is first.q.memory
+        and read.k.address == first.k.address and read.v.address == first.v.address
+        and read.start == first.start and read.size == first.size
+        and read.columns.kept.memory is first.columns.kept.memory
+    )  # fmt: skip
+    return same and (len(run) == 1 or _step(last, read) == _step(run[0], run[1]))
+
+
+def _step(a: Read, b: Read) -> tuple[int, int, int]:
+    """How far b's queries, columns and own columns lie from a's."""
+    assert a.columns is not None
+    assert b.columns is not None
+    return (
+        b.q.address - a.q.address,
+        b.columns.kept.address - a.columns.kept.address,
+        b.columns.start - a.columns.start,
+    )
+
+
+def _fits_hopper(read: Read, scale: float) -> bool:
+    """Whether tensor cores of compute capability 9.0 can do it."""
+    from accel.cuda.attention.hopper import DIMS
+
+    if SIMULATED or machine().capability[0] != 9 or scale <= 0:
+        return False
+    return read.k.dtype in FORMS and read.k.dtype == read.v.dtype and read.q.shape[2] in DIMS
+
+
+def _rows_of_lines(x: Array) -> Array:
+    """x itself where its rows lie without gaps at 16-byte boundaries, or a copy that does."""
+    aligned = x.address % 16 == 0 and all(stride % 16 == 0 for stride in x.strides[:-1])
+    return x if aligned and x.strides[-1] == x.dtype.itemsize else packed(x)
+
+
+def _hopper(run: list[Read], scale: float, window: int | None, out: Array) -> None:
+    from accel.cuda.attention.hopper import ROWS, attend, inverse, tile_keys
+
+    first = run[0]
+    if first.q.dtype not in (F32, first.k.dtype):
+        first = replace(first, q=cast(first.q, first.k.dtype))
+    q, k, v = (_rows_of_lines(x) for x in (first.q, first.k, first.v))
+    (heads, tokens, dim), kv_heads, chunks = q.shape, k.shape[0], len(run)
+    group = heads // kv_heads
+    q_step = columns_step = own_step = 0
+    if chunks > 1:
+        q_step, columns_step, own_step = _step(run[0], run[1])
+    columns = (0, 0, 0, 0, 0)
+    if first.columns is not None:
+        kept = first.columns.kept
+        columns = (kept.address, columns_step // 8, kept.strides[0] // 8, kept.shape[1], first.columns.start)
+    row_tiles = -(-tokens * group // ROWS)
+    splits = _splits(row_tiles * kv_heads * chunks, first.size, tile_keys(dim))
+    part = empty((chunks, splits, kv_heads, tokens * group, dim), F32) if splits > 1 else out
+    stats = empty((chunks, splits, kv_heads, tokens * group, 2), F32) if splits > 1 else out
+    attend(dim, FORMS[k.dtype]).launch(
+        (row_tiles, kv_heads, chunks * splits), 384,
+        (
+            q.address, q_step, q.strides[0], q.strides[1], int(q.dtype == F32),
+            k.address, k.strides[0], k.strides[1], v.address, v.strides[0], v.strides[1],
+            *columns, own_step, 0 if first.ranges is None else first.ranges.address, first.start or 0,
+            window or 0, first.size, tokens, group, inverse(group), float(scale * LOG2E), splits, inverse(splits),
+            out.address, int(out.dtype == F32), part.address, stats.address,
+        ),
+    )  # fmt: skip
+    if splits > 1:
+        merge(part, stats, out, 1 / LOG2E)
+
+
+def _splits(blocks: int, size: int, keys: int) -> int:
+    """Blocks that share the keys of one tile of rows, so that about all multiprocessors have one."""
+    return max(1, min(machine().processors // blocks, -(-size // keys), 64))
+
+
+def _portable(run: list[Read], scale: float, window: int | None, out: Array) -> None:
+    tokens = run[0].q.shape[1]
+    for n, read in enumerate(run):
+        k, v = read.k, read.v
+        if read.columns is not None:
+            k, v = plain(Chosen(k, read.columns)), plain(Chosen(v, read.columns))
+        ranges = read.ranges
+        if ranges is None:
+            ranges = own_ranges(read.start or 0, tokens, k.shape[0], window)
+        by_row.attend(read.q, k, v, ranges, scale, out[n * tokens : (n + 1) * tokens])

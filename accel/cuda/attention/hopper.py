@@ -1,0 +1,349 @@
+"""Attention on Hopper's tensor cores: one block for 128 rows of one KV head, over a range of its keys.
+
+Rows. The G query heads of a group read the same keys, so they are folded into the rows, token by token: row t·G + g.
+128 rows are 128/G tokens, and a chunk of 128 tokens with G = 4 is four blocks for each KV head.
+
+Roles. A block has three warpgroups. The third fetches: keys and values come in tiles of 128 (64 where D is 256) through a ring
+of buffers in shared memory, rows whole (each a full line of memory), where they stand: contiguous, or at the columns that
+a selection chose with the chunk's own after them. The other two multiply, 64 rows each, with the registers that the third gives up. They
+meet it at mbarriers, two for each buffer, and never one another.
+
+Overlap. A warpgroup asks for the scores of the next tile and for the weighted values of this one, and while the tensor
+cores work on the latter it takes the softmax of the former:
+
+    S' = Q K[j+1]ᵀ  asked        O += P V[j]  asked        wait for S'        m, P' = softmax(S')        wait for O
+
+Visibility. Positions ascend along T and S, so what a query sees is a range lo ≤ column < hi, and both ends grow with t. It
+is given by `bounds`, or follows from where the chunk stands. Only tiles that cross an end are masked, and what no row
+of the block can see is not fetched.
+
+Numbers. Scores and sums in float32, weights rounded to the keys' 16-bit form, exp2 of scores times scale · log₂ e. With
+few blocks the keys are split between several, each of which leaves its sums, peak and output for `merge`.
+
+What limits it: the tensor cores where rows are many; for a few rows the reading of the keys.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import cuda, float32, uint32
+
+from accel.cuda.ptx.barrier import (
+    barrier_arrive,
+    barrier_init,
+    barrier_wait,
+    fence_barriers,
+    fence_shared,
+    fewer_registers,
+    meet,
+    more_registers,
+)
+from accel.cuda.ptx.copy import copies_arrive, copy_four
+from accel.cuda.ptx.memory import (
+    as_real,
+    load_four,
+    load_long,
+    load_word,
+    pack_bf16,
+    pack_f16,
+    shared_address,
+    store_pair,
+    store_real,
+    store_shared_four,
+    store_word,
+)
+from accel.cuda.ptx.numbers import exp2, larger, reciprocal
+from accel.cuda.ptx.wgmma import column_major, from_registers, from_shared, row_major, wait
+from accel.cuda.runtime.kernels import Kernel, device, kernel
+
+ROWS = 128  # of a block: two warpgroups of 64
+THREADS = 384  # two warpgroups that multiply and one that fetches
+DIMS = (64, 80, 96, 128, 256)
+MOST_SHARED = 227 * 1024
+LOWEST = np.float32(-3e38)  # peak of a row that has seen nothing yet
+
+
+def tile_keys(dim: int) -> int:
+    """Keys of a tile."""
+    return 64 if dim == 256 else 128
+
+
+def inverse(divisor: int) -> int:
+    """What `divide` multiplies by. Division itself is a call on the device, and a kernel with a call in it gets its
+    wgmma one after the other."""
+    return 2**32 // divisor + 1
+
+
+@device
+def divide(number, by):
+    """number // divisor for number · divisor below 2³²."""
+    return (number * by) >> 32
+
+
+@cache
+def attend(dim: int, form: str) -> Kernel:
+    """The kernel for one head_dim of DIMS, and "bf16" or "f16" keys and values."""
+    KEYS, PANELS = tile_keys(dim), -(-dim // 64)
+    KEY_SHIFT = KEYS.bit_length() - 1
+    TILE, Q_TILE = PANELS * KEYS * 128, PANELS * ROWS * 128  # bytes
+    STAGES = min((MOST_SHARED - 2048 - Q_TILE) // (2 * TILE), 3)
+    SHARED = 1024 + Q_TILE + 2 * STAGES * TILE + 32 * STAGES
+    CHUNKS = dim // 8  # of 16 bytes in a row
+    WIDE = 1 << (CHUNKS - 1).bit_length()  # lanes that share a row
+    SHIFT, AT_ONCE = WIDE.bit_length() - 1, 32 // WIDE if WIDE <= 32 else 1  # rows that a warp copies at once
+    EACH = KEYS // 4  # rows of a tile that each warp copies
+    S, O, W = KEYS // 2, dim // 2, KEYS // 4  # registers of a thread: scores, output, weights
+    Q_FORM, q_steps = row_major(ROWS, dim)
+    K_FORM, k_steps = row_major(KEYS, dim)
+    V_FORM, v_steps = column_major(KEYS)
+    score = from_shared(KEYS, q_steps, k_steps, form)
+    weigh = from_registers(dim, v_steps, form)
+    scored, weighed, ended = wait(1, S), wait(0, O, W), wait(0, S)
+    pack = pack_bf16 if form == "bf16" else pack_f16
+
+    @device
+    def read_rows(to, source, row_bytes, columns, kept, own, first, last, lane):
+        """One warp copies EACH rows of dim numbers from column `first` on, those beyond `last` as `last`."""
+        mine = min(first + (lane & (EACH - 1)), last)
+        if columns != 0:
+            mine = load_long(columns + 8 * mine) if mine < kept else own + mine - kept
+        chunk = lane & (WIDE - 1)
+        for turn in range(EACH // AT_ONCE):
+            row = turn * AT_ONCE + (lane >> SHIFT)
+            column = cuda.shfl_sync(0xFFFFFFFF, mine, row)
+            if chunk < CHUNKS:
+                at = (chunk >> 3) * (KEYS * 128) + row * 128 + (((chunk & 7) ^ (row & 7)) << 4)
+                copy_four(to + at, source + column * row_bytes + chunk * 16)
+
+    @kernel(threads=THREADS, shared=SHARED, feature="a")
+    def attend(
+        q, q_chunk, q_head, q_token, q_wide, k, k_head, k_row, v, v_head, v_row, columns, columns_chunk, columns_head,
+        kept, own, own_chunk, bounds, before, window, held, tokens, group, by_group, scale, splits, by_splits, out,
+        out_wide, part, stats,
+    ):  # fmt: skip
+        base = (shared_address(cuda.shared.array(0, dtype=np.uint8)) + 1023) & ~1023
+        s_q, s_k, s_v = base, base + Q_TILE, base + Q_TILE + STAGES * TILE
+        ready = s_v + STAGES * TILE  # barriers: keys full, values full, keys empty, values empty
+        thread = cuda.threadIdx.x
+        warp, lane = thread >> 5, thread & 31
+        head = cuda.blockIdx.y
+        chunk = divide(cuda.blockIdx.z, by_splits)
+        split = cuda.blockIdx.z - chunk * splits
+        rows = tokens * group
+        row_tile = cuda.gridDim.x - 1 - cuda.blockIdx.x  # the longest first
+        first_token = divide(row_tile * ROWS, by_group)
+        last_token = min(divide(row_tile * ROWS + ROWS - 1, by_group), tokens - 1)
+        if thread == 0:
+            for stage in range(STAGES):
+                barrier_init(ready + 8 * stage, 128)
+                barrier_init(ready + 8 * (STAGES + stage), 128)
+                barrier_init(ready + 8 * (2 * STAGES + stage), 8)
+                barrier_init(ready + 8 * (3 * STAGES + stage), 8)
+            fence_barriers()
+        cuda.syncthreads()
+
+        lowest_hi = min(before + first_token + 1, held)
+        highest_hi = min(before + last_token + 1, held)
+        lowest_lo, highest_lo = 0, 0
+        if window != 0:
+            lowest_lo = max(before + first_token + 1 - window, 0)
+            highest_lo = max(before + last_token + 1 - window, 0)
+        if bounds != 0:
+            at = bounds + 8 * (head * tokens)
+            lowest_lo, lowest_hi = load_word(at + 8 * first_token), load_word(at + 8 * first_token + 4)
+            highest_lo, highest_hi = load_word(at + 8 * last_token), load_word(at + 8 * last_token + 4)
+        every = (max(highest_hi - lowest_lo, 0) + KEYS - 1) >> KEY_SHIFT
+        each = divide(every + splits - 1, by_splits)
+        tiles = min(each, every - split * each)
+        start = lowest_lo + split * each * KEYS
+
+        if warp >= 8:
+            fewer_registers()
+            place = columns
+            if columns != 0:
+                place = columns + 8 * (chunk * columns_chunk + head * columns_head)
+            own_start = own + chunk * own_chunk
+            keys, values = k + head * k_head, v + head * v_head
+            line = (warp & 3) * EACH
+            slot, phase = 0, 1  # the first time round every buffer is empty
+            n = 0
+            while n < tiles:
+                at = start + n * KEYS + line
+                barrier_wait(ready + 8 * (2 * STAGES + slot), phase)
+                read_rows(s_k + slot * TILE + 128 * line, keys, k_row, place, kept, own_start, at, held - 1, lane)
+                copies_arrive(ready + 8 * slot)
+                barrier_wait(ready + 8 * (3 * STAGES + slot), phase)
+                read_rows(s_v + slot * TILE + 128 * line, values, v_row, place, kept, own_start, at, held - 1, lane)
+                copies_arrive(ready + 8 * (STAGES + slot))
+                slot += 1
+                if slot == STAGES:
+                    slot = 0
+                    phase ^= 1
+                n += 1
+        else:
+            more_registers()
+            half = warp >> 2  # the warpgroup
+            # Queries to shared memory: 8 numbers of a row at a time
+            item = thread & 127
+            while item < 64 * WIDE:
+                r = row_tile * ROWS + half * 64 + (item >> SHIFT)
+                c = item & (WIDE - 1)
+                if c < CHUNKS:
+                    a, b, x, y = uint32(0), uint32(0), uint32(0), uint32(0)
+                    if r < rows:
+                        t = divide(r, by_group)
+                        place = q + chunk * q_chunk + (head * group + r - t * group) * q_head + t * q_token
+                        if q_wide != 0:
+                            e, f, g, h = load_four(place + 32 * c)
+                            a, b = pack(as_real(e), as_real(f)), pack(as_real(g), as_real(h))
+                            e, f, g, h = load_four(place + 32 * c + 16)
+                            x, y = pack(as_real(e), as_real(f)), pack(as_real(g), as_real(h))
+                        else:
+                            a, b, x, y = load_four(place + 16 * c)
+                    row = half * 64 + (item >> SHIFT)
+                    store_shared_four(
+                        s_q + (c >> 3) * (ROWS * 128) + row * 128 + (((c & 7) ^ (row & 7)) << 4), a, b, x, y
+                    )
+                item += 128
+            fence_shared()
+            meet(1 + half, 128)
+
+            r0 = row_tile * ROWS + half * 64 + (warp & 3) * 16 + (lane >> 2)
+            t0, t1 = min(divide(r0, by_group), tokens - 1), min(divide(r0 + 8, by_group), tokens - 1)
+            hi0, hi1 = min(before + t0 + 1, held), min(before + t1 + 1, held)
+            lo0, lo1 = 0, 0
+            if window != 0:
+                lo0, lo1 = max(before + t0 + 1 - window, 0), max(before + t1 + 1 - window, 0)
+            if bounds != 0:
+                at = bounds + 8 * (head * tokens)
+                lo0, hi0 = load_word(at + 8 * t0), load_word(at + 8 * t0 + 4)
+                lo1, hi1 = load_word(at + 8 * t1), load_word(at + 8 * t1 + 4)
+            column = (lane & 3) * 2
+
+            s = cuda.local.array(S, float32)
+            o = cuda.local.array(O, float32)
+            w = cuda.local.array(W, uint32)
+            for i in range(O):
+                o[i] = float32(0)
+            for i in range(W):
+                w[i] = uint32(0)
+            m0, m1, l0, l1 = LOWEST, LOWEST, float32(0), float32(0)
+            rate = float32(scale)
+            q_at = ((s_q + half * 8192) >> 4) | Q_FORM
+            slot, phase = 0, 0  # of the keys; the values are one tile behind
+            v_slot, v_phase = 0, 0
+            n = 0
+            while n < tiles:
+                barrier_wait(ready + 8 * slot, phase)
+                fence_shared()
+                score(s, q_at, ((s_k + slot * TILE) >> 4) | K_FORM)
+                if n > 0:
+                    barrier_wait(ready + 8 * (STAGES + v_slot), v_phase)
+                    fence_shared()
+                    weigh(o, w, ((s_v + v_slot * TILE) >> 4) | V_FORM)
+                    scored(s)
+                else:
+                    ended(s)
+                if lane == 0:
+                    barrier_arrive(ready + 8 * (2 * STAGES + slot))
+                slot += 1
+                if slot == STAGES:
+                    slot = 0
+                    phase ^= 1
+
+                at = start + n * KEYS
+                if at < highest_lo or at + KEYS > lowest_hi:
+                    a0, b0 = lo0 - at - column, hi0 - at - column
+                    a1, b1 = lo1 - at - column, hi1 - at - column
+                    for i in range(KEYS // 8):
+                        for j in range(2):
+                            if 8 * i + j < a0 or 8 * i + j >= b0:
+                                s[4 * i + j] = float32(-np.inf)
+                            if 8 * i + j < a1 or 8 * i + j >= b1:
+                                s[4 * i + 2 + j] = float32(-np.inf)
+                x0, x1 = m0, m1
+                for i in range(KEYS // 8):
+                    x0 = larger(x0, larger(s[4 * i], s[4 * i + 1]))
+                    x1 = larger(x1, larger(s[4 * i + 2], s[4 * i + 3]))
+                x0 = larger(x0, cuda.shfl_xor_sync(0xFFFFFFFF, x0, 1))
+                x0 = larger(x0, cuda.shfl_xor_sync(0xFFFFFFFF, x0, 2))
+                x1 = larger(x1, cuda.shfl_xor_sync(0xFFFFFFFF, x1, 1))
+                x1 = larger(x1, cuda.shfl_xor_sync(0xFFFFFFFF, x1, 2))
+                e0, e1 = exp2((m0 - x0) * rate), exp2((m1 - x1) * rate)
+                m0, m1 = x0, x1
+                y0, y1 = x0 * rate, x1 * rate
+                l0 *= e0
+                l1 *= e1
+                for i in range(KEYS // 8):
+                    s[4 * i] = exp2(s[4 * i] * rate - y0)
+                    s[4 * i + 1] = exp2(s[4 * i + 1] * rate - y0)
+                    s[4 * i + 2] = exp2(s[4 * i + 2] * rate - y1)
+                    s[4 * i + 3] = exp2(s[4 * i + 3] * rate - y1)
+                    l0 += s[4 * i] + s[4 * i + 1]
+                    l1 += s[4 * i + 2] + s[4 * i + 3]
+                weighed(o, w)
+                if n > 0:
+                    if lane == 0:
+                        barrier_arrive(ready + 8 * (3 * STAGES + v_slot))
+                    v_slot += 1
+                    if v_slot == STAGES:
+                        v_slot = 0
+                        v_phase ^= 1
+                for i in range(dim // 8):
+                    o[4 * i] *= e0
+                    o[4 * i + 1] *= e0
+                    o[4 * i + 2] *= e1
+                    o[4 * i + 3] *= e1
+                for i in range(KEYS // 8):
+                    w[2 * i] = pack(s[4 * i], s[4 * i + 1])
+                    w[2 * i + 1] = pack(s[4 * i + 2], s[4 * i + 3])
+                n += 1
+            if tiles > 0:
+                barrier_wait(ready + 8 * (STAGES + v_slot), v_phase)
+                fence_shared()
+                weigh(o, w, ((s_v + v_slot * TILE) >> 4) | V_FORM)
+                weighed(o, w)
+
+            l0 += cuda.shfl_xor_sync(0xFFFFFFFF, l0, 1)
+            l0 += cuda.shfl_xor_sync(0xFFFFFFFF, l0, 2)
+            l1 += cuda.shfl_xor_sync(0xFFFFFFFF, l1, 1)
+            l1 += cuda.shfl_xor_sync(0xFFFFFFFF, l1, 2)
+            if splits == 1:
+                g0, g1 = float32(0), float32(0)
+                if l0 != 0:
+                    g0 = reciprocal(l0)
+                if l1 != 0:
+                    g1 = reciprocal(l1)
+                heads = cuda.gridDim.y * group
+                z0 = divide(r0, by_group)
+                z1 = divide(r0 + 8, by_group)
+                p0 = ((chunk * tokens + z0) * heads + head * group + r0 - z0 * group) * dim + column
+                p1 = ((chunk * tokens + z1) * heads + head * group + r0 + 8 - z1 * group) * dim + column
+                for i in range(dim // 8):
+                    if r0 < rows:
+                        if out_wide != 0:
+                            store_pair(out + 4 * (p0 + 8 * i), o[4 * i] * g0, o[4 * i + 1] * g0)
+                        else:
+                            store_word(out + 2 * (p0 + 8 * i), pack(o[4 * i] * g0, o[4 * i + 1] * g0))
+                    if r0 + 8 < rows:
+                        if out_wide != 0:
+                            store_pair(out + 4 * (p1 + 8 * i), o[4 * i + 2] * g1, o[4 * i + 3] * g1)
+                        else:
+                            store_word(out + 2 * (p1 + 8 * i), pack(o[4 * i + 2] * g1, o[4 * i + 3] * g1))
+            else:
+                place = (cuda.blockIdx.z * cuda.gridDim.y + head) * rows + r0
+                for i in range(dim // 8):
+                    if r0 < rows:
+                        store_pair(part + 4 * (place * dim + 8 * i + column), o[4 * i], o[4 * i + 1])
+                    if r0 + 8 < rows:
+                        store_pair(part + 4 * ((place + 8) * dim + 8 * i + column), o[4 * i + 2], o[4 * i + 3])
+                if lane & 3 == 0:
+                    if r0 < rows:
+                        store_pair(stats + 8 * place, m0 * rate, l0)
+                    if r0 + 8 < rows:
+                        store_pair(stats + 8 * (place + 8), m1 * rate, l1)
+
+    return attend

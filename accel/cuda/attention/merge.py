@@ -1,0 +1,51 @@
+"""Putting together what blocks found over different keys.
+
+    o = Σ_p e^(m_p - m) o_p / Σ_p e^(m_p - m) l_p,     m the largest peak m_p
+
+with o_p the weighted values and l_p the weights' sum of part p, both relative to its peak. A part that saw nothing has
+l_p = 0 and is not looked at. The order of p is the order of the sum: the same bits on every call.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import cuda
+
+from accel.cuda.ptx.numbers import narrow
+from accel.cuda.runtime.arrays import Array
+from accel.cuda.runtime.kernels import kernel
+from accel.cuda.runtime.reduce import THREADS
+
+
+def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
+    """part (C, P, KV, R, D) and stats (C, P, KV, R, 2), peaks and sums, of rows t·G + g -> out (C·T, H, D). A peak is
+    in units of `unit` of the exponential's argument: log 2 where a tier counts in powers of two."""
+    chunks, parts, kv_heads, rows, dim = part.shape
+    group = out.shape[1] // kv_heads
+    flat, found = part.join(0).join(1), stats.join(0).join(1)  # (C·P, KV·R, …)
+    _merge[(rows, kv_heads, chunks), min(THREADS, 32 * -(-dim // 32))](flat, found, out, parts, group, rows, unit)
+
+
+@kernel
+def _merge(part, stats, out, parts, group, rows, unit):
+    r, head, chunk = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
+    place, first = head * rows + r, chunk * parts
+    peak = np.float32(-3e38)
+    for p in range(first, first + parts):
+        if stats[p, place, 1] != 0:
+            peak = max(peak, stats[p, place, 0])
+    d = cuda.threadIdx.x
+    while d < part.shape[2]:
+        total, x = np.float32(0), np.float32(0)
+        for p in range(first, first + parts):
+            weight = stats[p, place, 1]
+            if weight != 0:
+                e = math.exp((stats[p, place, 0] - peak) * np.float32(unit))
+                total += e * weight
+                x += e * part[p, place, d]
+        if total != 0:
+            x /= total
+        out[chunk * (rows // group) + r // group, head * group + r % group, d] = narrow(out, x)
+        d += cuda.blockDim.x

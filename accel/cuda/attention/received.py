@@ -1,0 +1,76 @@
+"""Attention that each key receives, Σ_t a_tj: first every query's peak and sum, then every key's share of each.
+
+Both read the keys once for every query. What limits it: the cache of each multiprocessor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from accel.cuda.attention.by_row import score
+from accel.cuda.attention.visible import known_start, own_ranges, visible_ranges
+from accel.cuda.runtime.arrays import F32, Array, empty
+from accel.cuda.runtime.kernels import blocks, kernel
+from accel.cuda.runtime.reduce import THREADS, block_max, block_sum
+from accel.cuda.runtime.views import plain
+from reference import contract
+
+
+def attention_mass(
+    q: Array, k: Any, q_positions: Any, k_positions: Any, *, scale: float | None = None, window: int | None = None
+) -> Array:
+    """Attention that each key receives: q (H, T, D), k (KV, S, D), positions as in `attention` -> (H, S) float32."""
+    sizes = contract.attention_mass(q, k, q_positions, k_positions, scale, window)
+    heads, tokens, kv_heads, size = (sizes[axis] for axis in ("H", "T", "KV", "S"))
+    out = empty((heads, size), F32)
+    if not out.size:
+        return out
+    start = known_start(q_positions, tokens, k_positions) if window is None else None
+    if start is None:
+        ranges = visible_ranges(q_positions, plain(k_positions), tokens, window)
+    else:
+        ranges = own_ranges(start, tokens, kv_heads, window)
+    rate = 1 / math.sqrt(sizes["D"]) if scale is None else scale
+    stats, keys = empty((heads, max(tokens, 1), 2), F32), plain(k)
+    if tokens:
+        _peaks[(tokens, heads), THREADS](q, keys, ranges, float(rate), stats)
+    _mass[(blocks(size, THREADS), heads), THREADS](q, keys, ranges, float(rate), stats, out)
+    return out
+
+
+@kernel
+def _peaks(q, k, ranges, scale, stats):
+    memory = cuda.shared.array(THREADS, np.float32)
+    sums = cuda.shared.array(THREADS, np.float64)
+    t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    kv = head // (q.shape[0] // k.shape[0])
+    peak, total = np.float32(-3e38), 0.0
+    j = ranges[kv, t, 0] + thread
+    while j < ranges[kv, t, 1]:
+        s = score(q, k, head, t, kv, j) * np.float32(scale)
+        if not s <= peak:
+            total *= math.exp(peak - s)
+            peak = s
+        total += math.exp(s - peak)
+        j += THREADS
+    highest = block_max(peak, memory)
+    whole = block_sum(total * math.exp(peak - highest), sums)
+    if thread == 0:
+        stats[head, t, 0], stats[head, t, 1] = highest, whole
+
+
+@kernel
+def _mass(q, k, ranges, scale, stats, out):
+    j, head = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
+    kv = head // (q.shape[0] // k.shape[0])
+    if j < k.shape[1]:
+        total = 0.0
+        for t in range(q.shape[1]):
+            if ranges[kv, t, 0] <= j and j < ranges[kv, t, 1]:
+                s = score(q, k, head, t, kv, j) * np.float32(scale)
+                total += math.exp(s - stats[head, t, 0]) / stats[head, t, 1]
+        out[head, j] = total

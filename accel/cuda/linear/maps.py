@@ -1,0 +1,51 @@
+"""Linear maps. Sums are float32 and leave as float32; operands of 16 bits go to the tensor cores.
+
+With a device the products are cuBLASLt's, through nvmath-python: plain products are what a library does best, and this
+one is 5 MB over what is installed anyway. Without it, and in the simulator, a portable kernel computes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from accel.cuda.ptx.numbers import wide
+from accel.cuda.runtime.arrays import F32, Array, empty
+from accel.cuda.runtime.kernels import blocks, kernel
+from accel.cuda.runtime.reduce import THREADS
+from reference import contract
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """x Wᵀ + b: x (T, in), weight (out, in), bias (out,) -> (T, out) float32."""
+    sizes = contract.linear(x, weight, bias)
+    return multiply(x, weight, bias, empty((sizes["T"], sizes["out"]), F32))
+
+
+def linear_each(x: Array, maps: Sequence[tuple[Any, Any]]) -> list[Array]:
+    """Several linear maps (W, b) of one input: x (T, in) -> (T, out) float32 each."""
+    return [linear(x, weight, bias) for weight, bias in maps]
+
+
+def multiply(x: Array, weight: Array, bias: Array | None, out: Array) -> Array:
+    """out = x Wᵀ + b into a float32 array (T, out) that is there already."""
+    if out.size:
+        grid = out.shape[0], blocks(out.shape[1], THREADS)
+        given = bias if bias is not None else empty((0,), F32)
+        _multiply[grid, THREADS](x, weight, given, out)
+    return out
+
+
+@kernel
+def _multiply(x, weight, bias, out):
+    t, n = cuda.blockIdx.x, cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+    if n < out.shape[1]:
+        total = np.float32(0)
+        for i in range(x.shape[1]):
+            total += wide(x[t, i]) * wide(weight[n, i])
+        if bias.shape[0] > 0:
+            total += wide(bias[n])
+        out[t, n] = total

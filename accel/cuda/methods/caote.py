@@ -1,0 +1,152 @@
+"""CAOTE on the device: c_j = α_j / (1 - α_j) · ‖o - v_j‖, with the values read twice.
+
+    shares     for each head Σh, the top token, and Σh without it
+    outputs    sums of h_i v_i and of v_i without the top token, by parts of the tokens, then o of all and of the others
+    caote      c of every token for the heads of a group, joined
+
+Sums are float64: 1 - α and o without the top token are then differences of nothing. What limits it: memory.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import cuda
+
+from accel.cuda.ptx.numbers import wide
+from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty
+from accel.cuda.runtime.kernels import blocks, kernel
+from accel.cuda.runtime.reduce import THREADS, block_sum
+from reference import contract
+from reference.caote import GUARD
+from reference.contract import JOINS
+
+PART = 256  # tokens that a block sums
+
+
+def caote_scores(h: Array, v: Array, *, fast: bool = False, group: str = "mean") -> Array:
+    """c_j from base scores h ≥ 0 (H, S) and values v (KV, S, D) -> (KV, S) float32, higher = keep."""
+    sizes = contract.caote_scores(h, v, group)
+    heads, dim, size = sizes["H"], sizes["D"], sizes["S"]
+    scores = empty((sizes["KV"], size), F32)
+    if scores.size:
+        sums, tops = empty((heads, 2), F64), empty((heads,), I64)
+        _shares[heads, THREADS](h, sums, tops)
+        parts = blocks(size, PART)
+        partial, outputs = empty((parts, heads, 2, dim), F64), empty((heads, 2, dim), F32)
+        _sum_values[(parts, heads), THREADS](h, v, tops, partial)
+        _outputs[heads, THREADS](h, v, sums, tops, partial, int(fast), outputs)
+        grid = blocks(size, THREADS), sizes["KV"]
+        _caote[grid, THREADS](h, v, sums, tops, outputs, int(fast), JOINS.index(group), scores)
+    return scores
+
+
+@kernel
+def _shares(h, sums, tops):
+    memory = cuda.shared.array(THREADS, np.float64)
+    values = cuda.shared.array(THREADS, np.float32)
+    places = cuda.shared.array(THREADS, np.int64)
+    head, thread = cuda.blockIdx.x, cuda.threadIdx.x
+    best, at = np.float32(-1), 0
+    i = thread
+    while i < h.shape[1]:
+        x = wide(h[head, i])
+        if x > best:
+            best, at = x, i
+        i += THREADS
+    values[thread], places[thread] = best, at
+    cuda.syncthreads()
+    for n in range(THREADS):
+        if values[n] > best or (values[n] == best and places[n] < at):
+            best, at = values[n], places[n]
+    others = 0.0
+    i = thread
+    while i < h.shape[1]:
+        if i != at:
+            others += float(wide(h[head, i]))
+        i += THREADS
+    others = block_sum(others, memory)
+    if thread == 0:
+        sums[head, 0], sums[head, 1] = others + float(best), others
+        tops[head] = at
+
+
+@kernel
+def _sum_values(h, v, tops, partial):
+    part, head, d = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    kv = head // (h.shape[0] // v.shape[0])
+    start, stop = part * PART, min((part + 1) * PART, v.shape[1])
+    while d < v.shape[2]:
+        weighed, plain = 0.0, 0.0
+        for i in range(start, stop):
+            if i != tops[head]:
+                x = float(wide(v[kv, i, d]))
+                weighed += float(wide(h[head, i])) * x
+                plain += x
+        partial[part, head, 0, d], partial[part, head, 1, d] = weighed, plain
+        d += THREADS
+
+
+@kernel
+def _outputs(h, v, sums, tops, partial, fast, outputs):
+    head, d = cuda.blockIdx.x, cuda.threadIdx.x
+    kv = head // (h.shape[0] // v.shape[0])
+    top, rest = tops[head], max(v.shape[1] - 1, 1)
+    while d < v.shape[2]:
+        weighed, plain = 0.0, 0.0
+        for part in range(partial.shape[0]):
+            weighed += partial[part, head, 0, d]
+            plain += partial[part, head, 1, d]
+        x = float(wide(v[kv, top, d]))
+        if fast != 0:
+            outputs[head, 0, d] = (plain + x) / v.shape[1]
+            outputs[head, 1, d] = outputs[head, 0, d]
+        else:
+            whole = sums[head, 0]
+            if whole == 0:
+                whole = 1.0
+            outputs[head, 0, d] = (weighed + float(wide(h[head, top])) * x) / whole
+            if sums[head, 1] > 0:
+                outputs[head, 1, d] = weighed / sums[head, 1]
+            else:
+                outputs[head, 1, d] = plain / rest
+        d += THREADS
+
+
+@kernel
+def _caote(h, v, sums, tops, outputs, fast, join, scores):
+    j, kv = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
+    group = h.shape[0] // v.shape[0]
+    if j < v.shape[1]:
+        joined = 0.0
+        for head in range(kv * group, (kv + 1) * group):
+            whole = sums[head, 0]
+            if whole == 0:
+                whole = 1.0
+            is_top = j == tops[head]
+            share = float(wide(h[head, j])) / whole
+            remaining = 1 - share
+            if is_top:
+                remaining = sums[head, 1] / whole
+            which = 0
+            if is_top:
+                which = 1
+            squares = np.float32(0)
+            for d in range(v.shape[2]):
+                x = outputs[head, which, d] - wide(v[kv, j, d])
+                squares += x * x
+            c = share * math.sqrt(float(squares))
+            if fast != 0:
+                c /= max(remaining, GUARD)
+            elif not is_top:
+                c /= remaining
+            if join == 0:
+                joined += c / group
+            elif join == 1:
+                joined = max(joined, c)
+            else:
+                joined += c * c
+        if join == 2:
+            joined = math.sqrt(joined)
+        scores[kv, j] = joined

@@ -1,0 +1,233 @@
+"""QUOKA on the device: the chunks of a pass choose together, in four launches.
+
+    choose     one block for each chunk and head: the mean query, every query's cosine to it, the N lowest in order
+    slots      the mean over a group of the chosen queries' directions, (KV, C·N, D)
+    score      the best slot of each chunk for every key: one reading of the keys, whose lengths the cache knows
+    keep_top   one block for each chunk and head
+
+Then attention reads the chosen columns where they stand. What limits it: the reading of the keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from accel.cuda.attention.call import attention
+from accel.cuda.linear.lengths import rate_of, with_rates
+from accel.cuda.methods.topk import keep_top_each
+from accel.cuda.ptx.numbers import narrow, wide
+from accel.cuda.runtime.arrays import F32, I64, Array, empty
+from accel.cuda.runtime.kernels import blocks, kernel
+from accel.cuda.runtime.reduce import THREADS, block_sum
+from accel.cuda.runtime.views import Chosen, Columns, Keys, plain
+from reference import contract
+
+MOST_DIM = 512
+
+
+def select_queries(q: Array, n_queries: int) -> Array:
+    """Step 1, the indices of the N least usual queries of each head: q (H, T, D) -> (H, min(N, T)) int64.
+
+    Least similar to the mean first, ties to the lower index; all T in order where T ≤ N.
+    """
+    contract.select_queries(q, n_queries)
+    return _choose_queries(q.split(0, 1), n_queries)[0]
+
+
+def key_scores(q: Array, k: Array | Keys, n_queries: int) -> Array:
+    """Steps 1 to 4, s = max over slots of (mean over the group of q̂) · k̂: q (H, T, D), k (KV, S, D) -> (KV, S)."""
+    contract.key_scores(q, k, n_queries)
+    return _score_chunks(q.split(0, 1), with_rates(k), n_queries)[0]
+
+
+def select_keys(
+    q: Array, k: Any, budget: int, n_queries: int, *, sinks: int = 0, recent: int = 0, positions: Any = None
+) -> Array:
+    """Steps 1 to 5: q (H, T, D), past keys k (KV, S, D) -> (KV, min(B, S)) int64 columns of k, ascending."""
+    (kept,) = select_keys_each(
+        [q], k, [k.shape[1]], [budget], n_queries, sinks=sinks, recent=recent, positions=positions
+    )
+    return kept
+
+
+def select_keys_each(
+    q: Sequence[Array],
+    k: Any,
+    pasts: Sequence[int],
+    budgets: Sequence[int],
+    n_queries: int,
+    *,
+    sinks: int = 0,
+    recent: int = 0,
+    positions: Any = None,
+) -> list[Array]:
+    """`select_keys` for several chunks in one reading of the keys: chunk c, with queries q[c] (H, T, D), ranks the first
+    pasts[c] columns of k (KV, S, D) and keeps budgets[c] of them -> (KV, B) each."""
+    contract.select_keys_each(q, k, pasts, budgets, n_queries)
+    kept: list[Array] = []
+    keys, start = with_rates(k), 0
+    while start < len(q):
+        stop, step, space = _alike(q, pasts, budgets, start)
+        first = q[start]
+        together = Array(first.memory, first.address, (stop - start, *first.shape), (space, *first.strides), first.dtype)
+        places = None if positions is None else plain(positions)[:, : pasts[start]]
+        budget = contract.keep_top(keys.rates[:, : pasts[start]], budgets[start], sinks, recent, places)["B"]
+        scores = _score_chunks(together, keys[:, : pasts[stop - 1]], n_queries)  # (C, KV, S)
+        chosen = keep_top_each(scores, pasts[start], step, budget, sinks, recent, positions)
+        kept += list(chosen)
+        start = stop
+    return kept
+
+
+def with_chunk(kept: Array, start: int, stop: int) -> Columns:
+    """The kept past columns and then every column of the chunk, start … stop-1: (KV, B) -> (KV, B + stop - start)."""
+    return Columns(kept, start, stop)
+
+
+def quoka_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    q_positions: Any,
+    k_positions: Any,
+    past: int,
+    *,
+    budget: int,
+    n_queries: int,
+    scale: float | None = None,
+    sinks: int = 0,
+    recent: int = 0,
+) -> Array:
+    """Attention over the `budget` best of the first `past` columns and all later ones, shapes as in `attention`."""
+    size = contract.quoka_attention(q, k, v, q_positions, k_positions, past, budget, scale)["S"]
+    if past > budget:
+        places = plain(k_positions)[:, :past]
+        kept = select_keys(q, k[:, :past], budget, n_queries, sinks=sinks, recent=recent, positions=places)
+        columns = with_chunk(kept, past, size)
+        k, v, k_positions = (Chosen(x, columns) for x in (k, v, k_positions))
+    return attention(q, k, v, q_positions, k_positions, scale=scale)
+
+
+def _alike(
+    q: Sequence[Array], pasts: Sequence[int], budgets: Sequence[int], start: int
+) -> tuple[int, int, int]:
+    """The chunks from `start` on that lie evenly: the first not among them, columns and bytes from one to the next."""
+    stop, step, space = start + 1, 0, 0
+    while stop < len(q):
+        before, after = q[stop - 1], q[stop]
+        moves = pasts[stop] - pasts[stop - 1], after.address - before.address
+        even = moves == (step, space) or stop == start + 1
+        same = after.shape == before.shape and after.strides == before.strides and after.memory is before.memory
+        if not (even and same and min(budgets[stop], pasts[stop]) == min(budgets[start], pasts[start])):
+            break
+        (step, space), stop = moves, stop + 1
+    return stop, step, space
+
+
+def _choose_queries(q: Array, n_queries: int) -> Array:
+    """q (C, H, T, D) -> (C, H, min(N, T)) int64."""
+    chunks, heads, tokens, _ = q.shape
+    chosen = empty((chunks, heads, min(n_queries, tokens)), I64)
+    cosines = empty((chunks, heads, tokens), F32)
+    _choose[(heads, chunks), THREADS](q, cosines, chosen)
+    return chosen
+
+
+def _score_chunks(q: Array, keys: Keys, n_queries: int) -> Array:
+    """Scores of all keys for each chunk: q (C, H, T, D) -> (C, KV, S) float32."""
+    chosen = _choose_queries(q, n_queries)
+    (chunks, _, slots), (kv_heads, size, dim) = chosen.shape, keys.shape
+    means = empty((kv_heads, chunks * slots, dim), F32)
+    _slots[(slots, kv_heads, chunks), THREADS](q, chosen, means)
+    scores = empty((chunks, kv_heads, size), F32)
+    if scores.size:
+        _score[(blocks(size, THREADS), kv_heads, chunks), THREADS](means, slots, keys.held, keys.rates, scores)
+    return scores
+
+
+@kernel
+def _choose(q, cosines, chosen):
+    mean = cuda.shared.array(MOST_DIM, np.float32)
+    memory = cuda.shared.array(THREADS, np.float64)
+    head, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    tokens, dim = q.shape[2], q.shape[3]
+    if tokens <= chosen.shape[2]:
+        t = thread
+        while t < tokens:
+            chosen[chunk, head, t] = t
+            t += THREADS
+    else:
+        squares = 0.0
+        d = thread
+        while d < dim:
+            total = 0.0
+            for t in range(tokens):
+                total += float(wide(q[chunk, head, t, d]))
+            mean[d] = total
+            squares += total * total
+            d += THREADS
+        rate = rate_of(block_sum(squares, memory))
+        t = thread
+        while t < tokens:
+            along, squares = 0.0, 0.0
+            for d in range(dim):
+                x = float(wide(q[chunk, head, t, d]))
+                along += x * float(mean[d])
+                squares += x * x
+            cosines[chunk, head, t] = along * rate * rate_of(squares)
+            t += THREADS
+        cuda.syncthreads()
+        t = thread
+        while t < tokens:
+            own, rank = cosines[chunk, head, t], 0
+            for u in range(tokens):
+                other = cosines[chunk, head, u]
+                if other < own or (other == own and u < t):
+                    rank += 1
+            if rank < chosen.shape[2]:
+                chosen[chunk, head, rank] = t
+            t += THREADS
+
+
+@kernel
+def _slots(q, chosen, means):
+    memory = cuda.shared.array(THREADS, np.float64)
+    slot, kv, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
+    group, dim = q.shape[1] // means.shape[0], q.shape[3]
+    place = chunk * chosen.shape[2] + slot
+    d = thread
+    while d < dim:
+        means[kv, place, d] = 0
+        d += THREADS
+    for g in range(group):
+        head = kv * group + g
+        t = chosen[chunk, head, slot]
+        squares = 0.0
+        d = thread
+        while d < dim:
+            x = float(wide(q[chunk, head, t, d]))
+            squares += x * x
+            d += THREADS
+        rate = rate_of(block_sum(squares, memory))
+        d = thread
+        while d < dim:
+            means[kv, place, d] += np.float32(float(wide(q[chunk, head, t, d])) * rate / group)
+            d += THREADS
+
+
+@kernel
+def _score(means, slots, k, rates, scores):
+    j, kv, chunk = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
+    if j < k.shape[1]:
+        best = np.float32(-np.inf)
+        for slot in range(chunk * slots, (chunk + 1) * slots):
+            total = np.float32(0)
+            for d in range(k.shape[2]):
+                total += means[kv, slot, d] * wide(k[kv, j, d])
+            best = max(best, total * rates[kv, j])
+        scores[chunk, kv, j] = best

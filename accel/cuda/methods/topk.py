@@ -1,0 +1,140 @@
+"""The one rule by which every method chooses, on the device: the highest scores, ties to the lower index, ascending.
+
+A score becomes a whole number of 32 bits in the same order, what is protected the highest of all. Four passes over a row
+find the number at the cut, eight bits at a time: a pass counts how often each digit occurs among the scores that share
+the digits found so far, and the digit at which the count from above reaches the budget is the next. Two more passes, in
+which every thread has a stretch of the row, count and write the columns: those above the cut, and of those at the cut
+the first ones. What limits it: the row is read six times, from the cache for all but the longest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import cuda
+
+from accel.cuda.ptx.numbers import bits, wide
+from accel.cuda.runtime.arrays import I64, Array, empty
+from accel.cuda.runtime.device import SIMULATED
+from accel.cuda.runtime.kernels import device, kernel
+from accel.cuda.runtime.views import Positions, plain
+from reference import contract
+
+THREADS = 4 if SIMULATED else 1024  # of a block, which has one row
+DIGITS = 256
+
+
+def keep_top(
+    scores: Array, budget: int, *, sinks: int = 0, recent: int = 0, positions: Array | Positions | None = None
+) -> Array:
+    """Columns of the `budget` highest scores of every row: scores (KV, S) -> (KV, min(budget, S)) int64, ascending.
+
+    Equal scores: the lower index wins. Always kept: tokens at positions (KV, S) below `sinks` and the last `recent`.
+    """
+    sizes = contract.keep_top(scores, budget, sinks, recent, positions)
+    one = scores.split(0, 1)  # (1, KV, S)
+    return keep_top_each(one, sizes["S"], 0, sizes["B"], sinks, recent, positions)[0]
+
+
+def keep_top_each(
+    scores: Array, past: int, step: int, budget: int, sinks: int, recent: int, positions: Array | Positions | None
+) -> Array:
+    """The same for every chunk c of scores (C, KV, S), among its first past + c · step columns -> (C, KV, B)."""
+    out = empty((*scores.shape[:2], budget), I64)
+    if out.size:
+        places = plain(positions) if positions is not None and sinks else empty((scores.shape[1], 0), I64)
+        _keep[scores.shape[1::-1], THREADS](scores, past, step, sinks, recent, places, out)
+    return out
+
+
+def select_neurons(scores: Array, keep: int) -> Array:
+    """The `keep` highest-scoring neurons, ties to the lower: scores (F,) -> (min(keep, F),) int64, ascending."""
+    contract.select_neurons(scores, keep)
+    return keep_top(scores.split(0, 1), keep)[0]
+
+
+@device
+def _order(scores, chunk, row, i, past, sinks, recent, positions):
+    """A score's place among all float32, as 0 … 2³² - 1: -0 and 0 are one, what is protected is the last."""
+    x = wide(scores[chunk, row, i])
+    found = bits(x)
+    if x == 0:
+        found = 0
+    place = found ^ 0xFFFFFFFF if found & 0x80000000 else found | 0x80000000
+    if i >= past - recent:
+        place = 0xFFFFFFFF
+    if sinks > 0:
+        if positions[row, i] < sinks:
+            place = 0xFFFFFFFF
+    return place
+
+
+@kernel
+def _keep(scores, first, step, sinks, recent, positions, out):
+    counts = cuda.shared.array(DIGITS, np.int32)
+    found = cuda.shared.array(2, np.int64)
+    above = cuda.shared.array(THREADS + 1, np.int32)
+    equal = cuda.shared.array(THREADS + 1, np.int32)
+    row, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    past = first + chunk * step
+    need = out.shape[2]  # of those that share the digits found so far
+    prefix = 0
+    shift = 24
+    while shift >= 0:
+        d = thread
+        while d < DIGITS:
+            counts[d] = 0
+            d += THREADS
+        cuda.syncthreads()
+        i = thread
+        while i < past:
+            place = _order(scores, chunk, row, i, past, sinks, recent, positions)
+            if place >> (shift + 8) == prefix:
+                cuda.atomic.add(counts, (place >> shift) & 255, 1)
+            i += THREADS
+        cuda.syncthreads()
+        d = thread
+        while d < DIGITS:
+            higher = 0
+            for e in range(DIGITS - 1, d, -1):
+                higher += counts[e]
+            if higher < need and need <= higher + counts[d]:
+                found[0], found[1] = d, need - higher
+            d += THREADS
+        cuda.syncthreads()
+        prefix, need = (prefix << 8) | found[0], found[1]
+        cuda.syncthreads()
+        shift -= 8
+
+    stretch = (past + THREADS - 1) // THREADS
+    start, stop = thread * stretch, min((thread + 1) * stretch, past)
+    higher, same = 0, 0
+    for i in range(start, stop):
+        place = _order(scores, chunk, row, i, past, sinks, recent, positions)
+        if place > prefix:
+            higher += 1
+        if place == prefix:
+            same += 1
+    above[thread + 1], equal[thread + 1] = higher, same
+    if thread == 0:
+        above[0], equal[0] = 0, 0
+    cuda.syncthreads()
+    reach = 1
+    while reach < THREADS + 1:  # every entry becomes the sum of all up to it
+        a, b = 0, 0
+        if thread + 1 >= reach:
+            a, b = above[thread + 1 - reach], equal[thread + 1 - reach]
+        cuda.syncthreads()
+        above[thread + 1] += a
+        equal[thread + 1] += b
+        cuda.syncthreads()
+        reach *= 2
+    higher, same = above[thread], equal[thread]  # before this stretch
+    for i in range(start, stop):
+        place = _order(scores, chunk, row, i, past, sinks, recent, positions)
+        if place > prefix:
+            out[chunk, row, higher + min(same, need)] = i
+            higher += 1
+        if place == prefix:
+            if same < need:
+                out[chunk, row, higher + same] = i
+            same += 1

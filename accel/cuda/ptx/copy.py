@@ -1,0 +1,37 @@
+"""cp.async (compute capability 8.0): 16 bytes from global to shared memory, while the thread goes on.
+
+What a thread has asked for so far is tied to an mbarrier by `copies_arrive`: the barrier then counts that thread's
+arrival when its copies are done, without a wait (`noinc`: the arrival is one of those that the barrier expects).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+from numba.cuda.extending import intrinsic
+
+from accel.cuda.ptx.emit import VOID, assembly
+
+
+@intrinsic
+def copy_four(typing: Any, shared: Any, source: Any) -> Any:
+    """16 bytes from a global address to a shared one, both at 16-byte boundaries, past the first-level cache."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        assembly(builder, VOID, arguments, "cp.async.cg.shared.global [$0], [$1], 16;", "r,l,~{memory}")
+        return context.get_dummy_value()
+
+    return types.void(types.uint32, types.int64), generate
+
+
+@intrinsic
+def copies_arrive(typing: Any, barrier: Any) -> Any:
+    """Arrive at an mbarrier once this thread's copies so far are done."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        text = "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [$0];"
+        assembly(builder, VOID, arguments, text, "r,~{memory}")
+        return context.get_dummy_value()
+
+    return types.void(types.uint32), generate
