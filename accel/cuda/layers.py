@@ -15,10 +15,11 @@ import numpy as np
 from numba import cuda
 
 from accel.cuda.ptx.numbers import narrow, wide
-from accel.cuda.runtime.arrays import F32, Array, empty, to_backend, to_numpy
+from accel.cuda.runtime.arrays import F32, Array, empty, to_backend
 from accel.cuda.runtime.kernels import kernel
 from accel.cuda.runtime.moves import joined, packed
 from accel.cuda.runtime.reduce import THREADS, block_sum
+from accel.cuda.runtime.views import to_numpy
 from reference import contract
 from reference import layers as meaning
 from reference.checks import require

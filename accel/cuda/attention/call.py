@@ -13,7 +13,8 @@ from accel.cuda.attention.visible import known_start, own_ranges, visible_ranges
 from accel.cuda.runtime.arrays import BF16, F16, F32, Array, empty
 from accel.cuda.runtime.device import SIMULATED, machine
 from accel.cuda.runtime.moves import cast, packed, zeros
-from accel.cuda.runtime.views import Chosen, Columns, plain
+from accel.cuda.runtime.views import Columns, Positions, plain
+from accel.shared.lazy import Chosen
 from reference import contract
 
 FORMS = {BF16: "bf16", F16: "f16"}
@@ -85,7 +86,7 @@ def _read(q: Array, k: Any, v: Any, q_positions: Any, k_positions: Any, window: 
     else:
         held, values = plain(k), plain(v)
     start = known_start(q_positions, tokens, k_positions)
-    if start is not None and window is not None and k_positions.at(0) is None:
+    if start is not None and window is not None and not (isinstance(k_positions, Positions) and k_positions.at(0) is not None):
         start = None  # a window's first column is only known where no position is left out
     ranges = None
     if start is None:
@@ -130,10 +131,10 @@ def _step(a: Read, b: Read) -> tuple[int, int, int]:
 
 def _fits_hopper(read: Read, scale: float) -> bool:
     """Whether tensor cores of compute capability 9.0 can do it."""
-    from accel.cuda.attention.hopper import DIMS
-
     if SIMULATED or machine().capability[0] != 9 or scale <= 0:
         return False
+    from accel.cuda.attention.hopper import DIMS
+
     return read.k.dtype in FORMS and read.k.dtype == read.v.dtype and read.q.shape[2] in DIMS
 
 

@@ -9,7 +9,8 @@ from numba import cuda
 from accel.cuda.runtime.arrays import I32, I64, Array, empty
 from accel.cuda.runtime.kernels import blocks, device, kernel
 from accel.cuda.runtime.reduce import THREADS
-from accel.cuda.runtime.views import Chosen, Columns, Positions
+from accel.cuda.runtime.views import Columns, Positions
+from accel.shared.lazy import Chosen
 
 
 def known_start(first: Any, tokens: int, k_positions: Any) -> int | None:

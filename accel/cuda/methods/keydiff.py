@@ -13,7 +13,7 @@ from accel.cuda.ptx.numbers import wide
 from accel.cuda.runtime.arrays import F32, F64, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.reduce import THREADS, block_sum
-from accel.cuda.runtime.views import Keys
+from accel.shared.lazy import Keys
 from reference import contract
 
 PART = 256  # keys that a block sums

@@ -24,7 +24,8 @@ from accel.cuda.ptx.numbers import narrow, wide
 from accel.cuda.runtime.arrays import F32, I64, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.reduce import THREADS, block_sum
-from accel.cuda.runtime.views import Chosen, Columns, Keys, plain
+from accel.cuda.runtime.views import Columns, plain
+from accel.shared.lazy import Chosen, Keys
 from reference import contract
 
 MOST_DIM = 512
@@ -77,7 +78,7 @@ def select_keys_each(
         together = Array(first.memory, first.address, (stop - start, *first.shape), (space, *first.strides), first.dtype)
         places = None if positions is None else plain(positions)[:, : pasts[start]]
         budget = contract.keep_top(keys.rates[:, : pasts[start]], budgets[start], sinks, recent, places)["B"]
-        scores = _score_chunks(together, keys[:, : pasts[stop - 1]], n_queries)  # (C, KV, S)
+        scores = _score_chunks(together, keys.first(pasts[stop - 1]), n_queries)  # (C, KV, S)
         chosen = keep_top_each(scores, pasts[start], step, budget, sinks, recent, positions)
         kept += list(chosen)
         start = stop

@@ -9,6 +9,8 @@ the first ones. What limits it: the row is read six times, from the cache for al
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import cuda
 
@@ -16,15 +18,15 @@ from accel.cuda.ptx.numbers import bits, wide
 from accel.cuda.runtime.arrays import I64, Array, empty
 from accel.cuda.runtime.device import SIMULATED
 from accel.cuda.runtime.kernels import device, kernel
-from accel.cuda.runtime.views import Positions, plain
+from accel.cuda.runtime.views import plain
 from reference import contract
 
-THREADS = 4 if SIMULATED else 1024  # of a block, which has one row
+THREADS = 2 if SIMULATED else 1024  # of a block, which has one row
 DIGITS = 256
 
 
 def keep_top(
-    scores: Array, budget: int, *, sinks: int = 0, recent: int = 0, positions: Array | Positions | None = None
+    scores: Array, budget: int, *, sinks: int = 0, recent: int = 0, positions: Any = None
 ) -> Array:
     """Columns of the `budget` highest scores of every row: scores (KV, S) -> (KV, min(budget, S)) int64, ascending.
 
@@ -36,7 +38,7 @@ def keep_top(
 
 
 def keep_top_each(
-    scores: Array, past: int, step: int, budget: int, sinks: int, recent: int, positions: Array | Positions | None
+    scores: Array, past: int, step: int, budget: int, sinks: int, recent: int, positions: Any
 ) -> Array:
     """The same for every chunk c of scores (C, KV, S), among its first past + c · step columns -> (C, KV, B)."""
     out = empty((*scores.shape[:2], budget), I64)

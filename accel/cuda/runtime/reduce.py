@@ -11,7 +11,7 @@ from numba import cuda
 from accel.cuda.runtime.device import SIMULATED
 from accel.cuda.runtime.kernels import device
 
-THREADS = 4 if SIMULATED else 128  # of a portable block, a power of two; the simulator runs each as a thread of the OS
+THREADS = 2 if SIMULATED else 128  # of a portable block, a power of two; the simulator runs each as a thread of the OS
 HALF = THREADS // 2
 
 

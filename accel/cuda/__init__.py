@@ -1,0 +1,85 @@
+"""The kernel contract on NVIDIA GPUs: every kernel written in Python, compiled by numba.cuda.
+
+Same names, arguments, errors and meaning as `reference`, equal to it within rounding (`thresher verify --backend cuda`).
+Calls return before the device is done; `to_numpy` waits. Kernels are compiled on first use and kept on disk.
+Where NUMBA_ENABLE_CUDASIM=1 is set, the portable kernels run in numba.cuda's simulator, without a device.
+"""
+
+from accel.cuda.attention.call import attention, attention_each
+from accel.cuda.attention.received import attention_mass
+from accel.cuda.cache import KVCache, LayerCache, new_cache, restore_cache
+from accel.cuda.ffn.call import gated_ffn, griffin_statistic, neuron_magnitudes, sparse_ffn
+from accel.cuda.ffn.predictor import layer_densities, predictor_scores
+from accel.cuda.layers import (
+    concatenate,
+    draw,
+    embed,
+    merge_heads,
+    prepare_fastforward,
+    prepare_weights,
+    rms_norm,
+    rotate,
+    rotation_tables,
+    split_heads,
+)
+from accel.cuda.linear.maps import linear, linear_each
+from accel.cuda.linear.sums import add
+from accel.cuda.methods.caote import caote_scores
+from accel.cuda.methods.keydiff import keydiff_scores
+from accel.cuda.methods.quoka import (
+    key_scores,
+    quoka_attention,
+    select_keys,
+    select_keys_each,
+    select_queries,
+    with_chunk,
+)
+from accel.cuda.methods.scores import group_mean, last_queries, snapkv_scores, tova_scores
+from accel.cuda.methods.topk import keep_top, select_neurons
+from accel.cuda.runtime.arrays import to_backend
+from accel.cuda.runtime.views import to_numpy
+
+__all__ = [
+    "KVCache",
+    "LayerCache",
+    "add",
+    "attention",
+    "attention_each",
+    "attention_mass",
+    "caote_scores",
+    "concatenate",
+    "draw",
+    "embed",
+    "gated_ffn",
+    "griffin_statistic",
+    "group_mean",
+    "keep_top",
+    "key_scores",
+    "keydiff_scores",
+    "last_queries",
+    "layer_densities",
+    "linear",
+    "linear_each",
+    "merge_heads",
+    "neuron_magnitudes",
+    "new_cache",
+    "predictor_scores",
+    "prepare_fastforward",
+    "prepare_weights",
+    "quoka_attention",
+    "restore_cache",
+    "rms_norm",
+    "rotate",
+    "rotation_tables",
+    "select_keys",
+    "select_keys_each",
+    "select_neurons",
+    "select_queries",
+    "snapkv_scores",
+    "sparse_ffn",
+    "split_heads",
+    "to_backend",
+    "to_numpy",
+    "tova_scores",
+    "with_chunk",
+]

@@ -1,0 +1,261 @@
+"""The KV cache on the device, in buffers that grow by half and are compacted where they are.
+
+Sizes and places are whole numbers on the host (accel/shared/room.py), so that nothing waits to learn them. Appending
+writes only the new columns and the inverse of each new key's length beside it; evicting gathers what stays and puts it
+to the front. `k`, `v` and `received` are views of the columns held, valid until the cache next changes; `positions` of
+before an eviction stay as they were, since traces read them afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+import reference
+from accel.cuda.linear.lengths import rate_of, write_rates
+from accel.cuda.ptx.numbers import narrow, wide
+from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, stored, to_backend, write
+from accel.cuda.runtime.kernels import blocks, kernel
+from accel.cuda.runtime.moves import put, take, zeros
+from accel.cuda.runtime.reduce import THREADS, block_sum
+from accel.cuda.runtime.views import Positions, plain, to_numpy
+from accel.shared.lazy import Chosen, Keys
+from accel.shared.room import SPARE, Room
+from reference import contract
+from reference.config import ModelConfig
+
+
+@dataclass
+class LayerCache(reference.LayerCache):
+    """One layer's cache, with room: everything means what it means in `reference.LayerCache`."""
+
+    def __post_init__(self) -> None:
+        positions = np.asarray(self.positions, np.int64)
+        k, v, received, self.received = to_backend(self.k), to_backend(self.v), self.received, None
+        self.queries, self.neurons = to_backend(self.queries), to_backend(self.neurons)
+        self._received: Array | None = None
+        self._room, self._run = Room(0), 0  # columns at the end that follow one another
+        self._make(k.shape[1], k, v)
+        self._room.size = size = k.shape[1]
+        self._show()
+        if size:
+            put(k, self.k)
+            put(v, self.v)
+            put(to_backend(positions), self.positions)
+            write_rates(self.k, self._rates)
+            newest = positions[0, -1]
+            follow = (positions == newest - np.arange(size)[::-1]).all(axis=0)[::-1]
+            self._run = int(follow.argmin()) if not follow.all() else size
+            self._room.consecutive, self._room.newest = self._run == size, int(positions[:, -1].max())
+            self.newest = self._room.newest
+        if received is not None:
+            self._received = empty(np.shape(received), F64)
+            write(self._received, np.ascontiguousarray(received, np.float64))
+        self._show()
+
+    @property
+    def capacity(self) -> int:
+        """Columns that fit before the buffers must grow."""
+        return self._room.capacity
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays that this layer holds."""
+        return sum(array.nbytes for array in self._named().values())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays held, by name, on the host; `restore_cache` takes them back."""
+        return {name: to_numpy(array) for name, array in self._named().items()}
+
+    def keys(self, count: int | None = None) -> Keys:  # type: ignore[override]
+        """The first `count` keys, or all, with their inverse lengths, for the functions that score keys."""
+        room = self._room
+        every = Keys(self.k, self._rates[:, room.start : room.end])
+        return every if count is None else every.first(min(count, room.size))
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many tokens per KV head, and for an answer."""
+        if tokens > self.capacity:
+            self._move(tokens + SPARE)
+
+    def append(self, k: Array, v: Array, first: int) -> None:
+        """Add tokens: k and v (KV, T, D), at positions first, first + 1, …, which follow everything held."""
+        tokens = contract.append(k, v, first, self.newest)["T"]
+        room = self._room
+        wanted = room.wanted_for(tokens)
+        if wanted > self.capacity or room.end + tokens > self.capacity:
+            self._move(wanted)
+        if tokens:
+            to_k, to_v = self._k[:, room.end :], self._v[:, room.end :]
+            to_positions, to_rates = self._positions[:, room.end :], self._rates[:, room.end :]
+            _append[(tokens, len(k)), THREADS](k, v, first, to_k, to_v, to_positions, to_rates)
+            if self._received is not None:
+                put(zeros((len(self._received), tokens), F64), self._received[:, room.end : room.end + tokens])
+            self._run = (self._run if first == self.newest + 1 else 0) + tokens
+        room.append(tokens, first)
+        self._show()
+        self.newest = room.newest
+
+    def gather(self, columns: Any) -> tuple[Any, Any, Any]:
+        """Keys, values and positions of some columns per KV head, as attention takes them: columns (KV, R), or None
+        for all -> (KV, R, D) twice and (KV, R). They are read where they are, with what is known of their positions."""
+        positions = Positions(self.positions, self.newest, min(self._run, self.size))
+        if columns is None:
+            return self.k, self.v, positions
+        contract.columns(columns, len(self.k))
+        return Chosen(self.k, columns), Chosen(self.v, columns), Chosen(positions, columns)
+
+    def keep(self, columns: Array) -> None:
+        """Forget every column but these: columns (KV, B) ascending. Their room is used again."""
+        contract.columns(columns, len(self.k))
+        listed, room = plain(to_backend(columns)), self._room
+        count = listed.shape[1]
+        for held, rest in ((self.k, self._k), (self.v, self._v), (self.keys().rates, self._rates)):
+            put(take(held, listed), rest[:, room.start : room.start + count])
+        positions = empty(self._positions.shape, I64)
+        put(take(self.positions, listed), positions[:, room.start : room.start + count])
+        self._positions = positions
+        if self.received is not None and self._received is not None:
+            kept = empty((len(self.received), count), F64)
+            if kept.size:
+                _take_received[(blocks(count, THREADS), len(kept)), THREADS](self.received, listed, kept)
+            put(kept, self._received[:, room.start : room.start + count])
+        self._run = self._run if count == room.size else 0
+        room.keep(count)
+        self._show()
+
+    def keep_newest(self, count: int) -> None:
+        """Forget all but the newest `count` columns, without moving them."""
+        if self.size > count:
+            self._room.keep_newest(count)
+            self._show()
+
+    def take_back(self, count: int) -> None:
+        """Forget the newest `count` columns, as if they had not been appended."""
+        self._room.take_back(count)
+        self._run = max(self._run - count, 0)
+        self.newest = self._room.newest
+        self._show()
+
+    def receive(self, mass: Array, columns: Any) -> None:
+        """Add attention mass (H, R) to what the tokens at `columns` (KV, R), or all, have received."""
+        if self._received is None:
+            self._received = zeros((len(mass), self.capacity), F64)
+            self._show()
+        spread = self.spread(mass, columns)
+        if spread.size:
+            _receive[(blocks(spread.shape[1], THREADS), len(mass)), THREADS](spread, self.received)
+
+    def spread(self, scores: Array, columns: Any) -> Array:
+        """Scores of the keys read as scores of all keys held: (H, R), columns (KV, R) -> (H, S), zero for a key not
+        read. None for the columns means that all were read."""
+        if columns is None:
+            return scores
+        out = zeros((len(scores), self.size), F32)
+        if scores.size:
+            _spread[(blocks(scores.shape[1], THREADS), len(scores)), THREADS](scores, plain(columns), out)
+        return out
+
+    def copy(self) -> LayerCache:
+        """An independent cache with the same content."""
+        twin = copy.copy(self)
+        for name in ("_k", "_v", "_positions", "_rates", "_received", "queries", "neurons"):
+            array = getattr(self, name)
+            if array is not None:
+                other = empty(array.shape, array.dtype)
+                put(array, other)
+                setattr(twin, name, other)
+        twin._room = replace(self._room)
+        twin._show()
+        return twin
+
+    def _named(self) -> dict[str, Array]:
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "newest"}
+        return {name: array for name, array in named.items() if array is not None}
+
+    def _make(self, room: int, k: Array, v: Array) -> None:
+        """Buffers of `room` columns for keys and values like these, (KV, room, …) each."""
+        kv_heads, _, dim = k.shape
+        self._k, self._v = empty((kv_heads, room, dim), k.dtype), empty((kv_heads, room, dim), v.dtype)
+        self._positions, self._rates = empty((kv_heads, room), I64), empty((kv_heads, room), F32)
+        if self._received is not None:
+            self._received = zeros((len(self._received), room), F64)
+        self._room.moved(room)
+
+    def _show(self) -> None:
+        """Let k, v, positions and received be the columns held."""
+        held = slice(self._room.start, self._room.end)
+        self.k, self.v, self.positions = self._k[:, held], self._v[:, held], self._positions[:, held]
+        self.received = None if self._received is None else self._received[:, held]
+
+    def _move(self, room: int) -> None:
+        """What is held, moved to the front of buffers of `room` columns."""
+        before = (self.k, self.v, self.positions, self.keys().rates, self.received)
+        self._make(room, self.k, self.v)
+        for held, buffer in zip(before, (self._k, self._v, self._positions, self._rates, self._received), strict=True):
+            if held is not None and buffer is not None:
+                put(held, buffer[:, : self.size])
+        self._show()
+
+
+@dataclass
+class KVCache(reference.KVCache):
+    """The caches of all layers, on this backend."""
+
+    def copy(self) -> KVCache:
+        """An independent cache with the same content."""
+        return KVCache([layer.copy() for layer in self.layers])
+
+
+def new_cache(config: ModelConfig, dtype: np.dtype) -> KVCache:
+    """An empty cache whose keys and values are stored as `dtype`, float64 as float32."""
+    layers = reference.new_cache(config, stored(np.dtype(dtype))).layers
+    return KVCache([LayerCache(layer.k, layer.v, layer.positions) for layer in layers])
+
+
+def restore_cache(layers: list[dict[str, np.ndarray]]) -> KVCache:
+    """The cache whose layers' `arrays()` were these."""
+    return KVCache([LayerCache(**arrays) for arrays in layers])
+
+
+@kernel
+def _append(k, v, first, to_k, to_v, positions, rates):
+    memory = cuda.shared.array(THREADS, np.float64)
+    t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    squares = 0.0
+    d = thread
+    while d < k.shape[2]:
+        to_v[head, t, d] = narrow(to_v, wide(v[head, t, d]))
+        to_k[head, t, d] = narrow(to_k, wide(k[head, t, d]))
+        x = float(wide(to_k[head, t, d]))  # of the key as it is stored
+        squares += x * x
+        d += THREADS
+    squares = block_sum(squares, memory)
+    if thread == 0:
+        positions[head, t] = first + t
+        rates[head, t] = rate_of(squares)
+
+
+@kernel
+def _take_received(received, columns, out):
+    i, head = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
+    if i < out.shape[1]:
+        out[head, i] = received[head, columns[head // (out.shape[0] // columns.shape[0]), i]]
+
+
+@kernel
+def _receive(mass, received):
+    j, head = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
+    if j < mass.shape[1]:
+        received[head, j] += float(mass[head, j])
+
+
+@kernel
+def _spread(scores, columns, out):
+    i, head = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
+    if i < scores.shape[1]:
+        out[head, columns[head // (scores.shape[0] // columns.shape[0]), i]] = scores[head, i]
