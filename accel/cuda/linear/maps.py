@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
+from accel.cuda.linear import cublas
 from accel.cuda.ptx.numbers import wide
 from accel.cuda.runtime.arrays import F32, Array, empty
+from accel.cuda.runtime.device import SIMULATED
 from accel.cuda.runtime.kernels import blocks, kernel
+from accel.cuda.runtime.moves import cast, packed
 from accel.cuda.runtime.reduce import THREADS
 from reference import contract
 
@@ -32,10 +35,17 @@ def linear_each(x: Array, maps: Sequence[tuple[Any, Any]]) -> list[Array]:
 
 def multiply(x: Array, weight: Array, bias: Array | None, out: Array) -> Array:
     """out = x Wᵀ + b into a float32 array (T, out) that is there already."""
-    if out.size:
+    if not out.size:
+        return out
+    if x.shape[1] and not SIMULATED and cublas.available():
+        if x.strides[1] != x.dtype.itemsize:
+            x = packed(x)
+        if weight.dtype.itemsize not in weight.strides:
+            weight = packed(weight)
+        cublas.product(cast(x, weight.dtype), weight, None if bias is None else cast(bias, F32), out)
+    else:
         grid = out.shape[0], blocks(out.shape[1], THREADS)
-        given = bias if bias is not None else empty((0,), F32)
-        _multiply[grid, THREADS](x, weight, given, out)
+        _multiply[grid, THREADS](x, weight, bias if bias is not None else empty((0,), F32), out)
     return out
 
 
