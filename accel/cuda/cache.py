@@ -231,7 +231,7 @@ def _append(k, v, first, to_k, to_v, positions, rates):
     while d < k.shape[2]:
         to_v[head, t, d] = narrow(to_v, wide(v[head, t, d]))
         to_k[head, t, d] = narrow(to_k, wide(k[head, t, d]))
-        x = float(wide(to_k[head, t, d]))  # of the key as it is stored
+        x = np.float64(wide(to_k[head, t, d]))  # of the key as it is stored
         squares += x * x
         d += THREADS
     squares = block_sum(squares, memory)
@@ -251,7 +251,7 @@ def _take_received(received, columns, out):
 def _receive(mass, received):
     j, head = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if j < mass.shape[1]:
-        received[head, j] += float(mass[head, j])
+        received[head, j] += np.float64(mass[head, j])
 
 
 @kernel

@@ -118,7 +118,7 @@ def attend(dim: int, form: str) -> Kernel:
                 at = (chunk >> 3) * (KEYS * 128) + row * 128 + (((chunk & 7) ^ (row & 7)) << 4)
                 copy_four(to + at, source + column * row_bytes + chunk * 16)
 
-    @kernel(threads=THREADS, shared=SHARED, feature="a")
+    @kernel(name=f"attend_{dim}_{form}", threads=THREADS, shared=SHARED, feature="a")
     def attend(
         q, q_chunk, q_head, q_token, q_wide, k, k_head, k_row, v, v_head, v_row, columns, columns_chunk, columns_head,
         kept, own, own_chunk, bounds, before, window, held, tokens, group, by_group, scale, splits, by_splits, out,

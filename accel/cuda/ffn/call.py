@@ -83,7 +83,7 @@ def _lengths(z, rates, out):
     if i < out.shape[0]:
         squares = 0.0
         for t in range(z.shape[0]):
-            x = float(z[t, i]) * float(rates[0, t])
+            x = np.float64(z[t, i]) * np.float64(rates[0, t])
             squares += x * x
         out[i] = np.float32(math.sqrt(squares))
 
@@ -97,5 +97,5 @@ def _magnitudes(rates, out):
             if rates[n, i] == 0:
                 product = 0.0
             else:
-                product /= float(rates[n, i])
+                product /= np.float64(rates[n, i])
         out[i] = np.float32(product)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from numba import cuda
 
 from accel.cuda.ptx.numbers import wide
@@ -43,6 +44,6 @@ def _rates(k, rates):
     if j < k.shape[1]:
         squares = 0.0
         for d in range(k.shape[2]):
-            x = float(wide(k[head, j, d]))
+            x = np.float64(wide(k[head, j, d]))
             squares += x * x
         rates[head, j] = rate_of(squares)

@@ -64,11 +64,11 @@ def _shares(h, sums, tops):
     i = thread
     while i < h.shape[1]:
         if i != at:
-            others += float(wide(h[head, i]))
+            others += np.float64(wide(h[head, i]))
         i += THREADS
     others = block_sum(others, memory)
     if thread == 0:
-        sums[head, 0], sums[head, 1] = others + float(best), others
+        sums[head, 0], sums[head, 1] = others + np.float64(best), others
         tops[head] = at
 
 
@@ -81,8 +81,8 @@ def _sum_values(h, v, tops, partial):
         weighed, plain = 0.0, 0.0
         for i in range(start, stop):
             if i != tops[head]:
-                x = float(wide(v[kv, i, d]))
-                weighed += float(wide(h[head, i])) * x
+                x = np.float64(wide(v[kv, i, d]))
+                weighed += np.float64(wide(h[head, i])) * x
                 plain += x
         partial[part, head, 0, d], partial[part, head, 1, d] = weighed, plain
         d += THREADS
@@ -98,7 +98,7 @@ def _outputs(h, v, sums, tops, partial, fast, outputs):
         for part in range(partial.shape[0]):
             weighed += partial[part, head, 0, d]
             plain += partial[part, head, 1, d]
-        x = float(wide(v[kv, top, d]))
+        x = np.float64(wide(v[kv, top, d]))
         if fast != 0:
             outputs[head, 0, d] = (plain + x) / v.shape[1]
             outputs[head, 1, d] = outputs[head, 0, d]
@@ -106,7 +106,7 @@ def _outputs(h, v, sums, tops, partial, fast, outputs):
             whole = sums[head, 0]
             if whole == 0:
                 whole = 1.0
-            outputs[head, 0, d] = (weighed + float(wide(h[head, top])) * x) / whole
+            outputs[head, 0, d] = (weighed + np.float64(wide(h[head, top])) * x) / whole
             if sums[head, 1] > 0:
                 outputs[head, 1, d] = weighed / sums[head, 1]
             else:
@@ -125,7 +125,7 @@ def _caote(h, v, sums, tops, outputs, fast, join, scores):
             if whole == 0:
                 whole = 1.0
             is_top = j == tops[head]
-            share = float(wide(h[head, j])) / whole
+            share = np.float64(wide(h[head, j])) / whole
             remaining = 1 - share
             if is_top:
                 remaining = sums[head, 1] / whole
@@ -136,7 +136,7 @@ def _caote(h, v, sums, tops, outputs, fast, join, scores):
             for d in range(v.shape[2]):
                 x = outputs[head, which, d] - wide(v[kv, j, d])
                 squares += x * x
-            c = share * math.sqrt(float(squares))
+            c = share * math.sqrt(np.float64(squares))
             if fast != 0:
                 c /= max(remaining, GUARD)
             elif not is_top:

@@ -43,8 +43,8 @@ def _sum(k, rates, raw, sums):
         for j in range(start, stop):
             rate = 1.0
             if raw == 0:
-                rate = float(rates[head, j])
-            total += float(wide(k[head, j, d])) * rate
+                rate = np.float64(rates[head, j])
+            total += np.float64(wide(k[head, j, d])) * rate
         sums[part, head, d] = total
         d += THREADS
 

@@ -19,6 +19,7 @@ from numba import cuda
 
 from accel.cuda.attention.call import attention
 from accel.cuda.linear.lengths import rate_of, with_rates
+from accel.cuda.methods.score import eights, hopper_fits, hopper_scores
 from accel.cuda.methods.topk import keep_top_each
 from accel.cuda.ptx.numbers import narrow, wide
 from accel.cuda.runtime.arrays import F32, I64, Array, empty
@@ -143,11 +144,17 @@ def _score_chunks(q: Array, keys: Keys, n_queries: int) -> Array:
     """Scores of all keys for each chunk: q (C, H, T, D) -> (C, KV, S) float32."""
     chosen = _choose_queries(q, n_queries)
     (chunks, _, slots), (kv_heads, size, dim) = chosen.shape, keys.shape
-    means = empty((kv_heads, chunks * slots, dim), F32)
-    _slots[(slots, kv_heads, chunks), THREADS](q, chosen, means)
     scores = empty((chunks, kv_heads, size), F32)
-    if scores.size:
-        _score[(blocks(size, THREADS), kv_heads, chunks), THREADS](means, slots, keys.held, keys.rates, scores)
+    if not scores.size:
+        return scores
+    quick = hopper_fits(keys.held, slots)
+    places, dtype = (eights(slots), keys.held.dtype) if quick else (slots, F32)
+    means = empty((kv_heads, chunks, places, dim), dtype)
+    _slots[(places, kv_heads, chunks), THREADS](q, chosen, means)
+    if quick:
+        hopper_scores(means, keys, scores)
+    else:
+        _score[(blocks(size, THREADS), kv_heads, chunks), THREADS](means, keys.held, keys.rates, scores)
     return scores
 
 
@@ -168,7 +175,7 @@ def _choose(q, cosines, chosen):
         while d < dim:
             total = 0.0
             for t in range(tokens):
-                total += float(wide(q[chunk, head, t, d]))
+                total += np.float64(wide(q[chunk, head, t, d]))
             mean[d] = total
             squares += total * total
             d += THREADS
@@ -177,8 +184,8 @@ def _choose(q, cosines, chosen):
         while t < tokens:
             along, squares = 0.0, 0.0
             for d in range(dim):
-                x = float(wide(q[chunk, head, t, d]))
-                along += x * float(mean[d])
+                x = np.float64(wide(q[chunk, head, t, d]))
+                along += x * np.float64(mean[d])
                 squares += x * x
             cosines[chunk, head, t] = along * rate * rate_of(squares)
             t += THREADS
@@ -198,12 +205,15 @@ def _choose(q, cosines, chosen):
 @kernel
 def _slots(q, chosen, means):
     memory = cuda.shared.array(THREADS, np.float64)
-    slot, kv, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
+    sums = cuda.shared.array(MOST_DIM, np.float32)
+    place, kv, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
     group, dim = q.shape[1] // means.shape[0], q.shape[3]
-    place = chunk * chosen.shape[2] + slot
+    slot = place
+    if slot >= chosen.shape[2]:
+        slot = 0  # more places than slots: the first once more, which changes no maximum
     d = thread
     while d < dim:
-        means[kv, place, d] = 0
+        sums[d] = 0
         d += THREADS
     for g in range(group):
         head = kv * group + g
@@ -211,24 +221,28 @@ def _slots(q, chosen, means):
         squares = 0.0
         d = thread
         while d < dim:
-            x = float(wide(q[chunk, head, t, d]))
+            x = np.float64(wide(q[chunk, head, t, d]))
             squares += x * x
             d += THREADS
         rate = rate_of(block_sum(squares, memory))
         d = thread
         while d < dim:
-            means[kv, place, d] += np.float32(float(wide(q[chunk, head, t, d])) * rate / group)
+            sums[d] += np.float32(np.float64(wide(q[chunk, head, t, d])) * rate / group)
             d += THREADS
+    d = thread
+    while d < dim:
+        means[kv, chunk, place, d] = narrow(means, sums[d])
+        d += THREADS
 
 
 @kernel
-def _score(means, slots, k, rates, scores):
+def _score(means, k, rates, scores):
     j, kv, chunk = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
     if j < k.shape[1]:
         best = np.float32(-np.inf)
-        for slot in range(chunk * slots, (chunk + 1) * slots):
+        for slot in range(means.shape[2]):
             total = np.float32(0)
             for d in range(k.shape[2]):
-                total += means[kv, slot, d] * wide(k[kv, j, d])
+                total += wide(means[kv, chunk, slot, d]) * wide(k[kv, j, d])
             best = max(best, total * rates[kv, j])
         scores[chunk, kv, j] = best

@@ -73,7 +73,7 @@ def _pool(mass, width, out):
     if j < out.shape[1]:
         total = 0.0
         for i in range(max(j - width // 2, 0), min(j + width // 2 + 1, out.shape[1])):
-            total += float(mass[head, i])
+            total += np.float64(mass[head, i])
         out[head, j] = total / width
 
 
@@ -84,5 +84,5 @@ def _group_mean(h, out):
     if j < out.shape[1]:
         total = 0.0
         for head in range(kv * group, (kv + 1) * group):
-            total += float(h[head, j])
+            total += np.float64(h[head, j])
         out[kv, j] = np.float32(total / group)

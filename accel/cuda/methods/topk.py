@@ -22,6 +22,7 @@ from accel.cuda.runtime.views import plain
 from reference import contract
 
 THREADS = 2 if SIMULATED else 1024  # of a block, which has one row
+ENDS = THREADS + 1  # where the threads' stretches begin and end
 DIGITS = 256
 
 
@@ -74,8 +75,8 @@ def _order(scores, chunk, row, i, past, sinks, recent, positions):
 def _keep(scores, first, step, sinks, recent, positions, out):
     counts = cuda.shared.array(DIGITS, np.int32)
     found = cuda.shared.array(2, np.int64)
-    above = cuda.shared.array(THREADS + 1, np.int32)
-    equal = cuda.shared.array(THREADS + 1, np.int32)
+    above = cuda.shared.array(ENDS, np.int32)
+    equal = cuda.shared.array(ENDS, np.int32)
     row, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
     past = first + chunk * step
     need = out.shape[2]  # of those that share the digits found so far
@@ -121,7 +122,7 @@ def _keep(scores, first, step, sinks, recent, positions, out):
         above[0], equal[0] = 0, 0
     cuda.syncthreads()
     reach = 1
-    while reach < THREADS + 1:  # every entry becomes the sum of all up to it
+    while reach < ENDS:  # every entry becomes the sum of all up to it
         a, b = 0, 0
         if thread + 1 >= reach:
             a, b = above[thread + 1 - reach], equal[thread + 1 - reach]

@@ -7,62 +7,21 @@ A ring of buffers needs two: `full`, at which the writers arrive, and `empty`, a
 
 from __future__ import annotations
 
-from typing import Any
-
 from numba import types
-from numba.cuda.extending import intrinsic
 
-from accel.cuda.ptx.emit import VOID, assembly
-
-
-def _effect(text: str, *kinds: Any) -> Any:
-    """An instruction without a result, of 32-bit arguments."""
-    constraints = ",".join(["r"] * len(kinds) + ["~{memory}"])
-    if not kinds:
-
-        @intrinsic
-        def alone(typing: Any) -> Any:
-            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                assembly(builder, VOID, [], text, constraints)
-                return context.get_dummy_value()
-
-            return types.void(), generate
-
-        return alone
-    if len(kinds) == 1:
-
-        @intrinsic
-        def one(typing: Any, a: Any) -> Any:
-            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                assembly(builder, VOID, arguments, text, constraints)
-                return context.get_dummy_value()
-
-            return types.void(*kinds), generate
-
-        return one
-
-    @intrinsic
-    def two(typing: Any, a: Any, b: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            assembly(builder, VOID, arguments, text, constraints)
-            return context.get_dummy_value()
-
-        return types.void(*kinds), generate
-
-    return two
-
+from accel.cuda.ptx.emit import effect
 
 U32 = types.uint32
-barrier_init = _effect("mbarrier.init.shared::cta.b64 [$0], $1;", U32, U32)
-barrier_arrive = _effect("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [$0]; }", U32)
-barrier_wait = _effect(
+barrier_init = effect("mbarrier.init.shared::cta.b64 [$0], $1;", U32, U32)
+barrier_arrive = effect("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [$0]; }", U32)
+barrier_wait = effect(
     "{ .reg .pred p; WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; @p bra DONE; bra WAIT; DONE: }", U32, U32
 )
-fence_barriers = _effect("fence.mbarrier_init.release.cluster;")  # new mbarriers become known to the copy engine too
-fence_shared = _effect("fence.proxy.async.shared::cta;")  # shared memory written so far becomes known to wgmma
-meet = _effect("bar.sync $0, $1;", U32, U32)  # all of $1 threads at the named barrier $0 (1 to 15)
-signal = _effect("bar.arrive $0, $1;", U32, U32)  # as meet, but does not wait
+fence_barriers = effect("fence.mbarrier_init.release.cluster;")  # new mbarriers become known to the copy engine too
+fence_shared = effect("fence.proxy.async.shared::cta;")  # shared memory written so far becomes known to wgmma
+meet = effect("bar.sync $0, $1;", U32, U32)  # all of $1 threads at the named barrier $0 (1 to 15)
+signal = effect("bar.arrive $0, $1;", U32, U32)  # as meet, but does not wait
 
 # A kernel of three warpgroups starts with 168 registers a thread; the third gives up what the other two take.
-more_registers = _effect("setmaxnreg.inc.sync.aligned.u32 216;")
-fewer_registers = _effect("setmaxnreg.dec.sync.aligned.u32 72;")
+more_registers = effect("setmaxnreg.inc.sync.aligned.u32 216;")
+fewer_registers = effect("setmaxnreg.dec.sync.aligned.u32 72;")

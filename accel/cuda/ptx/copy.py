@@ -1,17 +1,19 @@
 """cp.async (compute capability 8.0): 16 bytes from global to shared memory, while the thread goes on.
 
-What a thread has asked for so far is tied to an mbarrier by `copies_arrive`: the barrier then counts that thread's
+A thread closes a group of copies with `copies_commit`, and `copies_wait(n)` makes an instruction that waits until all but
+its newest n groups are done. Or what it has asked for so far is tied to an mbarrier by `copies_arrive`: the barrier then counts that thread's
 arrival when its copies are done, without a wait (`noinc`: the arrival is one of those that the barrier expects).
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from numba import types
 from numba.cuda.extending import intrinsic
 
-from accel.cuda.ptx.emit import VOID, assembly
+from accel.cuda.ptx.emit import VOID, assembly, effect
 
 
 @intrinsic
@@ -35,3 +37,12 @@ def copies_arrive(typing: Any, barrier: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.uint32), generate
+
+
+copies_commit = effect("cp.async.commit_group;")
+
+
+@cache
+def copies_wait(groups: int) -> Any:
+    """The intrinsic that waits until all but the newest `groups` groups of this thread's copies are done."""
+    return effect(f"cp.async.wait_group {groups};")

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba import types
+from numba.cuda.extending import intrinsic
 
 I16, I32, I64, F32, VOID = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.VoidType()
 
@@ -28,3 +30,40 @@ def places(context: Any, builder: Any, kind: Any, array: Any, count: int) -> lis
     """Where the first `count` numbers of a local array stand: they become registers if all indices are constants."""
     data = context.make_array(kind)(context, builder, value=array).data
     return [builder.gep(data, [ir.Constant(I64, i)]) for i in range(count)]
+
+
+def effect(text: str, *kinds: Any) -> Any:
+    """The intrinsic for an instruction without a result, of at most two arguments of these types, 32 bits each."""
+    constraints = ",".join(["r"] * len(kinds) + ["~{memory}"])
+    if not kinds:
+
+        @intrinsic
+        def alone(typing: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                assembly(builder, VOID, [], text, constraints)
+                return context.get_dummy_value()
+
+            return types.void(), generate
+
+        return alone
+    if len(kinds) == 1:
+
+        @intrinsic
+        def one(typing: Any, a: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                assembly(builder, VOID, arguments, text, constraints)
+                return context.get_dummy_value()
+
+            return types.void(*kinds), generate
+
+        return one
+
+    @intrinsic
+    def two(typing: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            assembly(builder, VOID, arguments, text, constraints)
+            return context.get_dummy_value()
+
+        return types.void(*kinds), generate
+
+    return two

@@ -36,15 +36,15 @@ Grid = tuple[int, ...]
 
 
 class Kernel:
-    """A function that runs in every thread of a grid. `threads` is the block it is meant for, and what its registers
-    are limited by; `shared` the bytes of dynamic shared memory; `feature` "a" where it uses one chip's own
-    instructions."""
+    """A function that runs in every thread of a grid. `name` tells apart kernels that one function makes; `threads` is
+    the block it is meant for, and what its registers are limited by; `shared` the bytes of dynamic shared memory;
+    `feature` "a" where it uses one chip's own instructions."""
 
     known: ClassVar[list[Kernel]] = []
 
-    def __init__(self, function: Callable, threads: int | None, shared: int, feature: str) -> None:
+    def __init__(self, function: Callable, name: str, threads: int | None, shared: int, feature: str) -> None:
         self.function, self.threads, self.shared, self.feature = function, threads, shared, feature
-        self.name = f"{function.__module__.removeprefix('accel.cuda.')}.{function.__qualname__.lstrip('_')}"
+        self.name = f"{function.__module__.removeprefix('accel.cuda.')}.{name or function.__name__.lstrip('_')}"
         self._loaded: dict[tuple, Any] = {}
         self._simulated = cuda.jit(function) if SIMULATED else None
         self._lock = threading.Lock()
@@ -57,11 +57,12 @@ class Kernel:
 
     def launch(self, grid: int | Grid, block: int, arguments: tuple[Any, ...]) -> None:
         """Run over a grid of blocks; returns at once."""
-        if self._simulated is not None:
-            self._simulate(grid, block, arguments)
-            return
         key = tuple((a.dtype, len(a.shape)) if isinstance(a, Array) else type(a) for a in arguments)
         loaded = self._loaded.get(key)
+        if self._simulated is not None:
+            self._loaded[key] = self._simulated
+            self._simulate(grid, block, arguments)
+            return
         if loaded is None:
             loaded = self._load(key)
         flat: list[Any] = []
@@ -71,6 +72,11 @@ class Kernel:
             else:
                 flat.append(ctypes.c_double(a) if isinstance(a, float) else a)
         _launch(machine().stream, _shape(grid, block, self.shared), loaded, *flat)
+
+    @property
+    def keys(self) -> list[tuple]:
+        """The types of arguments that it was called with in this process."""
+        return list(self._loaded)
 
     def _simulate(self, grid: int | Grid, block: int, arguments: tuple[Any, ...]) -> None:
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
@@ -131,12 +137,13 @@ _simulator = threading.Lock()  # it runs one kernel at a time
 def kernel(
     function: Callable | None = None,
     *,
+    name: str = "",
     threads: int | None = None,
     shared: int = 0,
     feature: str = "",
 ) -> Any:
     """Decorator: a kernel of this package."""
-    make = lambda f: Kernel(f, threads, shared, feature)  # noqa: E731
+    make = lambda f: Kernel(f, name, threads, shared, feature)  # noqa: E731
     return make if function is None else make(function)
 
 
