@@ -30,6 +30,7 @@ from accel.shared.lazy import Chosen, Keys
 from reference import contract
 
 MOST_DIM = 512
+AHEAD = 8  # numbers that a thread asks for at once
 
 
 def select_queries(q: Array, n_queries: int) -> Array:
@@ -174,8 +175,13 @@ def _choose(q, cosines, chosen):
         d = thread
         while d < dim:
             total = 0.0
-            for t in range(tokens):
-                total += np.float64(wide(q[chunk, head, t, d]))
+            t = 0
+            while t < tokens:
+                for u in range(AHEAD):  # asked for together, or each would be waited for
+                    x = np.float64(wide(q[chunk, head, min(t + u, tokens - 1), d]))
+                    if t + u < tokens:
+                        total += x
+                t += AHEAD
             mean[d] = total
             squares += total * total
             d += THREADS

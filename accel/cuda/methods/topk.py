@@ -4,7 +4,8 @@ A score becomes a whole number of 32 bits in the same order, what is protected t
 find the number at the cut, eight bits at a time: a pass counts how often each digit occurs among the scores that share
 the digits found so far, and the digit at which the count from above reaches the budget is the next. Two more passes, in
 which every thread has a stretch of the row, count and write the columns: those above the cut, and of those at the cut
-the first ones. What limits it: the row is read six times, from the cache for all but the longest.
+the first ones. A thread asks for eight scores before it looks at the first of them, or it would wait for each. What limits
+it: the row is read six times, from the cache for all but the longest.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from reference import contract
 THREADS = 2 if SIMULATED else 1024  # of a block, which has one row
 ENDS = THREADS + 1  # where the threads' stretches begin and end
 DIGITS = 256
+AHEAD = 8  # scores that a thread asks for at once
 
 
 def keep_top(
@@ -71,12 +73,13 @@ def _order(scores, chunk, row, i, past, sinks, recent, positions):
     return place
 
 
-@kernel
+@kernel(threads=THREADS)
 def _keep(scores, first, step, sinks, recent, positions, out):
     counts = cuda.shared.array(DIGITS, np.int32)
     found = cuda.shared.array(2, np.int64)
     above = cuda.shared.array(ENDS, np.int32)
     equal = cuda.shared.array(ENDS, np.int32)
+    places = cuda.local.array(AHEAD, np.int64)
     row, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
     past = first + chunk * step
     need = out.shape[2]  # of those that share the digits found so far
@@ -90,10 +93,12 @@ def _keep(scores, first, step, sinks, recent, positions, out):
         cuda.syncthreads()
         i = thread
         while i < past:
-            place = _order(scores, chunk, row, i, past, sinks, recent, positions)
-            if place >> (shift + 8) == prefix:
-                cuda.atomic.add(counts, (place >> shift) & 255, 1)
-            i += THREADS
+            for u in range(AHEAD):
+                places[u] = _order(scores, chunk, row, min(i + u * THREADS, past - 1), past, sinks, recent, positions)
+            for u in range(AHEAD):
+                if i + u * THREADS < past and places[u] >> (shift + 8) == prefix:
+                    cuda.atomic.add(counts, (places[u] >> shift) & 255, 1)
+            i += AHEAD * THREADS
         cuda.syncthreads()
         d = thread
         while d < DIGITS:
@@ -111,12 +116,16 @@ def _keep(scores, first, step, sinks, recent, positions, out):
     stretch = (past + THREADS - 1) // THREADS
     start, stop = thread * stretch, min((thread + 1) * stretch, past)
     higher, same = 0, 0
-    for i in range(start, stop):
-        place = _order(scores, chunk, row, i, past, sinks, recent, positions)
-        if place > prefix:
-            higher += 1
-        if place == prefix:
-            same += 1
+    i = start
+    while i < stop:
+        for u in range(AHEAD):
+            places[u] = _order(scores, chunk, row, min(i + u, past - 1), past, sinks, recent, positions)
+        for u in range(AHEAD):
+            if i + u < stop and places[u] > prefix:
+                higher += 1
+            if i + u < stop and places[u] == prefix:
+                same += 1
+        i += AHEAD
     above[thread + 1], equal[thread + 1] = higher, same
     if thread == 0:
         above[0], equal[0] = 0, 0
@@ -132,12 +141,16 @@ def _keep(scores, first, step, sinks, recent, positions, out):
         cuda.syncthreads()
         reach *= 2
     higher, same = above[thread], equal[thread]  # before this stretch
-    for i in range(start, stop):
-        place = _order(scores, chunk, row, i, past, sinks, recent, positions)
-        if place > prefix:
-            out[chunk, row, higher + min(same, need)] = i
-            higher += 1
-        if place == prefix:
-            if same < need:
-                out[chunk, row, higher + same] = i
-            same += 1
+    i = start
+    while i < stop:
+        for u in range(AHEAD):
+            places[u] = _order(scores, chunk, row, min(i + u, past - 1), past, sinks, recent, positions)
+        for u in range(AHEAD):
+            if i + u < stop and places[u] > prefix:
+                out[chunk, row, higher + min(same, need)] = i + u
+                higher += 1
+            if i + u < stop and places[u] == prefix:
+                if same < need:
+                    out[chunk, row, higher + same] = i + u
+                same += 1
+        i += AHEAD

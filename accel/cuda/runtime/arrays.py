@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from accel.cuda.runtime.device import SIMULATED, machine
+from accel.cuda.runtime.pool import pool
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 F16, F32, F64, I32, I64 = (np.dtype(t) for t in (np.float16, np.float32, np.float64, np.int32, np.int64))
@@ -140,23 +141,8 @@ def empty(shape: tuple[int, ...], dtype: np.dtype = F32) -> Array:
         memory: Any = np.zeros(nbytes + ALIGNED, np.uint8)
         start = memory.__array_interface__["data"][0]
         return Array(memory, start + -start % ALIGNED, shape, _packed(shape, dtype.itemsize), dtype)
-    there = machine()
-    try:
-        memory = there.pool.allocate(nbytes, stream=there.stream)
-    except Exception as error:
-        free, total = _memory()
-        raise MemoryError(
-            f"cuda: wanted {nbytes / 2**30:.2f} GiB more and {free / 2**30:.2f} of {total / 2**30:.2f} GiB are free; "
-            f"a smaller budget or dtype='bfloat16' needs less ({type(error).__name__})"
-        ) from None
-    return Array(memory, int(memory.handle), shape, _packed(shape, dtype.itemsize), dtype)
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes free and in all."""
-    from cuda.bindings import driver
-
-    return driver.cuMemGetInfo()[1:]
+    block = pool.take(nbytes)
+    return Array(block, block.address, shape, _packed(shape, dtype.itemsize), dtype)
 
 
 def stored(dtype: np.dtype) -> np.dtype:

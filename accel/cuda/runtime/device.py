@@ -33,6 +33,13 @@ class Machine:
         return tuple(self.device.compute_capability)
 
     @cached_property
+    def handle(self) -> Any:
+        """The stream as the driver's own functions take it."""
+        from cuda.bindings import driver
+
+        return driver.CUstream(int(self.stream.handle))
+
+    @cached_property
     def processors(self) -> int:
         """Multiprocessors."""
         return self.device.properties.multiprocessor_count

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from struct import Struct
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,13 +66,13 @@ class Kernel:
             return
         if loaded is None:
             loaded = self._load(key)
-        flat: list[Any] = []
+        words: list[int | float] = []
         for a in arguments:
             if isinstance(a, Array):
-                flat += a.words
+                words += a.words
             else:
-                flat.append(ctypes.c_double(a) if isinstance(a, float) else a)
-        _launch(machine().stream, _shape(grid, block, self.shared), loaded, *flat)
+                words.append(a)
+        loaded.launch(grid if isinstance(grid, tuple) else (grid,), block, self.shared, words)
 
     @property
     def keys(self) -> list[tuple]:
@@ -94,7 +95,7 @@ class Kernel:
                 loaded = code.get_kernel(ENTRY)
                 if self.shared > 48 * 1024:
                     _allow_shared(loaded, self.shared, there.device.device_id)
-                self._loaded[key] = loaded
+                self._loaded[key] = Loaded(code, loaded, key)
         return self._loaded[key]
 
     def text(self, key: tuple, arch: str) -> str:
@@ -109,6 +110,39 @@ class Kernel:
         text, _ = cuda.compile(self.function, types.void(*given), cc=cc, device=False, abi="numba", **bounds)
         mangled = re.search(r"\.entry\s+([^\s(]+)", text)
         return text.replace(mangled[1], ENTRY)  # type: ignore[index]
+
+
+class Loaded:
+    """Machine code that is ready to run.
+
+    Every word of the arguments has eight bytes, so that they are one block of memory without gaps, which the driver copies
+    during the call. Each thread of the host has a block of its own.
+    """
+
+    def __init__(self, code: Any, loaded: Any, key: tuple) -> None:
+        from cuda.bindings import driver
+
+        self._code = code  # keeps the function loaded
+        _, self._function = driver.cuKernelGetFunction(driver.CUkernel(int(loaded.handle)))
+        self._call, self._good = driver.cuLaunchKernel, driver.CUresult.CUDA_SUCCESS
+        letters = ("q" * (5 + 2 * k[1]) if isinstance(k, tuple) else "d" if k is float else "q" for k in key)
+        self._form = Struct("".join(letters))
+        self._thread = threading.local()
+
+    def launch(self, grid: Grid, block: int, shared: int, words: list[int | float]) -> None:
+        """Run over a grid of blocks; returns at once."""
+        mine = self._thread.__dict__
+        if not mine:
+            held = bytearray(self._form.size)
+            place = ctypes.addressof(ctypes.c_char.from_buffer(held))
+            size = ctypes.c_size_t(len(held))
+            extra = (ctypes.c_void_p * 5)(1, place, 2, ctypes.addressof(size), 0)  # CU_LAUNCH_PARAM_… and their values
+            mine.update(held=held, size=size, extra=extra, address=ctypes.addressof(extra), stream=machine().handle)
+        self._form.pack_into(mine["held"], 0, *words)
+        x, y, z = (*grid, 1, 1)[:3]
+        (status,) = self._call(self._function, x, y, z, block, 1, 1, shared, mine["stream"], 0, mine["address"])
+        if status != self._good:
+            raise RuntimeError(f"cuda: {status.name} at a launch of {grid} blocks of {block} threads")
 
 
 def assemble(text: str, arch: str) -> tuple[bytes, str]:
@@ -156,21 +190,6 @@ def device(function: Callable) -> Any:
 def blocks(count: int, each: int) -> int:
     """Blocks for `count` items at `each` a block, at least one."""
     return max(-(-count // each), 1)
-
-
-@cache
-def _shape(grid: int | Grid, block: int, shared: int) -> Any:
-    from cuda.core import LaunchConfig
-
-    return LaunchConfig(grid=grid, block=block, shmem_size=shared)
-
-
-def _launch(*arguments: Any) -> None:
-    global _launch
-    from cuda.core import launch
-
-    _launch = launch
-    launch(*arguments)
 
 
 def _allow_shared(loaded: Any, nbytes: int, device_id: int) -> None:
