@@ -1,7 +1,7 @@
 """The kernel contract on NVIDIA GPUs: every kernel written in Python, compiled by numba.cuda.
 
-Same names, arguments, errors and meaning as `reference`, equal to it within rounding (`thresher verify --backend cuda`).
-Calls return before the device is done; `to_numpy` waits. Kernels are compiled on first use and kept on disk.
+Same names, arguments, errors and meaning as `reference`, equal to it within rounding (`thresher verify --backend
+cuda`). Calls return before the device is done; `to_numpy` waits. Kernels are compiled on first use and kept on disk.
 Where NUMBA_ENABLE_CUDASIM=1 is set, the portable kernels run in numba.cuda's simulator, without a device.
 """
 

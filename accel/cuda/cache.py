@@ -33,11 +33,22 @@ from reference.config import ModelConfig
 class LayerCache(reference.LayerCache):
     """One layer's cache, with room: everything means what it means in `reference.LayerCache`."""
 
+    k: Any
+    v: Any
+    positions: Any
+    received: Any = None
+    queries: Any = None
+    neurons: Any = None
+
     def __post_init__(self) -> None:
         positions = np.asarray(self.positions, np.int64)
         k, v, received, self.received = to_backend(self.k), to_backend(self.v), self.received, None
         self.queries, self.neurons = to_backend(self.queries), to_backend(self.neurons)
-        self._received: Array | None = None
+        self._k: Any = None
+        self._v: Any = None
+        self._positions: Any = None
+        self._rates: Any = None
+        self._received: Any = None
         self._room, self._run = Room(0), 0  # columns at the end that follow one another
         self._make(k.shape[1], k, v)
         self._room.size = size = k.shape[1]
@@ -46,7 +57,7 @@ class LayerCache(reference.LayerCache):
             put(k, self.k)
             put(v, self.v)
             put(to_backend(positions), self.positions)
-            write_rates(self.k, self._rates)
+            write_rates(self.k, self.keys().rates)
             newest = positions[0, -1]
             follow = (positions == newest - np.arange(size)[::-1]).all(axis=0)[::-1]
             self._run = int(follow.argmin()) if not follow.all() else size
@@ -71,7 +82,7 @@ class LayerCache(reference.LayerCache):
         """The arrays held, by name, on the host; `restore_cache` takes them back."""
         return {name: to_numpy(array) for name, array in self._named().items()}
 
-    def keys(self, count: int | None = None) -> Keys:  # type: ignore[override]
+    def keys(self, count: int | None = None) -> Any:
         """The first `count` keys, or all, with their inverse lengths, for the functions that score keys."""
         room = self._room
         every = Keys(self.k, self._rates[:, room.start : room.end])
@@ -82,7 +93,7 @@ class LayerCache(reference.LayerCache):
         if tokens > self.capacity:
             self._move(tokens + SPARE)
 
-    def append(self, k: Array, v: Array, first: int) -> None:
+    def append(self, k: Any, v: Any, first: int) -> None:
         """Add tokens: k and v (KV, T, D), at positions first, first + 1, …, which follow everything held."""
         tokens = contract.append(k, v, first, self.newest)["T"]
         room = self._room
@@ -109,7 +120,7 @@ class LayerCache(reference.LayerCache):
         contract.columns(columns, len(self.k))
         return Chosen(self.k, columns), Chosen(self.v, columns), Chosen(positions, columns)
 
-    def keep(self, columns: Array) -> None:
+    def keep(self, columns: Any) -> None:
         """Forget every column but these: columns (KV, B) ascending. Their room is used again."""
         contract.columns(columns, len(self.k))
         listed, room = plain(to_backend(columns)), self._room
@@ -141,7 +152,7 @@ class LayerCache(reference.LayerCache):
         self.newest = self._room.newest
         self._show()
 
-    def receive(self, mass: Array, columns: Any) -> None:
+    def receive(self, mass: Any, columns: Any) -> None:
         """Add attention mass (H, R) to what the tokens at `columns` (KV, R), or all, have received."""
         if self._received is None:
             self._received = zeros((len(mass), self.capacity), F64)
@@ -150,7 +161,7 @@ class LayerCache(reference.LayerCache):
         if spread.size:
             _receive[(blocks(spread.shape[1], THREADS), len(mass)), THREADS](spread, self.received)
 
-    def spread(self, scores: Array, columns: Any) -> Array:
+    def spread(self, scores: Any, columns: Any) -> Any:
         """Scores of the keys read as scores of all keys held: (H, R), columns (KV, R) -> (H, S), zero for a key not
         read. None for the columns means that all were read."""
         if columns is None:

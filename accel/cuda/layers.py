@@ -35,7 +35,7 @@ def embed(token_ids: Any, table: Array, *, scale: float = 1.0) -> Array:
     if isinstance(token_ids, np.ndarray) and token_ids.size:
         low, high = int(token_ids.min()), int(token_ids.max())
         wrong = low if low < 0 else high
-        require(0 <= low and high < sizes["V"], f"token_ids: got id {wrong}, wanted 0 to {sizes['V'] - 1}")
+        require(low >= 0 and high < sizes["V"], f"token_ids: got id {wrong}, wanted 0 to {sizes['V'] - 1}")
     ids, out = to_backend(token_ids), empty((sizes["T"], sizes["E"]), F32)
     if out.size:
         _embed[sizes["T"], THREADS](ids, table, float(scale), out)
@@ -45,7 +45,7 @@ def embed(token_ids: Any, table: Array, *, scale: float = 1.0) -> Array:
 def rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
     """x / √(mean(x²) + eps) · weight over the last axis: x (…, E), weight (E,) -> (…, E), stored as the weight is."""
     contract.rms_norm(x, weight)
-    out = empty(x.shape, weight.dtype)
+    out = empty(x.shape, weight.dtype, activation=True)
     if out.size:
         stacked, made = (a if a.ndim == 3 else _rows(a) for a in (x, out))
         _rms_norm[(stacked.shape[1], stacked.shape[0]), THREADS](stacked, weight, float(eps), made)
@@ -53,24 +53,24 @@ def rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
 
 
 def rotate(x: Array, cosine: Array, sine: Array) -> Array:
-    """Turn each pair (x_i, x_{i + D/2}) by its angle: x (H, T, D), cosine and sine (T, D/2) -> (H, T, D), the heads of a
-    token side by side in memory."""
+    """Turn each pair (x_i, x_{i + D/2}) by its angle: x (H, T, D), cosine and sine (T, D/2) -> (H, T, D), the heads
+    of a token side by side in memory."""
     sizes = contract.rotate(x, cosine, sine)
-    out = empty((sizes["T"], sizes["H"], sizes["D"]), x.dtype).axes(1, 0, 2)
+    out = empty((sizes["T"], sizes["H"], sizes["D"]), x.dtype, activation=True).axes(1, 0, 2)
     if out.size:
         _rotate[(sizes["T"], sizes["H"]), THREADS](x, cosine, sine, out)
     return out
 
 
 def concatenate(parts: Sequence[Array]) -> Array:
-    """Rows of several sequences under each other: (T_1, E), (T_2, E), … -> (ΣT, E). A view where they lie so already."""
+    """Rows of several sequences under each other: (T_1, E), (T_2, E), … -> (ΣT, E). A view where they lie so
+    already."""
     first, end = parts[0], parts[0].address
     for part in parts:
         if part.memory is not first.memory or part.address != end or not part.contiguous or part.dtype != first.dtype:
             return joined(list(parts), first.dtype)
         end += part.nbytes
-    shape = (sum(len(part) for part in parts), *first.shape[1:])
-    return Array(first.memory, first.address, shape, first.strides, first.dtype)
+    return first.seen(first.address, (sum(len(part) for part in parts), *first.shape[1:]), first.strides)
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -103,8 +103,8 @@ def draw(logits: Array, sampling: Sampling, rng: np.random.Generator) -> int:
 
 
 def prepare_weights(weights: Weights) -> Weights:
-    """A model's weights on the device; float64 becomes float32. W_down lies neuron by neuron, (F, E) in memory under the
-    shape (E, F), so that chosen neurons are rows."""
+    """A model's weights on the device; float64 becomes float32. W_down lies neuron by neuron, (F, E) in memory under
+    the shape (E, F), so that chosen neurons are rows."""
 
     def moved(layer: LayerWeights) -> LayerWeights:
         there = {f.name: to_backend(getattr(layer, f.name)) for f in fields(layer) if f.name != "w_down"}
@@ -133,8 +133,8 @@ def prepare_fastforward(weights: FastForwardWeights) -> FastForwardWeights:
 def _rows(x: Array) -> Array:
     """x (…, E) as (1, rows, E)."""
     flat = packed(x)
-    return Array(flat.memory, flat.address, (1, math.prod(x.shape[:-1]), x.shape[-1]),
-                 (0, x.shape[-1] * x.dtype.itemsize, x.dtype.itemsize), x.dtype)  # fmt: skip
+    width, step = x.shape[-1], x.dtype.itemsize
+    return flat.seen(flat.address, (1, math.prod(x.shape[:-1]), width), (0, width * step, step))
 
 
 @kernel

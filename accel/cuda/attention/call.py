@@ -10,9 +10,10 @@ from typing import Any
 from accel.cuda.attention import by_row
 from accel.cuda.attention.merge import merge
 from accel.cuda.attention.visible import known_start, own_ranges, visible_ranges
+from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import BF16, F16, F32, Array, empty
-from accel.cuda.runtime.device import SIMULATED, machine
-from accel.cuda.runtime.moves import cast, packed, zeros
+from accel.cuda.runtime.device import machine
+from accel.cuda.runtime.moves import cast, packed, put, zeros
 from accel.cuda.runtime.views import Columns, Positions, plain
 from accel.shared.lazy import Chosen
 from reference import contract
@@ -68,12 +69,12 @@ def _attend(reads: Sequence[tuple[Any, ...]], scale: float | None, window: int |
     for run in _runs(found):
         first = run[0]
         heads, tokens, dim = first.q.shape
-        out = empty((len(run) * tokens, heads, dim), first.v.dtype)
+        out = empty((len(run) * tokens, heads, dim), first.v.dtype, activation=True)
         rate = 1 / math.sqrt(dim) if scale is None else scale
         if out.size and first.size:
             (_hopper if _fits_hopper(first, rate) else _portable)(run, rate, window, out)
         elif out.size:
-            out = zeros(out.shape, out.dtype)
+            put(zeros(out.shape, out.dtype), out)
         outs += [out[n * tokens : (n + 1) * tokens] for n in range(len(run))]
     return outs
 
@@ -86,7 +87,11 @@ def _read(q: Array, k: Any, v: Any, q_positions: Any, k_positions: Any, window: 
     else:
         held, values = plain(k), plain(v)
     start = known_start(q_positions, tokens, k_positions)
-    if start is not None and window is not None and not (isinstance(k_positions, Positions) and k_positions.at(0) is not None):
+    if (
+        start is not None
+        and window is not None
+        and not (isinstance(k_positions, Positions) and k_positions.at(0) is not None)
+    ):
         start = None  # a window's first column is only known where no position is left out
     ranges = None
     if start is None:

@@ -3,19 +3,19 @@
 Rows. The G query heads of a group read the same keys, so they are folded into the rows, token by token: row t·G + g.
 128 rows are 128/G tokens, and a chunk of 128 tokens with G = 4 is four blocks for each KV head.
 
-Roles. A block has three warpgroups. The third fetches: keys and values come in tiles of 128 (64 where D is 256) through a ring
-of buffers in shared memory, rows whole (each a full line of memory), where they stand: contiguous, or at the columns that
-a selection chose with the chunk's own after them. The other two multiply, 64 rows each, with the registers that the third gives up. They
-meet it at mbarriers, two for each buffer, and never one another.
+Roles. A block has three warpgroups. The third fetches: keys and values come in tiles of 128 (64 where D is 256)
+through a ring of buffers in shared memory, rows whole (each a full line of memory), where they stand: contiguous, or
+at the columns that a selection chose with the chunk's own after them. The other two multiply, 64 rows each, with the
+registers that the third gives up. They meet it at mbarriers, two for each buffer, and never one another.
 
 Overlap. A warpgroup asks for the scores of the next tile and for the weighted values of this one, and while the tensor
 cores work on the latter it takes the softmax of the former:
 
     S' = Q K[j+1]ᵀ  asked        O += P V[j]  asked        wait for S'        m, P' = softmax(S')        wait for O
 
-Visibility. Positions ascend along T and S, so what a query sees is a range lo ≤ column < hi, and both ends grow with t. It
-is given by `bounds`, or follows from where the chunk stands. Only tiles that cross an end are masked, and what no row
-of the block can see is not fetched.
+Visibility. Positions ascend along T and S, so what a query sees is a range lo ≤ column < hi, and both ends grow with
+t. It is given by `bounds`, or follows from where the chunk stands. Only tiles that cross an end are masked, and what
+no row of the block can see is not fetched.
 
 Numbers. Scores and sums in float32, weights rounded to the keys' 16-bit form, exp2 of scores times scale · log₂ e. With
 few blocks the keys are split between several, each of which leaves its sums, peak and output for `merge`.
@@ -26,7 +26,6 @@ What limits it: the tensor cores where rows are many; for a few rows the reading
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numba import cuda, float32, uint32
@@ -51,7 +50,6 @@ from accel.cuda.ptx.memory import (
     pack_f16,
     shared_address,
     store_pair,
-    store_real,
     store_shared_four,
     store_word,
 )
@@ -95,13 +93,13 @@ def attend(dim: int, form: str) -> Kernel:
     WIDE = 1 << (CHUNKS - 1).bit_length()  # lanes that share a row
     SHIFT, AT_ONCE = WIDE.bit_length() - 1, 32 // WIDE if WIDE <= 32 else 1  # rows that a warp copies at once
     EACH = KEYS // 4  # rows of a tile that each warp copies
-    S, O, W = KEYS // 2, dim // 2, KEYS // 4  # registers of a thread: scores, output, weights
+    SCORES, SUMS, WORDS = KEYS // 2, dim // 2, KEYS // 4  # registers of a thread: scores, output, weights
     Q_FORM, q_steps = row_major(ROWS, dim)
     K_FORM, k_steps = row_major(KEYS, dim)
     V_FORM, v_steps = column_major(KEYS)
     score = from_shared(KEYS, q_steps, k_steps, form)
     weigh = from_registers(dim, v_steps, form)
-    scored, weighed, ended = wait(1, S), wait(0, O, W), wait(0, S)
+    scored, weighed, ended = wait(1, SCORES), wait(0, SUMS, WORDS), wait(0, SCORES)
     pack = pack_bf16 if form == "bf16" else pack_f16
 
     @device
@@ -223,12 +221,12 @@ def attend(dim: int, form: str) -> Kernel:
                 lo1, hi1 = load_word(at + 8 * t1), load_word(at + 8 * t1 + 4)
             column = (lane & 3) * 2
 
-            s = cuda.local.array(S, float32)
-            o = cuda.local.array(O, float32)
-            w = cuda.local.array(W, uint32)
-            for i in range(O):
+            s = cuda.local.array(SCORES, float32)
+            o = cuda.local.array(SUMS, float32)
+            w = cuda.local.array(WORDS, uint32)
+            for i in range(SUMS):
                 o[i] = float32(0)
-            for i in range(W):
+            for i in range(WORDS):
                 w[i] = uint32(0)
             m0, m1, l0, l1 = LOWEST, LOWEST, float32(0), float32(0)
             rate = float32(scale)

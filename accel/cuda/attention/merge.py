@@ -24,7 +24,7 @@ def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
     in units of `unit` of the exponential's argument: log 2 where a tier counts in powers of two."""
     chunks, parts, kv_heads, rows, dim = part.shape
     group = out.shape[1] // kv_heads
-    flat, found = part.join(0).join(1), stats.join(0).join(1)  # (C·P, KV·R, …)
+    flat, found = (x.join(0).join(1) for x in (part, stats))  # type: ignore[union-attr]  # (C·P, KV·R, …)
     _merge[(rows, kv_heads, chunks), min(THREADS, 32 * -(-dim // 32))](flat, found, out, parts, group, rows, unit)
 
 

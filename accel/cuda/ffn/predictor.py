@@ -35,7 +35,8 @@ def predictor_scores(x: Array, predictor: Any) -> Array:
 
 
 def layer_densities(importance: Any, density: float) -> np.ndarray:
-    """Each layer's share of its neurons, as `reference.layer_densities`, which has L numbers to work on: on the host."""
+    """Each layer's share of its neurons, as `reference.layer_densities`, which has L numbers to work on: on the
+    host."""
     return meaning.layer_densities(to_numpy(importance) if isinstance(importance, Array) else importance, density)
 
 

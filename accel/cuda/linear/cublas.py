@@ -83,7 +83,14 @@ def _workspace() -> Array:
 
 @cache
 def _plan(
-    tokens: int, outs: int, ins: int, dtype: Any, rows: bool, lead: int, x_lead: int, places: tuple[int, ...],
+    tokens: int,
+    outs: int,
+    ins: int,
+    dtype: Any,
+    rows: bool,
+    lead: int,
+    x_lead: int,
+    places: tuple[int, ...],
     bias: bool,
 ) -> Plan:
     from nvmath.bindings import cublasLt
@@ -103,9 +110,7 @@ def _plan(
         _set(cublasLt.matmul_preference_set_attribute, wish, wishes[f"MIN_ALIGNMENT_{name}_BYTES"], np.uint32(place))
     _set(cublasLt.matmul_preference_set_attribute, wish, wishes.MIN_ALIGNMENT_D_BYTES, np.uint32(places[2]))
     found, count = cublasLt.MatmulHeuristicResult(1), np.zeros(1, np.int32)
-    cublasLt.matmul_algo_get_heuristic(
-        _handle(), described, weight, x, out, out, wish, 1, found.ptr, count.ctypes.data
-    )
+    cublasLt.matmul_algo_get_heuristic(_handle(), described, weight, x, out, out, wish, 1, found.ptr, count.ctypes.data)
     if not count[0]:
         raise RuntimeError(f"linear: cuBLASLt has no algorithm for ({tokens}, {ins}) by ({outs}, {ins}) of {dtype}")
     cublasLt.matmul_preference_destroy(wish)

@@ -14,8 +14,8 @@ from numba import cuda
 
 from accel.cuda.linear import cublas
 from accel.cuda.ptx.numbers import wide
+from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import F32, Array, empty
-from accel.cuda.runtime.device import SIMULATED
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.moves import cast, packed
 from accel.cuda.runtime.reduce import THREADS

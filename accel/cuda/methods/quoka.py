@@ -10,7 +10,6 @@ Then attention reads the chosen columns where they stand. What limits it: the re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,15 +68,15 @@ def select_keys_each(
     recent: int = 0,
     positions: Any = None,
 ) -> list[Array]:
-    """`select_keys` for several chunks in one reading of the keys: chunk c, with queries q[c] (H, T, D), ranks the first
-    pasts[c] columns of k (KV, S, D) and keeps budgets[c] of them -> (KV, B) each."""
+    """`select_keys` for several chunks in one reading of the keys: chunk c, with queries q[c] (H, T, D), ranks the
+    first pasts[c] columns of k (KV, S, D) and keeps budgets[c] of them -> (KV, B) each."""
     contract.select_keys_each(q, k, pasts, budgets, n_queries)
     kept: list[Array] = []
     keys, start = with_rates(k), 0
     while start < len(q):
         stop, step, space = _alike(q, pasts, budgets, start)
         first = q[start]
-        together = Array(first.memory, first.address, (stop - start, *first.shape), (space, *first.strides), first.dtype)
+        together = first.seen(first.address, (stop - start, *first.shape), (space, *first.strides))
         places = None if positions is None else plain(positions)[:, : pasts[start]]
         budget = contract.keep_top(keys.rates[:, : pasts[start]], budgets[start], sinks, recent, places)["B"]
         scores = _score_chunks(together, keys.first(pasts[stop - 1]), n_queries)  # (C, KV, S)
@@ -94,8 +93,8 @@ def with_chunk(kept: Array, start: int, stop: int) -> Columns:
 
 def quoka_attention(
     q: Array,
-    k: Array,
-    v: Array,
+    k: Any,
+    v: Any,
     q_positions: Any,
     k_positions: Any,
     past: int,
@@ -116,9 +115,7 @@ def quoka_attention(
     return attention(q, k, v, q_positions, k_positions, scale=scale)
 
 
-def _alike(
-    q: Sequence[Array], pasts: Sequence[int], budgets: Sequence[int], start: int
-) -> tuple[int, int, int]:
+def _alike(q: Sequence[Array], pasts: Sequence[int], budgets: Sequence[int], start: int) -> tuple[int, int, int]:
     """The chunks from `start` on that lie evenly: the first not among them, columns and bytes from one to the next."""
     stop, step, space = start + 1, 0, 0
     while stop < len(q):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import BF16, F16, Array
-from accel.cuda.runtime.device import SIMULATED, machine
+from accel.cuda.runtime.device import machine
 from accel.shared.lazy import Keys
 
 FORMS = {BF16: "bf16", F16: "f16"}

@@ -3,8 +3,8 @@
     s_cj = rate_j · max over the slots n of chunk c of q̄_cn · k_j
 
 A block is one warpgroup. It holds the slots of one KV head in shared memory and goes through its share of the keys in
-tiles of 64, copied a few tiles ahead: the keys are the rows of the product, the slots its columns. A thread then has two
-keys and two neighbouring slots of every eight; the best of a chunk's is found among its own and three shuffles.
+tiles of 64, copied a few tiles ahead: the keys are the rows of the product, the slots its columns. A thread then has
+two keys and two neighbouring slots of every eight; the best of a chunk's is found among its own and three shuffles.
 
 What limits it: reading the keys.
 """
@@ -18,7 +18,7 @@ from numba import cuda, float32, uint32
 
 from accel.cuda.ptx.barrier import fence_shared
 from accel.cuda.ptx.copy import copies_commit, copies_wait, copy_four
-from accel.cuda.ptx.memory import load_real, shared_address, store_real, store_shared_four, load_four
+from accel.cuda.ptx.memory import load_four, load_real, shared_address, store_real, store_shared_four
 from accel.cuda.ptx.numbers import larger
 from accel.cuda.ptx.wgmma import from_shared, row_major, wait
 from accel.cuda.runtime.kernels import Kernel, device, kernel

@@ -1,11 +1,11 @@
 """The one rule by which every method chooses, on the device: the highest scores, ties to the lower index, ascending.
 
-A score becomes a whole number of 32 bits in the same order, what is protected the highest of all. Four passes over a row
-find the number at the cut, eight bits at a time: a pass counts how often each digit occurs among the scores that share
-the digits found so far, and the digit at which the count from above reaches the budget is the next. Two more passes, in
-which every thread has a stretch of the row, count and write the columns: those above the cut, and of those at the cut
-the first ones. A thread asks for eight scores before it looks at the first of them, or it would wait for each. What limits
-it: the row is read six times, from the cache for all but the longest.
+A score becomes a whole number of 32 bits in the same order, what is protected the highest of all. Four passes over a
+row find the number at the cut, eight bits at a time: a pass counts how often each digit occurs among the scores that
+share the digits found so far, and the digit at which the count from above reaches the budget is the next. Two more
+passes, in which every thread has a stretch of the row, count and write the columns: those above the cut, and of those
+at the cut the first ones. A thread asks for eight scores before it looks at the first of them, or it would wait for
+each. What limits it: the row is read six times, from the cache for all but the longest.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from numba import cuda
 
 from accel.cuda.ptx.numbers import bits, wide
+from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import I64, Array, empty
-from accel.cuda.runtime.device import SIMULATED
 from accel.cuda.runtime.kernels import device, kernel
 from accel.cuda.runtime.views import plain
 from reference import contract
@@ -28,9 +28,7 @@ DIGITS = 256
 AHEAD = 8  # scores that a thread asks for at once
 
 
-def keep_top(
-    scores: Array, budget: int, *, sinks: int = 0, recent: int = 0, positions: Any = None
-) -> Array:
+def keep_top(scores: Array, budget: int, *, sinks: int = 0, recent: int = 0, positions: Any = None) -> Array:
     """Columns of the `budget` highest scores of every row: scores (KV, S) -> (KV, min(budget, S)) int64, ascending.
 
     Equal scores: the lower index wins. Always kept: tokens at positions (KV, S) below `sinks` and the last `recent`.
@@ -40,9 +38,7 @@ def keep_top(
     return keep_top_each(one, sizes["S"], 0, sizes["B"], sinks, recent, positions)[0]
 
 
-def keep_top_each(
-    scores: Array, past: int, step: int, budget: int, sinks: int, recent: int, positions: Any
-) -> Array:
+def keep_top_each(scores: Array, past: int, step: int, budget: int, sinks: int, recent: int, positions: Any) -> Array:
     """The same for every chunk c of scores (C, KV, S), among its first past + c · step columns -> (C, KV, B)."""
     out = empty((*scores.shape[:2], budget), I64)
     if out.size:
@@ -67,9 +63,8 @@ def _order(scores, chunk, row, i, past, sinks, recent, positions):
     place = found ^ 0xFFFFFFFF if found & 0x80000000 else found | 0x80000000
     if i >= past - recent:
         place = 0xFFFFFFFF
-    if sinks > 0:
-        if positions[row, i] < sinks:
-            place = 0xFFFFFFFF
+    if sinks > 0 and positions[row, i] < sinks:
+        place = 0xFFFFFFFF
     return place
 
 

@@ -15,7 +15,9 @@ U32 = types.uint32
 barrier_init = effect("mbarrier.init.shared::cta.b64 [$0], $1;", U32, U32)
 barrier_arrive = effect("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [$0]; }", U32)
 barrier_wait = effect(
-    "{ .reg .pred p; WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; @p bra DONE; bra WAIT; DONE: }", U32, U32
+    "{ .reg .pred p; WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; @p bra DONE; bra WAIT; DONE: }",
+    U32,
+    U32,
 )
 fence_barriers = effect("fence.mbarrier_init.release.cluster;")  # new mbarriers become known to the copy engine too
 fence_shared = effect("fence.proxy.async.shared::cta;")  # shared memory written so far becomes known to wgmma

@@ -1,8 +1,9 @@
 """cp.async (compute capability 8.0): 16 bytes from global to shared memory, while the thread goes on.
 
-A thread closes a group of copies with `copies_commit`, and `copies_wait(n)` makes an instruction that waits until all but
-its newest n groups are done. Or what it has asked for so far is tied to an mbarrier by `copies_arrive`: the barrier then counts that thread's
-arrival when its copies are done, without a wait (`noinc`: the arrival is one of those that the barrier expects).
+A thread closes a group of copies with `copies_commit`, and `copies_wait(n)` makes an instruction that waits until all
+but its newest n groups are done. Or what it has asked for so far is tied to an mbarrier by `copies_arrive`: the
+barrier then counts that thread's arrival when its copies are done, without a wait (`noinc`: the arrival is one of
+those that the barrier expects).
 """
 
 from __future__ import annotations

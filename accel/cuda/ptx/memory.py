@@ -1,7 +1,7 @@
 """Addresses, and loads and stores of 4, 8 and 16 bytes.
 
-    global addresses are 64-bit numbers, shared ones 32-bit numbers that count from the start of the block's own memory
-    four words:  16 bytes at a 16-byte boundary, the most that one thread moves at once
+global addresses are 64-bit numbers, shared ones 32-bit numbers that count from the start of the block's own memory
+four words:  16 bytes at a 16-byte boundary, the most that one thread moves at once
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ def load_four(typing: Any, address: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.LiteralStructType([I32] * 4)
-        found = assembly(
-            builder, kind, arguments, "ld.global.v4.b32 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,l,~{memory}"
-        )
+        found = assembly(builder, kind, arguments, "ld.global.v4.b32 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,l,~{memory}")
         return context.make_tuple(builder, FOUR, [builder.extract_value(found, i) for i in range(4)])
 
     return FOUR(types.int64), generate

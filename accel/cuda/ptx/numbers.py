@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from accel.cuda.runtime.device import SIMULATED
+from accel.cuda.ptx.simulator import SIMULATED
 
 if SIMULATED:
     import ml_dtypes

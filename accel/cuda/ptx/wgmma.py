@@ -19,8 +19,8 @@ so that the accumulator of one product, packed pair by pair, is the A of the nex
 
 Shared memory. All operands use the 128-byte swizzle: panels of 64 columns, rows of 128 bytes one after the other, in
 which the 16-byte chunk c of row r lies at c xor (r mod 8); panels start at multiples of 1,024 bytes. A matrix whose
-rows run along the sum (keys in q·kᵀ) is K-major, one whose columns do (values) is MN-major and is transposed on the way.
-`describe` makes the 64-bit word that an instruction finds its operand by.
+rows run along the sum (keys in q·kᵀ) is K-major, one whose columns do (values) is MN-major and is transposed on the
+way. `describe` makes the 64-bit word that an instruction finds its operand by.
 """
 
 from __future__ import annotations

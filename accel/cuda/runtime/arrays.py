@@ -1,8 +1,8 @@
 """Arrays on the device: where they lie, their shape and strides. No arithmetic: that is the kernels' business.
 
-What the forward pass asks of an array is all there is: shape, dtype, `len`, and slices of leading axes, which are views.
-float64 is stored as float32 and every integer as int64; float16 and bfloat16 stay as they are, and kernels see their
-bits as int16 and uint16 (ptx/numbers.py widens them).
+What the forward pass asks of an array is all there is: shape, dtype, `len`, and slices of leading axes, which are
+views. float64 is stored as float32 and every integer as int64; float16 and bfloat16 stay as they are, and kernels see
+their bits as int16 and uint16 (ptx/numbers.py widens them).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from accel.cuda.runtime.device import SIMULATED, machine
+from accel.cuda.ptx.simulator import SIMULATED
+from accel.cuda.runtime.device import machine
 from accel.cuda.runtime.pool import pool
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -23,15 +24,25 @@ ALIGNED = 256  # bytes
 
 
 class Array:
-    """Numbers on the device: `memory` keeps them alive, `address` is where the first lies, strides are in bytes."""
+    """Numbers on the device: `memory` keeps them alive, `address` is where the first lies, strides are in bytes.
 
-    __slots__ = ("_words", "address", "dtype", "memory", "shape", "strides")
+    An `activation` of 16 bits stands for float32: it is stored as what it feeds is, and on the host it is float32.
+    """
+
+    __slots__ = ("_words", "activation", "address", "dtype", "memory", "shape", "strides")
 
     def __init__(
-        self, memory: Any, address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype
+        self,
+        memory: Any,
+        address: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        dtype: np.dtype,
+        activation: bool = False,
     ) -> None:
         self.memory, self.address, self.shape, self.strides, self.dtype = memory, address, shape, strides, dtype
-        self._words: list[int] | None = None
+        self.activation = activation
+        self._words: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -46,7 +57,7 @@ class Array:
     @property
     def nbytes(self) -> int:
         """Their bytes."""
-        return self.size * self.dtype.itemsize
+        return prod(self.shape) * self.dtype.itemsize
 
     @property
     def contiguous(self) -> bool:
@@ -54,10 +65,11 @@ class Array:
         return self.strides == _packed(self.shape, self.dtype.itemsize) or not self.size
 
     @property
-    def words(self) -> list[int]:
+    def words(self) -> tuple[int, ...]:
         """What a compiled kernel takes for an array argument."""
         if self._words is None:
-            self._words = [0, 0, self.size, self.dtype.itemsize, self.address, *self.shape, *self.strides]
+            count = prod(self.shape)
+            self._words = (0, 0, count, self.dtype.itemsize, self.address, *self.shape, *self.strides)
         return self._words
 
     @property
@@ -74,20 +86,21 @@ class Array:
 
     def __getitem__(self, index: Any) -> Array:
         """A view: slices of leading axes without a step, or whole numbers, which drop their axis."""
-        address, shape, strides = self.address, [], []
-        index = index if isinstance(index, tuple) else (index,)
-        for n, (size, stride) in enumerate(zip(self.shape, self.strides, strict=True)):
-            part = index[n] if n < len(index) else slice(None)
+        parts = index if isinstance(index, tuple) else (index,)
+        address, shape, strides, n = self.address, [], [], 0
+        for part in parts:
+            size, stride = self.shape[n], self.strides[n]
+            n += 1
             if isinstance(part, slice):
                 start, stop, step = part.indices(size)
                 if step != 1:
                     raise IndexError(f"index: got step {step}, wanted slices without a step")
                 address += start * stride
-                shape.append(max(stop - start, 0))
+                shape.append(stop - start if stop > start else 0)
                 strides.append(stride)
             else:
                 address += range(size)[part] * stride
-        return Array(self.memory, address, tuple(shape), tuple(strides), self.dtype)
+        return self.seen(address, (*shape, *self.shape[n:]), (*strides, *self.strides[n:]))
 
     def __iter__(self) -> Any:
         return (self[n] for n in range(len(self)))
@@ -95,17 +108,20 @@ class Array:
     def __repr__(self) -> str:
         return f"Array({self.shape}, {self.dtype})"
 
+    def seen(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+        """A view of the same memory."""
+        return Array(self.memory, address, shape, strides, self.dtype, self.activation)
+
     def axes(self, *order: int) -> Array:
         """A view with the axes in another order."""
-        shape, strides = (tuple(x[n] for n in order) for x in (self.shape, self.strides))
-        return Array(self.memory, self.address, shape, strides, self.dtype)
+        return self.seen(self.address, tuple([self.shape[n] for n in order]), tuple([self.strides[n] for n in order]))
 
     def split(self, axis: int, parts: int) -> Array:
         """A view in which one axis has become two, the first of `parts`."""
         size, stride = self.shape[axis] // parts, self.strides[axis]
         shape = (*self.shape[:axis], parts, size, *self.shape[axis + 1 :])
         strides = (*self.strides[:axis], size * stride, stride, *self.strides[axis + 1 :])
-        return Array(self.memory, self.address, shape, strides, self.dtype)
+        return self.seen(self.address, shape, strides)
 
     def join(self, axis: int) -> Array | None:
         """A view in which an axis and the one after it are one, or None where they do not lie so."""
@@ -113,11 +129,7 @@ class Array:
         if first > 1 and self.strides[axis] != second * self.strides[axis + 1]:
             return None
         shape = (*self.shape[:axis], first * second, *self.shape[axis + 2 :])
-        return Array(self.memory, self.address, shape, (*self.strides[:axis], *self.strides[axis + 1 :]), self.dtype)
-
-    def as_bits(self, dtype: np.dtype) -> Array:
-        """The same memory read as another type of the same size."""
-        return Array(self.memory, self.address, self.shape, self.strides, dtype)
+        return self.seen(self.address, shape, (*self.strides[:axis], *self.strides[axis + 1 :]))
 
     def on_host(self) -> np.ndarray:
         """The simulator's view of the memory."""
@@ -134,15 +146,16 @@ def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype = F32) -> Array:
+def empty(shape: tuple[int, ...], dtype: np.dtype = F32, *, activation: bool = False) -> Array:
     """A new array with whatever the memory holds."""
+    strides = _packed(shape, dtype.itemsize)
     nbytes = max(prod(shape) * dtype.itemsize, 1)
     if SIMULATED:
         memory: Any = np.zeros(nbytes + ALIGNED, np.uint8)
         start = memory.__array_interface__["data"][0]
-        return Array(memory, start + -start % ALIGNED, shape, _packed(shape, dtype.itemsize), dtype)
+        return Array(memory, start + -start % ALIGNED, shape, strides, dtype, activation)
     block = pool.take(nbytes)
-    return Array(block, block.address, shape, _packed(shape, dtype.itemsize), dtype)
+    return Array(block, block.address, shape, strides, dtype, activation)
 
 
 def stored(dtype: np.dtype) -> np.dtype:
@@ -153,7 +166,8 @@ def stored(dtype: np.dtype) -> np.dtype:
 
 
 def to_backend(x: Any) -> Any:
-    """A host array on the device. What lies there already stays, also another library's (`__cuda_array_interface__`)."""
+    """A host array on the device. What lies there already stays, also another library's
+    (`__cuda_array_interface__`)."""
     if isinstance(x, Array) or not (isinstance(x, np.ndarray) or hasattr(x, "__cuda_array_interface__")):
         return x
     if not isinstance(x, np.ndarray):
@@ -181,16 +195,16 @@ def to_host(x: Any) -> np.ndarray:
     """An array without gaps on the host, once the device has come so far. What lies on the host already stays."""
     if not isinstance(x, Array):
         return np.asarray(x)
-    if SIMULATED:
-        return np.array(x.on_host()).view(x.dtype)
     host: np.ndarray = np.empty(x.shape, x.dtype)
-    if host.size:
+    if SIMULATED:
+        host[...] = x.on_host().view(x.dtype)
+    elif host.size:
         from cuda.bindings import driver
 
         place, stream = host.__array_interface__["data"][0], machine().stream
         _check(driver.cuMemcpyDtoHAsync(place, x.address, host.nbytes, int(stream.handle)))
         stream.sync()
-    return host
+    return host.astype(np.float32) if x.activation else host
 
 
 def _adopt(x: Any) -> Array:

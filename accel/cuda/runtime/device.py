@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from numba import cuda
+from accel.cuda.ptx.simulator import SIMULATED
 
-SIMULATED = not hasattr(cuda, "compile") or bool(getattr(cuda.config, "ENABLE_CUDASIM", 0))
-LEAST_DRIVER = 13000  # CUDA 13: what cuFuncs of the wheels' toolkit are built for
+LEAST_DRIVER = 13000  # CUDA 13.0, whose toolkit the extra `cuda` installs
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def _open() -> Machine:
     except ImportError as error:
         raise RuntimeError(f"cuda: {error}; install what it needs with: pip install 'thresher[cuda]'") from None
     try:
-        status, version = driver.cuDriverGetVersion()
+        _, version = driver.cuDriverGetVersion()
     except RuntimeError:  # cuda.bindings found no libcuda
         raise RuntimeError("cuda: found no NVIDIA driver on this machine; backend='cpu' needs none") from None
     if version < LEAST_DRIVER:

@@ -4,8 +4,8 @@
     def double(x, out, count): …                 arrays, whole numbers (int64) and real numbers (float64)
     double[blocks, threads](x, out, count)       compiled for the types of its arguments, once
 
-numba.cuda makes PTX (`Kernel.text`) and ptxas makes machine code of it (`assemble`), without a device if need be: so the
-tests do for every architecture. In the simulator the same function runs in the interpreter, block by block.
+numba.cuda makes PTX (`Kernel.text`) and ptxas makes machine code of it (`assemble`), without a device if need be: so
+the tests do for every architecture. In the simulator the same function runs in the interpreter, block by block.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numba import cuda, types
 
+from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import BF16, F16, F32, F64, I32, I64, Array
-from accel.cuda.runtime.device import SIMULATED, machine
+from accel.cuda.runtime.device import machine
 
 CODES = {F32: types.float32, F64: types.float64, I64: types.int64, I32: types.int32}
 CODES |= {F16: types.int16, BF16: types.uint16}  # as bits: see ptx/numbers.py
@@ -58,7 +59,7 @@ class Kernel:
 
     def launch(self, grid: int | Grid, block: int, arguments: tuple[Any, ...]) -> None:
         """Run over a grid of blocks; returns at once."""
-        key = tuple((a.dtype, len(a.shape)) if isinstance(a, Array) else type(a) for a in arguments)
+        key = tuple([(a.dtype, len(a.shape)) if isinstance(a, Array) else type(a) for a in arguments])
         loaded = self._loaded.get(key)
         if self._simulated is not None:
             self._loaded[key] = self._simulated
@@ -115,8 +116,8 @@ class Kernel:
 class Loaded:
     """Machine code that is ready to run.
 
-    Every word of the arguments has eight bytes, so that they are one block of memory without gaps, which the driver copies
-    during the call. Each thread of the host has a block of its own.
+    Every word of the arguments has eight bytes, so that they are one block of memory without gaps, which the driver
+    copies during the call. Each thread of the host has a block of its own.
     """
 
     def __init__(self, code: Any, loaded: Any, key: tuple) -> None:
@@ -182,8 +183,8 @@ def kernel(
 
 
 def device(function: Callable) -> Any:
-    """Decorator: a function that kernels call. It becomes part of their code: as a function of its own, numba.cuda would
-    compile it for the device at hand, and there may be none."""
+    """Decorator: a function that kernels call. It becomes part of their code: as a function of its own, numba.cuda
+    would compile it for the device at hand, and there may be none."""
     return cuda.jit(device=True, inline="always")(function)
 
 
@@ -196,7 +197,9 @@ def _allow_shared(loaded: Any, nbytes: int, device_id: int) -> None:
     from cuda.bindings import driver
 
     what = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    (status,) = driver.cuKernelSetAttribute(what, nbytes, driver.CUkernel(int(loaded.handle)), driver.CUdevice(device_id))
+    (status,) = driver.cuKernelSetAttribute(
+        what, nbytes, driver.CUkernel(int(loaded.handle)), driver.CUdevice(device_id)
+    )
     if int(status) != 0:
         raise RuntimeError(f"cuda: {status.name}: this device gives a block less than {nbytes} bytes of shared memory")
 

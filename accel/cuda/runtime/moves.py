@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import numpy as np
 from numba import cuda
 
@@ -17,7 +15,7 @@ def packed(x: Array) -> Array:
     """The same numbers without gaps: x itself where it has none."""
     if x.contiguous:
         return x
-    return _fill(_copy, x, empty(x.shape, x.dtype))
+    return _fill(_copy, x, empty(x.shape, x.dtype, activation=x.activation))
 
 
 def cast(x: Array, dtype: np.dtype) -> Array:
@@ -36,7 +34,7 @@ def take(x: Array, columns: Array) -> Array:
 
 def joined(parts: list[Array], dtype: np.dtype) -> Array:
     """Rows under each other: (T_1, E), (T_2, E), … -> (ΣT, E)."""
-    out = empty((sum(len(part) for part in parts), *parts[0].shape[1:]), dtype)
+    out = empty((sum(len(part) for part in parts), *parts[0].shape[1:]), dtype, activation=True)
     start = 0
     for part in parts:
         put(part, out[start : start + len(part)])
@@ -52,7 +50,7 @@ def put(x: Array, out: Array) -> None:
 def zeros(shape: tuple[int, ...], dtype: np.dtype = F32) -> Array:
     """A new array of zeros."""
     out = empty(shape, dtype)
-    flat = Array(out.memory, out.address, (out.size,), (out.dtype.itemsize,), out.dtype)
+    flat = out.seen(out.address, (out.size,), (out.dtype.itemsize,))
     if out.size:
         _zero[blocks(out.size, THREADS), THREADS](flat)
     return out
@@ -83,7 +81,7 @@ def _planes(x: Array) -> Array:
             raise ValueError(f"array: got shape {x.shape} with gaps, wanted at most three axes")
         x = fewer
     shape, strides = (1,) * (3 - x.ndim) + x.shape, (0,) * (3 - x.ndim) + x.strides
-    return Array(x.memory, x.address, shape, strides, x.dtype)
+    return x.seen(x.address, shape, strides)
 
 
 @kernel

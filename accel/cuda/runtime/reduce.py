@@ -5,10 +5,9 @@ A tree over shared memory: the order of additions is the same at every call, so 
 
 from __future__ import annotations
 
-import numpy as np
 from numba import cuda
 
-from accel.cuda.runtime.device import SIMULATED
+from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.kernels import device
 
 THREADS = 2 if SIMULATED else 128  # of a portable block, a power of two; the simulator runs each as a thread of the OS

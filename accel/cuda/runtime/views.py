@@ -34,7 +34,7 @@ class Columns:
         out, held = empty(self.shape, I64), self.kept.shape[1]
         put(self.kept, out[:, :held])
         own = counted(self.start, self.stop)
-        put(Array(own.memory, own.address, (len(self), len(own)), (0, 8), I64), out[:, held:])
+        put(own.seen(own.address, (len(self), len(own)), (0, 8)), out[:, held:])
         return out
 
 

@@ -1,0 +1,122 @@
+"""What runs in numba.cuda's simulator, in a process of its own: the portable kernels of the whole contract, and a
+model.
+
+    NUMBA_ENABLE_CUDASIM=1 python -m tests.cuda.simulated NAME…
+
+checks these names of the contract, or "forward". The last line printed is JSON: a failure by name, and the types that
+every kernel was called with, for the tests that assemble them. The simulator runs a thread of the operating system for
+every thread of a kernel, so that shapes must be tiny.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+import accel.cuda
+from accel.cuda.runtime.kernels import Kernel
+from reference import (
+    H2O,
+    Caote,
+    FastForward,
+    KeyDiff,
+    Model,
+    Policy,
+    Quoka,
+    SnapKV,
+    State,
+    decode,
+    new_state,
+    prefill,
+)
+from tests.small import small_model
+from thresher.verify import check_function, drawing
+from thresher.verify.drawing import Drawing
+
+EXAMPLES = 3
+TINY: dict[str, Any] = {
+    "width": 6, "heads": 2, "kv_heads": 1, "head_dim": 4, "ffn_width": 6, "vocab_size": 11, "layers": 1
+}  # fmt: skip
+THIN = {"block": 3, "dense_first": 2, "dense_last": 2}
+POLICIES = {
+    "dense": Policy(),
+    "quoka": Policy(select=Quoka(5, n_queries=2, sinks=1, recent=1)),
+    "keydiff": Policy(evict=KeyDiff(6)),
+    "h2o": Policy(evict=H2O(6)),
+    "snapkv": Policy(evict=SnapKV(6, window=3)),
+    "caote over tova": Policy(evict=Caote(6, base="tova", sinks=2)),
+    "all": Policy(
+        select=Quoka(4, n_queries=2), evict=Caote(7, fast=True), ffn=FastForward(0.5, neurons="griffin", **THIN)
+    ),
+}
+
+
+def shrink() -> None:
+    """Let drawn cases be tiny."""
+
+    def heads(self: Drawing) -> tuple[int, int, int]:
+        kv_heads, group = self.pick("KV", st.integers(1, 2)), self.pick("G", st.sampled_from([1, 3]))
+        return kv_heads * group, kv_heads, self.pick("D", st.sampled_from([3, 4]))
+
+    def sized(name: str, most: int) -> Any:
+        return lambda self, *_: self.pick(name, st.integers(1, most))
+
+    def width(self: Drawing, name: str, most: int = 7) -> int:
+        self.chosen[name] = max(1, min(self.pick(name, st.integers(1, 7)), most))
+        return int(self.chosen[name])
+
+    for name, method in {"heads": heads, "tokens": sized("T", 4), "keys": sized("S", 9), "width": width}.items():
+        setattr(drawing.Drawing, name, method)
+
+
+def logits(model: Model, policy: Policy) -> tuple[np.ndarray, State]:
+    """After every token of a prompt and of two decoding steps."""
+    state = new_state(model, policy)
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 14)
+    rows = [prefill(model, state, ids, chunk=4, every=True)]
+    for token in (3, 1):
+        decode(model, [state], [token])
+        rows.append(model.backend.to_numpy(state.logits)[None])
+    return np.concatenate(rows), state
+
+
+def forward() -> str:
+    """Every policy, and a window, against the reference in float64: what was wrong."""
+    for name, policy in {**POLICIES, "window": Policy()}.items():
+        fields = TINY | ({"window": 5} if name == "window" else {"biases": name == "dense"})
+        meant = small_model(**fields)
+        wanted, there = logits(meant, policy)
+        prepared = accel.cuda.prepare_weights(meant.weights)
+        got, here = logits(Model(meant.config, prepared, accel.cuda), policy)
+        error = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+        if not error < 1e-5:
+            return f"{name}: logits are off by {error:.2e}"
+        for ours, theirs in zip(here.positions, there.positions, strict=True):
+            if not np.array_equal(accel.cuda.to_numpy(ours), theirs):
+                return f"{name}: got tokens {accel.cuda.to_numpy(ours).tolist()}, wanted {theirs.tolist()}"
+    return ""
+
+
+def named(kind: Any) -> Any:
+    """One argument's type for JSON."""
+    return [kind[0].name, kind[1]] if isinstance(kind, tuple) else kind.__name__
+
+
+def main(names: list[str]) -> None:
+    """Check, and print what was found."""
+    shrink()
+    failures: dict[str, str] = {}
+    for name in names:
+        failure = forward() if name == "forward" else check_function(accel.cuda, name, examples=EXAMPLES).failure
+        if failure:
+            failures[name] = failure
+    keys = {kernel.name: [[named(one) for one in key] for key in kernel.keys] for kernel in Kernel.known}
+    print(json.dumps({"failures": failures, "keys": {name: found for name, found in keys.items() if found}}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,104 @@
+"""The portable kernels in the simulator, and every kernel assembled for every architecture, without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reference.backend import FUNCTIONS
+
+ROOT = Path(__file__).parents[2]
+GROUPS = [  # processes that run side by side: the simulator's threads keep one core busy each
+    ["forward"],
+    ["attention", "quoka_attention", "attention_each"],
+    [name for name in FUNCTIONS if name not in ("attention", "quoka_attention")],
+]
+ARCHITECTURES = ("80", "90a", "100")
+
+
+def child(names: list[str]) -> dict[str, Any]:
+    """What `tests.cuda.simulated` found of these names."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.cuda.simulated", *names],
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def simulated() -> list[dict[str, Any]]:
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(child, GROUPS))
+
+
+def test_portable_kernels_mean_the_same_as_the_reference(simulated: list[dict[str, Any]]) -> None:
+    failures = {name: failure for found in simulated for name, failure in found["failures"].items()}
+    assert not failures, failures
+
+
+def complaints(report: str) -> list[str]:
+    """What ptxas says that it should not have to: memory spilled to, a stack, or one of its warnings."""
+    spilled = re.findall(r"[1-9]\d* bytes (?:stack frame|spill stores|spill loads)", report)
+    return spilled + re.findall(r"\(C7\d\d\d\)[^\n]*", report)
+
+
+def test_complaints_are_seen() -> None:
+    assert complaints("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == []
+    assert len(complaints("24 bytes stack frame, 24 bytes spill stores, 0 bytes spill loads")) == 2
+    assert complaints("(C7509) Potential Performance Loss: wgmma.mma_async instructions are serialized")
+
+
+needs_compiler = pytest.mark.skipif(
+    find_spec("numba_cuda") is None or find_spec("cuda") is None, reason="numba-cuda is not installed"
+)
+
+
+@needs_compiler
+def test_portable_kernels_are_assembled(simulated: list[dict[str, Any]]) -> None:
+    """Each kernel for the types that the simulator called it with, for every architecture in turn."""
+    from accel.cuda.runtime.kernels import Kernel, assemble
+
+    known = {kernel.name: kernel for kernel in Kernel.known}
+    found = {name: keys[0] for one in simulated for name, keys in one["keys"].items()}
+    assert len(found) > 30
+    kinds = {"int": int, "float": float}
+    for n, (name, key) in enumerate(sorted(found.items())):
+        types = tuple((np.dtype(one[0]), one[1]) if isinstance(one, list) else kinds[one] for one in key)
+        arch = ARCHITECTURES[n % len(ARCHITECTURES)].rstrip("a")
+        _, report = assemble(known[name].text(types, arch), arch)
+        assert not complaints(report), f"{name} for {arch}: {report}"
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dim", "form"), [(128, "bf16"), (80, "f16"), (256, "bf16")])
+def test_attention_on_tensor_cores_is_assembled(dim: int, form: str) -> None:
+    from accel.cuda.attention.hopper import attend
+    from accel.cuda.runtime.kernels import assemble
+
+    key = (*[int] * 24, float, *[int] * 6)
+    code, report = assemble(attend(dim, form).text(key, "90a"), "90a")
+    assert not complaints(report), report
+    assert len(code) > 10_000
+
+
+@needs_compiler
+@pytest.mark.parametrize("chunks", [1, 8])
+def test_scores_on_tensor_cores_are_assembled(chunks: int) -> None:
+    from accel.cuda.methods.score_hopper import score
+    from accel.cuda.runtime.kernels import assemble
+
+    _, report = assemble(score(128, "bf16", chunks, 16).text((int,) * 14, "90a"), "90a")
+    assert not complaints(report), report
