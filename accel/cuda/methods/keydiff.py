@@ -1,6 +1,8 @@
 """KeyDiff on the device: -cos(k_i, a), a the mean direction of the keys, in two readings of them.
 
-Parts of the keys are summed by a block each, in float64, and the parts in their order. What limits it: memory.
+Parts of the keys are summed by a block each, in float64, and the parts in their order. For the scores a block brings
+its keys to shared memory piece by piece, neighbouring threads reading neighbouring numbers, and then every thread has a
+key of its own. A thread asks for several numbers before it looks at the first. What limits it: memory.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from accel.cuda.runtime.reduce import THREADS, block_sum
 from accel.shared.lazy import Keys
 from reference import contract
 
-PART = 256  # keys that a block sums
+PART, PARTS = 256, 64  # least keys that a block sums, and most blocks of a head
+PIECE = 32  # numbers of each key that are in shared memory at a time
+PITCH = PIECE + 1  # so that a column of them lies in different banks
+AHEAD = 8  # numbers that a thread asks for at once
 MOST_DIM = 512
 
 
@@ -25,9 +30,10 @@ def keydiff_scores(k: Array | Keys, *, anchor: str = "normalised") -> Array:
     sizes = contract.keydiff_scores(k, anchor)
     keys, scores = with_rates(k), empty((sizes["KV"], sizes["S"]), F32)
     if scores.size:
-        parts = blocks(sizes["S"], PART)
+        parts = min(blocks(sizes["S"], PART), PARTS)
+        each = blocks(sizes["S"], parts)
         sums, towards = empty((parts, sizes["KV"], sizes["D"]), F64), empty((sizes["KV"], sizes["D"]), F32)
-        _sum[(parts, sizes["KV"]), THREADS](keys.held, keys.rates, int(anchor == "raw"), sums)
+        _sum[(parts, sizes["KV"]), THREADS](keys.held, keys.rates, int(anchor == "raw"), each, sums)
         _anchor[sizes["KV"], THREADS](sums, towards)
         grid = blocks(sizes["S"], THREADS), sizes["KV"]
         _score[grid, THREADS](keys.held, keys.rates, towards, scores)
@@ -35,16 +41,22 @@ def keydiff_scores(k: Array | Keys, *, anchor: str = "normalised") -> Array:
 
 
 @kernel
-def _sum(k, rates, raw, sums):
+def _sum(k, rates, raw, each, sums):
     part, head, d = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-    start, stop = part * PART, min((part + 1) * PART, k.shape[1])
+    start, stop = part * each, min((part + 1) * each, k.shape[1])
     while d < k.shape[2]:
         total = 0.0
-        for j in range(start, stop):
-            rate = 1.0
-            if raw == 0:
-                rate = np.float64(rates[head, j])
-            total += np.float64(wide(k[head, j, d])) * rate
+        j = start
+        while j < stop:
+            for u in range(AHEAD):
+                i = min(j + u, stop - 1)
+                rate = 1.0
+                if raw == 0:
+                    rate = np.float64(rates[head, i])
+                x = np.float64(wide(k[head, i, d])) * rate
+                if j + u < stop:
+                    total += x
+            j += AHEAD
         sums[part, head, d] = total
         d += THREADS
 
@@ -72,9 +84,21 @@ def _anchor(sums, towards):
 
 @kernel
 def _score(k, rates, towards, scores):
-    j, head = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
-    if j < k.shape[1]:
-        along = np.float32(0)
-        for d in range(k.shape[2]):
-            along += wide(k[head, j, d]) * towards[head, d]
-        scores[head, j] = -along * rates[head, j]
+    piece = cuda.shared.array((THREADS, PITCH), np.float32)
+    first, head, thread = cuda.blockIdx.x * THREADS, cuda.blockIdx.y, cuda.threadIdx.x
+    along = np.float32(0)
+    start = 0
+    while start < k.shape[2]:
+        width = min(PIECE, k.shape[2] - start)
+        cuda.syncthreads()
+        for n in range(PIECE):
+            item = n * THREADS + thread
+            row, d = item // PIECE, item % PIECE
+            if d < width:
+                piece[row, d] = wide(k[head, min(first + row, k.shape[1] - 1), start + d])
+        cuda.syncthreads()
+        for d in range(width):
+            along += piece[thread, d] * towards[head, start + d]
+        start += PIECE
+    if first + thread < k.shape[1]:
+        scores[head, first + thread] = -along * rates[head, first + thread]
