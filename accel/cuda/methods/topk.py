@@ -3,7 +3,7 @@
 A score becomes a whole number of 32 bits in the same order, what is protected the highest of all. Four passes over a
 row find the number at the cut, eight bits at a time: a pass counts how often each digit occurs among the scores that
 share the digits found so far, and the digit at which the count from above reaches the budget is the next. Two more
-passes, in which every thread has a stretch of the row, count and write the columns: those above the cut, and of those
+passes, in which every warp has a stretch of the row, count and write the columns: those above the cut, and of those
 at the cut the first ones. A thread asks for eight scores before it looks at the first of them, or it would wait for
 each. What limits it: the row is read six times, from the cache for all but the longest.
 """
@@ -19,11 +19,12 @@ from accel.cuda.ptx.numbers import bits, wide
 from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import I64, Array, empty
 from accel.cuda.runtime.kernels import device, kernel
+from accel.cuda.runtime.reduce import WARP, votes
 from accel.cuda.runtime.views import plain
 from reference import contract
 
 THREADS = 2 if SIMULATED else 1024  # of a block, which has one row
-ENDS = THREADS + 1  # where the threads' stretches begin and end
+WARPS = THREADS // WARP
 DIGITS = 256
 AHEAD = 8  # scores that a thread asks for at once
 
@@ -72,8 +73,8 @@ def _order(scores, chunk, row, i, past, sinks, recent, positions):
 def _keep(scores, first, step, sinks, recent, positions, out):
     counts = cuda.shared.array(DIGITS, np.int32)
     found = cuda.shared.array(2, np.int64)
-    above = cuda.shared.array(ENDS, np.int32)
-    equal = cuda.shared.array(ENDS, np.int32)
+    above = cuda.shared.array(WARPS, np.int32)
+    equal = cuda.shared.array(WARPS, np.int32)
     places = cuda.local.array(AHEAD, np.int64)
     row, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
     past = first + chunk * step
@@ -108,44 +109,40 @@ def _keep(scores, first, step, sinks, recent, positions, out):
         cuda.syncthreads()
         shift -= 8
 
-    stretch = (past + THREADS - 1) // THREADS
-    start, stop = thread * stretch, min((thread + 1) * stretch, past)
+    warp, lane = thread // WARP, thread % WARP
+    stretch = (past + WARPS - 1) // WARPS
+    start, stop = warp * stretch, min((warp + 1) * stretch, past)
     higher, same = 0, 0
-    i = start
-    while i < stop:
+    i = start + lane
+    while i - lane < stop:
         for u in range(AHEAD):
-            places[u] = _order(scores, chunk, row, min(i + u, past - 1), past, sinks, recent, positions)
+            places[u] = _order(scores, chunk, row, min(i + u * WARP, past - 1), past, sinks, recent, positions)
         for u in range(AHEAD):
-            if i + u < stop and places[u] > prefix:
-                higher += 1
-            if i + u < stop and places[u] == prefix:
-                same += 1
-        i += AHEAD
-    above[thread + 1], equal[thread + 1] = higher, same
-    if thread == 0:
-        above[0], equal[0] = 0, 0
+            there = i + u * WARP < stop
+            higher += cuda.popc(votes(there and places[u] > prefix))
+            same += cuda.popc(votes(there and places[u] == prefix))
+        i += AHEAD * WARP
+    if lane == 0:
+        above[warp], equal[warp] = higher, same
     cuda.syncthreads()
-    reach = 1
-    while reach < ENDS:  # every entry becomes the sum of all up to it
-        a, b = 0, 0
-        if thread + 1 >= reach:
-            a, b = above[thread + 1 - reach], equal[thread + 1 - reach]
-        cuda.syncthreads()
-        above[thread + 1] += a
-        equal[thread + 1] += b
-        cuda.syncthreads()
-        reach *= 2
-    higher, same = above[thread], equal[thread]  # before this stretch
-    i = start
-    while i < stop:
+    higher, same = 0, 0
+    for w in range(warp):  # what the stretches before this one hold
+        higher += above[w]
+        same += equal[w]
+    earlier = (1 << lane) - 1
+    i = start + lane
+    while i - lane < stop:
         for u in range(AHEAD):
-            places[u] = _order(scores, chunk, row, min(i + u, past - 1), past, sinks, recent, positions)
+            places[u] = _order(scores, chunk, row, min(i + u * WARP, past - 1), past, sinks, recent, positions)
         for u in range(AHEAD):
-            if i + u < stop and places[u] > prefix:
-                out[chunk, row, higher + min(same, need)] = i + u
-                higher += 1
-            if i + u < stop and places[u] == prefix:
-                if same < need:
-                    out[chunk, row, higher + same] = i + u
-                same += 1
-        i += AHEAD
+            there = i + u * WARP < stop
+            is_higher, is_same = there and places[u] > prefix, there and places[u] == prefix
+            highers, sames = votes(is_higher), votes(is_same)
+            own, equals = higher + cuda.popc(highers & earlier), same + cuda.popc(sames & earlier)
+            if is_higher:
+                out[chunk, row, own + min(equals, need)] = i + u * WARP
+            if is_same and equals < need:
+                out[chunk, row, own + equals] = i + u * WARP
+            higher += cuda.popc(highers)
+            same += cuda.popc(sames)
+        i += AHEAD * WARP

@@ -1,4 +1,4 @@
-"""Sums and maxima over the threads of a block, and the size of the blocks that the portable kernels are written for.
+"""Sums and maxima over the threads of a block, votes of a warp, and the sizes that portable kernels are written for.
 
 A tree over shared memory: the order of additions is the same at every call, so that equal inputs give equal bits.
 """
@@ -46,3 +46,20 @@ def block_max(x, memory):
     largest = memory[0]
     cuda.syncthreads()
     return largest
+
+
+# Threads of a warp go in step and can vote: which of them a condition holds for, one bit each, in all of them. The
+# simulator knows no warps, so that a thread is one by itself there.
+WARP = 1 if SIMULATED else 32
+if SIMULATED:
+
+    def votes(holds):
+        """For which threads of the warp it holds."""
+        return int(holds)
+
+else:
+
+    @device
+    def votes(holds):
+        """For which threads of the warp it holds."""
+        return cuda.ballot_sync(0xFFFFFFFF, holds)
