@@ -13,7 +13,7 @@ from accel.cuda.attention.visible import known_start, own_ranges, visible_ranges
 from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import BF16, F16, F32, Array, empty
 from accel.cuda.runtime.device import machine
-from accel.cuda.runtime.moves import cast, packed, put, zeros
+from accel.cuda.runtime.moves import cast, put, zeros
 from accel.cuda.runtime.views import Columns, Positions, plain
 from accel.shared.lazy import Chosen
 from reference import contract
@@ -86,14 +86,10 @@ def _read(q: Array, k: Any, v: Any, q_positions: Any, k_positions: Any, window: 
         columns, held, values = k.columns, plain(k.held), plain(v.held)
     else:
         held, values = plain(k), plain(v)
-    start = known_start(q_positions, tokens, k_positions)
-    if (
-        start is not None
-        and window is not None
-        and not (isinstance(k_positions, Positions) and k_positions.at(0) is not None)
-    ):
-        start = None  # a window's first column is only known where no position is left out
-    ranges = None
+    without_gaps = isinstance(k_positions, Positions) and k_positions.at(0) is not None
+    start, ranges = None, None
+    if window is None or without_gaps:  # else where a window begins is not a matter of counting
+        start = known_start(q_positions, tokens, k_positions)
     if start is None:
         ranges = visible_ranges(q_positions, plain(k_positions), tokens, window)
     return Read(q, held, values, columns, start, ranges, size)
@@ -119,6 +115,7 @@ def _alike(run: list[Read], read: Read) -> bool:
         and read.k.address == first.k.address and read.v.address == first.v.address
         and read.start == first.start and read.size == first.size
         and read.columns.kept.memory is first.columns.kept.memory
+        and read.q.dtype in (F32, read.k.dtype) and _in_lines(read.q) and _in_lines(first.q)
     )  # fmt: skip
     return same and (len(run) == 1 or _step(last, read) == _step(run[0], run[1]))
 
@@ -143,19 +140,28 @@ def _fits_hopper(read: Read, scale: float) -> bool:
     return read.k.dtype in FORMS and read.k.dtype == read.v.dtype and read.q.shape[2] in DIMS
 
 
-def _rows_of_lines(x: Array) -> Array:
-    """x itself where its rows lie without gaps at 16-byte boundaries, or a copy that does."""
-    aligned = x.address % 16 == 0 and all(stride % 16 == 0 for stride in x.strides[:-1])
-    return x if aligned and x.strides[-1] == x.dtype.itemsize else packed(x)
+def _in_lines(x: Array) -> bool:
+    """Whether rows lie without gaps at 16-byte boundaries, as they are copied to shared memory."""
+    whole = x.address % 16 == 0 and all(stride % 16 == 0 for stride in x.strides[:-1])
+    return whole and x.strides[-1] == x.dtype.itemsize
+
+
+def _lined(x: Array) -> Array:
+    """x itself where its rows lie so, or a copy."""
+    if _in_lines(x):
+        return x
+    out = empty(x.shape, x.dtype)
+    put(x, out)
+    return out
 
 
 def _hopper(run: list[Read], scale: float, window: int | None, out: Array) -> None:
-    from accel.cuda.attention.hopper import ROWS, attend, inverse, tile_keys
+    from accel.cuda.attention.hopper import ROWS, THREADS, attend, inverse, tile_keys
 
     first = run[0]
     if first.q.dtype not in (F32, first.k.dtype):
         first = replace(first, q=cast(first.q, first.k.dtype))
-    q, k, v = (_rows_of_lines(x) for x in (first.q, first.k, first.v))
+    q, k, v = (_lined(x) for x in (first.q, first.k, first.v))
     (heads, tokens, dim), kv_heads, chunks = q.shape, k.shape[0], len(run)
     group = heads // kv_heads
     q_step = columns_step = own_step = 0
@@ -170,7 +176,7 @@ def _hopper(run: list[Read], scale: float, window: int | None, out: Array) -> No
     part = empty((chunks, splits, kv_heads, tokens * group, dim), F32) if splits > 1 else out
     stats = empty((chunks, splits, kv_heads, tokens * group, 2), F32) if splits > 1 else out
     attend(dim, FORMS[k.dtype]).launch(
-        (row_tiles, kv_heads, chunks * splits), 384,
+        (row_tiles, kv_heads, chunks * splits), THREADS,
         (
             q.address, q_step, q.strides[0], q.strides[1], int(q.dtype == F32),
             k.address, k.strides[0], k.strides[1], v.address, v.strides[0], v.strides[1],
