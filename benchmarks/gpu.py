@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 import accel.cuda as cuda
-from accel.cuda.linear.lengths import with_rates
+from accel.cuda.linear.inverse_norms import with_rates
 from accel.cuda.runtime.arrays import BF16, F32, I64, Array
 from accel.cuda.runtime.device import machine
 from accel.cuda.runtime.views import Positions

@@ -16,7 +16,7 @@ import numpy as np
 from numba import cuda
 
 import reference
-from accel.cuda.linear.lengths import rate_of, write_rates
+from accel.cuda.linear.inverse_norms import rate_of, write_rates
 from accel.cuda.ptx.numbers import narrow, wide
 from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, stored, to_backend, write
 from accel.cuda.runtime.kernels import blocks, kernel

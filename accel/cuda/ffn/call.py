@@ -9,7 +9,7 @@ import numpy as np
 from numba import cuda
 
 from accel.cuda.ffn.activation import gated
-from accel.cuda.linear.lengths import write_rates
+from accel.cuda.linear.inverse_norms import write_rates
 from accel.cuda.linear.maps import linear
 from accel.cuda.linear.sums import add
 from accel.cuda.runtime.arrays import F32, Array, empty

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
-from accel.cuda.linear.lengths import rate_of, with_rates
+from accel.cuda.linear.inverse_norms import rate_of, with_rates
 from accel.cuda.ptx.numbers import wide
 from accel.cuda.runtime.arrays import F32, F64, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel

@@ -17,7 +17,7 @@ import numpy as np
 from numba import cuda
 
 from accel.cuda.attention.call import attention
-from accel.cuda.linear.lengths import rate_of, with_rates
+from accel.cuda.linear.inverse_norms import rate_of, with_rates
 from accel.cuda.methods.score import eights, hopper_fits, hopper_scores
 from accel.cuda.methods.topk import keep_top_each
 from accel.cuda.ptx.numbers import narrow, wide
