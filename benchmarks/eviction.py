@@ -85,8 +85,7 @@ def _step(problem: Problem, budget: int) -> Callable[[], None]:
     new = problem.k[:, budget:], problem.v[:, budget:]
 
     def step() -> None:
-        first = int(cache.positions.max()) + 1
-        cache.append(*new, first)
+        cache.append(*new, cache.newest + 1)
         cache.keep(cpu.keep_top(cpu.keydiff_scores(cache.keys()), budget))
 
     return step
