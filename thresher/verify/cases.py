@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from reference import Compensator, Predictor
-from thresher.verify.drawing import ALONE, PAIRS, PRODUCTS, Case, Drawing
+from thresher.verify.drawing import PAIRS, PRODUCTS, Case, Drawing
 
 WORK = 150_000_000  # multiplications of a product, so that the reference answers in a moment
 ACTS = st.sampled_from(["silu", "gelu_tanh"])
@@ -151,8 +151,8 @@ def predictor_scores(d: Drawing) -> Case:
     width = d.width("E")
     rank, tokens = d.width("r", min(512, PRODUCTS // width)), d.tokens(PRODUCTS // width)
     neurons = d.width("F", PRODUCTS // rank)
-    few = rank <= ALONE
-    w1, w2 = d.normal(width, rank, size=width**-0.5, positive=few), d.normal(rank, neurons, positive=neurons <= ALONE)
+    few = d.alone(rank)
+    w1, w2 = d.normal(width, rank, size=width**-0.5, positive=few), d.normal(rank, neurons, positive=d.alone(neurons))
     return d.case(d.normal(tokens, width, positive=few), Predictor(d.normal(width), w1, w2))
 
 
@@ -162,10 +162,10 @@ def _ffn(d: Drawing, choose: bool) -> tuple[Any, ...]:
     neurons = d.width("F", PRODUCTS // width)
     tokens = d.tokens(WORK // (3 * width * neurons))
     kept = d.pick("kept", st.just(neurons) | st.integers(1, neurons)) if choose else neurons
-    few = min(kept, width) <= ALONE
+    few = d.alone(min(kept, width))
     x = d.rows("x", tokens, width, size=d.size("x", -3, 1), positive=few)
     gate, up = (d.normal(neurons, width, size=width**-0.5, positive=few) for _ in range(2))
-    down = d.normal(width, neurons, positive=width <= ALONE)
+    down = d.normal(width, neurons, positive=d.alone(width))
     return x, gate, up, down, d.integers(np.sort(d.rng.choice(neurons, kept, replace=False)))
 
 
@@ -180,9 +180,9 @@ def sparse_ffn(d: Drawing) -> Case:
     compensator = None
     if d.perhaps("compensator"):
         width = x.shape[1]
-        hidden, few = d.width("hidden", PRODUCTS // width), bool(min(d.chosen["kept"], width) <= ALONE)
+        hidden, few = d.width("hidden", PRODUCTS // width), d.alone(min(d.chosen["kept"], width))
         c1 = d.normal(hidden, width, size=width**-0.5, positive=few)
-        compensator = Compensator(c1, d.normal(width, hidden, positive=width <= ALONE))
+        compensator = Compensator(c1, d.normal(width, hidden, positive=d.alone(width)))
     return d.case(x, *others, compensator=compensator, act=d.pick("act", ACTS))
 
 
@@ -214,7 +214,7 @@ def linear(d: Drawing) -> Case:
     width = d.width("in")
     outs = d.width("out", PRODUCTS // width)
     tokens = d.tokens(WORK // (width * outs))
-    few, size = outs <= ALONE, d.size("x")
+    few, size = d.alone(outs), d.size("x")
     x = d.rows("x", tokens, width, size=size, positive=few)
     weight = d.normal(outs, width, size=width**-0.5, positive=few)
     return d.case(x, weight, d.normal(outs, size=size, positive=few) if d.perhaps("bias") else None)

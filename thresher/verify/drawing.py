@@ -129,6 +129,10 @@ class Drawing:
         """In the drawn layout."""
         return laid_out(stored, LAYOUTS[self.rng.integers(len(LAYOUTS))] if self.layout == "mixed" else self.layout)
 
+    def alone(self, sums: int) -> bool:
+        """Whether so many sums are too few to outweigh one that cancels. With one row for all they are one sum."""
+        return sums <= ALONE or self.layout in ("one row", "mixed")
+
     def normal(self, *shape: int, size: float = 1.0, positive: bool = False) -> np.ndarray:
         """Stored numbers of about `size`."""
         x = self.rng.standard_normal(shape, np.float32) * np.float64(size)

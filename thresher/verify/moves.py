@@ -17,7 +17,7 @@ from reference import (
 )
 from thresher.verify.cases import ACTS, gated_ffn, kept_besides
 from thresher.verify.cases import linear as one_map
-from thresher.verify.drawing import ALONE, PRODUCTS, Case, Drawing
+from thresher.verify.drawing import PRODUCTS, Case, Drawing
 from thresher.verify.life import STEPS
 
 
@@ -25,7 +25,7 @@ def add(d: Drawing) -> Case:
     """Two blocks of rows."""
     tokens, width = d.tokens(), d.width("E")
     d.dtype = "float32"  # activations always are
-    return d.case(*(d.normal(tokens, width, positive=width <= ALONE) for _ in range(2)))
+    return d.case(*(d.normal(tokens, width, positive=d.alone(width)) for _ in range(2)))
 
 
 def concatenate(d: Drawing) -> Case:
@@ -51,9 +51,9 @@ def linear_each(d: Drawing) -> Case:
     """Several maps of one input, some with a bias, stored in different ways."""
     case = one_map(d)
     x, *first = case.arguments
-    width, few = x.shape[1], d.chosen["out"] <= ALONE
+    width, few = x.shape[1], d.alone(d.chosen["out"])
     more = [d.pick(f"out {n + 2}", st.integers(1, 130)) for n in range(d.pick("more maps", st.integers(0, 3)))]
-    positive = few or any(outs <= ALONE for outs in more)
+    positive = few or any(d.alone(outs) for outs in more)
     if positive:
         x, first = d.store(np.abs(x)), [None if a is None else d.store(np.abs(a)) for a in first]
     others = [

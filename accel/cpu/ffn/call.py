@@ -99,9 +99,9 @@ def _feed_forward(
     each, columns = rows_per_item(dim, count), columns_per_item(dim)
     for start in range(0, tokens, MOST_TOKENS):
         here = min(MOST_TOKENS, tokens - start)
-        size = max(gate_places(here, dim, each)[-1], down_places(here, extra, columns)[-1])
+        size = max(gate_places(0, here, dim, each).end, down_places(0, here, extra, columns).end)
         packed = blocks_of(here) * hidden_size(count), blocks_of(here) * hidden_size(extra)
-        memory = scratch.take(sum(packed) + size * THREADS)
+        memory = scratch.take(sum(packed) + size // 4 * THREADS)
         hidden = address(memory)
         corrections = hidden + 4 * packed[0]
         own = corrections + 4 * packed[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from numba import carray, njit
 from numba.extending import register_jitable
 
@@ -46,38 +48,63 @@ from accel.cpu.simd import (
 DOWN, DOWN_BLOCKS = 128, 4  # neurons, and blocks of columns, of W_down that are packed at a time
 
 
-@register_jitable
-def gate_places(tokens, dim, each):
-    """Where each part of a worker's memory begins in `activate_chunk`, in floats, for so many neurons that are passed
-    over the tokens together; the last is how many there are."""
-    blocks = blocks_of(tokens)
-    right = 0  # x, packed (blocks,)
-    left = right + blocks * right_size(dim)  # two parts of W_gate and W_up, in turns
-    gates = left + 2 * left_size(HEIGHT, DEPTH)
-    ups = gates + blocks * padded(each, HIGH) * WIDTH  # both (blocks, each, WIDTH)
-    temporary = ups + blocks * padded(each, HIGH) * WIDTH
-    plan = temporary + TEMPORARY
-    lines = plan + plan_size(HEIGHT, DEPTH)  # addresses
-    coming = lines + 2 * padded(max(WIDTH, each + HEIGHT), LANES)  # addresses of the rows after them
-    return right, left, gates, ups, temporary, plan, lines, coming, padded(coming + 2 * each, 16)
+class GatePlaces(NamedTuple):
+    """Where each part of a worker's memory begins in `activate_chunk`, for so many neurons that are passed over the
+    tokens together."""
+
+    right: int  # x, packed (blocks,)
+    left: int  # two parts of W_gate and W_up, in turns
+    gates: int  # (blocks, each, WIDTH)
+    ups: int  # alike
+    temporary: int
+    plan: int
+    lines: int  # addresses of rows
+    coming: int  # addresses of the rows after them
+    end: int
 
 
 @register_jitable
-def down_places(tokens, extra, wide):
+def gate_places(base, tokens, dim, each):
+    """The places from an address on; from 0 on the last is how many bytes there are."""
+    blocks, high = blocks_of(tokens), padded(each, HIGH)
+    right = base
+    left = right + 4 * blocks * right_size(dim)
+    gates = left + 8 * left_size(HEIGHT, DEPTH)
+    ups = gates + 4 * blocks * high * WIDTH
+    temporary = ups + 4 * blocks * high * WIDTH
+    plan = temporary + 4 * TEMPORARY
+    lines = plan + 4 * plan_size(HEIGHT, DEPTH)
+    coming = lines + 8 * padded(max(WIDTH, each + HEIGHT), LANES)
+    return GatePlaces(right, left, gates, ups, temporary, plan, lines, coming, padded(coming + 8 * each, 64))
+
+
+class DownPlaces(NamedTuple):
     """The same for `project_chunk`, for items of so many columns."""
-    sums = 0  # (tokens padded, row)
-    left = sums + padded(tokens, WIDTH) * row_of_sums(wide) // 4  # two parts of W_down, in turns, or one of C2
-    temporary = left + max(2 * DOWN_BLOCKS * right_size(DOWN), right_size(extra))
-    plan = temporary + TEMPORARY
-    lines = plan + plan_size(DOWN, DOWN_BLOCKS * WIDTH)  # addresses
-    coming = lines + 2 * padded(max(WIDTH, DOWN), LANES)  # addresses of the rows after them
-    return sums, left, temporary, plan, lines, coming, padded(coming + 2 * DOWN, 16)
+
+    sums: int  # (tokens padded, row)
+    left: int  # two parts of W_down, in turns, or one of C2
+    temporary: int
+    plan: int
+    lines: int  # addresses of rows
+    coming: int  # addresses of the rows after them
+    end: int
+
+
+@register_jitable
+def down_places(base, tokens, extra, wide):
+    """The places from an address on; from 0 on the last is how many bytes there are."""
+    sums = base
+    left = sums + padded(tokens, WIDTH) * row_of_sums(wide)
+    temporary = left + 4 * max(2 * DOWN_BLOCKS * right_size(DOWN), right_size(extra))
+    plan = temporary + 4 * TEMPORARY
+    lines = plan + 4 * plan_size(DOWN, DOWN_BLOCKS * WIDTH)
+    coming = lines + 8 * padded(max(WIDTH, DOWN), LANES)
+    return DownPlaces(sums, left, temporary, plan, lines, coming, padded(coming + 8 * DOWN, 64))
 
 
 @register_jitable
 def row_of_sums(dim):
-    """Bytes from token to token of sums: an odd number of cache lines, which spreads them over the
-    caches."""
+    """Bytes from token to token of sums: an odd number of cache lines, which spreads them over the caches."""
     return 4 * (padded(dim, 32) + 16)
 
 
@@ -123,9 +150,9 @@ def activate_chunk(
 ):  # fmt: skip
     """hidden = act(W_gate x) * (W_up x), packed for the second product (blocks, neurons), and of the compensator's
     neurons `corrections` = act(C1 x)."""
-    mine, p = memory + 4 * worker * size, gate_places(tokens, dim, each)
-    right, left, gates, ups = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3]
-    temporary, plan, lines, coming = mine + 4 * p[4], mine + 4 * p[5], mine + 4 * p[6], mine + 4 * p[7]
+    places = gate_places(memory + size * worker, tokens, dim, each)
+    right, left, gates, ups = places.right, places.left, places.gates, places.ups
+    temporary, plan, lines, coming = places.temporary, places.plan, places.lines, places.coming
     packed, turn, place, first_part = -1, 0, 4 * left_size(HEIGHT, DEPTH), min(DEPTH, dim)
     unit = padded(64, each)
     open_tiles()
@@ -146,16 +173,16 @@ def activate_chunk(
         else:
             list_rows(lines, gate, gate_row, start - extra, min(each, stop - start), chosen)
             plan_left(plan, lines, kind, min(HEIGHT, stop - start), 0, first_part, left + turn * place)
-            for at in range(start - extra, stop - extra, each):
-                rows = min(each, stop - extra - at)
-                list_rows(lines, gate, gate_row, at, rows, chosen)
-                list_rows(coming, up, up_row, at, rows, chosen)
+            for first in range(start - extra, stop - extra, each):
+                rows = min(each, stop - extra - first)
+                list_rows(lines, gate, gate_row, first, rows, chosen)
+                list_rows(coming, up, up_row, first, rows, chosen)
                 turn = multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, gates, plan, coming, rows)
-                list_rows(lines, up, up_row, at, rows, chosen)
-                after = min(each, stop - extra - at - rows)
-                list_rows(coming, gate, gate_row, at + rows, after, chosen)
+                list_rows(lines, up, up_row, first, rows, chosen)
+                after = min(each, stop - extra - first - rows)
+                list_rows(coming, gate, gate_row, first + rows, after, chosen)
                 turn = multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, ups, plan, coming, after)
-                pack_activated(gates, ups, rows, at, tokens, silu, hidden, hidden_size(count), down_kind, temporary)
+                pack_activated(gates, ups, rows, first, tokens, silu, hidden, hidden_size(count), down_kind, temporary)
         start, stop = claim(task, extra, count, unit, workers)
     close_tiles()
 
@@ -167,9 +194,9 @@ def project_chunk(
 ):  # fmt: skip
     """y (tokens, dim) = hidden · its neurons' rows of W_down + corrections · C2ᵀ. An item is `wide` columns of y: one
     worker adds up all that goes into a number, neuron by neuron."""
-    mine, p = memory + 4 * worker * size, down_places(tokens, extra, wide)
-    sums, left, temporary, plan = mine + 4 * p[0], mine + 4 * p[1], mine + 4 * p[2], mine + 4 * p[3]
-    lines, coming = mine + 4 * p[4], mine + 4 * p[5]
+    places = down_places(memory + size * worker, tokens, extra, wide)
+    sums, left, temporary, plan = places.sums, places.left, places.temporary, places.plan
+    lines, coming = places.lines, places.coming
     form, step, sum_row = right_form(kind), number_size(kind), row_of_sums(wide)
     place, turn, planned = 4 * DOWN_BLOCKS * right_size(DOWN), 0, False
     open_tiles()
