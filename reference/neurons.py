@@ -47,8 +47,13 @@ def statistic_of(gate: np.ndarray, up: np.ndarray, act: str) -> np.ndarray:
 def neuron_magnitudes(w_gate: np.ndarray, w_up: np.ndarray, w_down: np.ndarray) -> np.ndarray:
     """‖gate row‖ · ‖up row‖ · ‖down column‖: (F, E), (F, E), (E, F) -> (F,)."""
     contract.neuron_magnitudes(w_gate, w_up, w_down)
-    rows = np.linalg.norm(widen(w_gate), axis=1) * np.linalg.norm(widen(w_up), axis=1)
-    return rows * np.linalg.norm(widen(w_down), axis=0)
+    lengths = _lengths(w_gate, 1) * _lengths(w_up, 1) * _lengths(w_down, 0)
+    return lengths.astype(widen(w_gate[:0]).dtype)
+
+
+def _lengths(w: np.ndarray, axis: int) -> np.ndarray:
+    """L2 norms along an axis. Squares are summed in float64: a thousand of one size round off alike in float32."""
+    return np.sqrt(np.square(widen(w)).sum(axis=axis, dtype=np.float64))
 
 
 def predictor_targets(statistic: np.ndarray, *, positives: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
