@@ -69,11 +69,9 @@ def match(**arguments: tuple[Any, str]) -> dict[str, int]:
         if not _holds(name, array.dtype):
             kind = "an integer" if name.endswith("positions") else "a floating-point"
             raise ValueError(f"{name}: got dtype {array.dtype}, wanted {kind} type")
-    if "H" in sizes and "KV" in sizes:
-        require(
-            sizes["KV"] > 0 and sizes["H"] % sizes["KV"] == 0,
-            f"{next(iter(arguments))}: got H={sizes['H']} query heads, wanted a multiple of KV={sizes['KV']}",
-        )
+    if "H" in sizes and "KV" in sizes and (sizes["KV"] == 0 or sizes["H"] % sizes["KV"]):
+        first = next(iter(arguments))
+        raise ValueError(f"{first}: got H={sizes['H']} query heads, wanted a multiple of KV={sizes['KV']}")
     return sizes
 
 
@@ -103,7 +101,8 @@ def listed(name: str, chosen: Any, count: int) -> None:
 def whole(name: str, value: Any, least: int = 1) -> int:
     """`value` as an int of at least `least`, or a ValueError that names it."""
     good = isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_)) and value >= least
-    require(bool(good), f"{name}: got {value!r}, wanted a whole number of at least {least}")
+    if not good:
+        raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least {least}")
     return int(value)
 
 

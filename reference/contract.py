@@ -2,7 +2,8 @@
 
 Each check bears the name of its function, takes what that takes, and returns the sizes of the axes by their letters.
 Every backend calls it first, so that the same mistake is the same ValueError everywhere. Nothing here looks at the
-numbers in an array: on a device that would be a wait. What only numbers can tell is checked where they enter: order of
+numbers in an array: on a device that would be a wait. A decoding step makes a thousand of these checks, so a message
+is put together only when it is needed. What only numbers can tell is checked where they enter: order of
 positions by `attention` and the cache's `append`, token ids by `check_tokens`, NaN by whoever ranks scores.
 """
 
@@ -31,7 +32,8 @@ def attention_mass(
     else:
         arguments["q_positions"] = (q_positions, "T")
     sizes = match(**arguments, k_positions=(k_positions, "KV S"))
-    require(scale is None or math.isfinite(scale), f"scale: got {scale}, wanted a finite number")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale: got {scale}, wanted a finite number")
     if window is not None:
         whole("window", window)
     return sizes
@@ -41,7 +43,8 @@ def attention(
     q: Any, k: Any, v: Any, q_positions: Any, k_positions: Any, scale: float | None, window: int | None
 ) -> Sizes:
     """As `attention_mass`, and v like k."""
-    match(k=(k, "KV S D"), v=(v, "KV S D"))
+    if v.shape != k.shape or not is_float(v.dtype):
+        match(k=(k, "KV S D"), v=(v, "KV S D"))
     return attention_mass(q, k, q_positions, k_positions, scale, window)
 
 
@@ -102,11 +105,10 @@ def keep_top(scores: Any, budget: int, sinks: int, recent: int, positions: Any) 
     """KV, S, and B = min(budget, S), the columns kept. What is protected must fit the budget where anything goes."""
     sizes = match(scores=(scores, "KV S"), **({} if positions is None else {"positions": (positions, "KV S")}))
     protected = whole("sinks", sinks, least=0) + whole("recent", recent, least=0)
-    require(
-        protected <= whole("budget", budget) or sizes["S"] <= budget,
-        f"sinks + recent: got {sinks} + {recent}, wanted at most the budget, {budget}",
-    )
-    require(not sinks or positions is not None, f"positions: got none, wanted those by which {sinks} sinks are known")
+    if protected > whole("budget", budget) and sizes["S"] > budget:
+        raise ValueError(f"sinks + recent: got {sinks} + {recent}, wanted at most the budget, {budget}")
+    if sinks and positions is None:
+        raise ValueError(f"positions: got none, wanted those by which {sinks} sinks are known")
     return {**sizes, "B": min(budget, sizes["S"])}
 
 
@@ -156,21 +158,18 @@ def neuron_magnitudes(w_gate: Any, w_up: Any, w_down: Any) -> Sizes:
 def rms_norm(x: Any, weight: Any) -> Sizes:
     """E, the last axis of x (…, E)."""
     sizes = match(weight=(weight, "E"))
-    require(is_float(x.dtype), f"x: got dtype {x.dtype}, wanted a floating-point type")
-    require(
-        len(x.shape) > 0 and x.shape[-1] == sizes["E"],
-        f"x: got shape {tuple(x.shape)}, wanted a last axis of {sizes['E']}, the weight's length",
-    )
+    if not is_float(x.dtype):
+        raise ValueError(f"x: got dtype {x.dtype}, wanted a floating-point type")
+    if len(x.shape) == 0 or x.shape[-1] != sizes["E"]:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, wanted a last axis of {sizes['E']}, the weight's length")
     return sizes
 
 
 def rotate(x: Any, cosine: Any, sine: Any) -> Sizes:
     """H, T, D and D/2."""
     sizes = match(x=(x, "H T D"), cosine=(cosine, "T D/2"), sine=(sine, "T D/2"))
-    require(
-        2 * sizes["D/2"] == sizes["D"],
-        f"cosine: got {sizes['D/2']} angles, wanted half of head_dim, which is {sizes['D']}",
-    )
+    if 2 * sizes["D/2"] != sizes["D"]:
+        raise ValueError(f"cosine: got {sizes['D/2']} angles, wanted half of head_dim, which is {sizes['D']}")
     return sizes
 
 
@@ -195,20 +194,18 @@ def add(x: Any, y: Any) -> Sizes:
 def append(k: Any, v: Any, first: int, newest: int) -> Sizes:
     """KV, T and D of a chunk whose tokens stand at `first`, first + 1, …, after the newest position held."""
     sizes = match(k=(k, "KV T D"), v=(v, "KV T D"))
-    require(
-        whole("first", first, least=0) > newest,
-        f"first: got position {first}, wanted one after the newest held, {newest}",
-    )
+    if whole("first", first, least=0) <= newest:
+        raise ValueError(f"first: got position {first}, wanted one after the newest held, {newest}")
     return sizes
 
 
 def columns(listed: Any, kv_heads: int) -> Sizes:
     """KV and R of columns of a cache with so many heads."""
-    shape = tuple(listed.shape)
-    require(
-        len(shape) == 2 and shape[0] == kv_heads and listed.dtype.kind in "iu",
-        f"columns: got shape {shape} of {listed.dtype}, wanted ({kv_heads}, R) of an integer type",
-    )
+    shape = listed.shape
+    if len(shape) != 2 or shape[0] != kv_heads or listed.dtype.kind not in "iu":
+        raise ValueError(
+            f"columns: got shape {tuple(shape)} of {listed.dtype}, wanted ({kv_heads}, R) of an integer type"
+        )
     return {"KV": shape[0], "R": shape[1]}
 
 
@@ -231,4 +228,5 @@ def odd(name: str, value: int) -> int:
 
 
 def _some_queries(q: Any) -> None:
-    require(q.shape[1] > 0, f"q: got shape {tuple(q.shape)}, wanted at least one query")
+    if q.shape[1] == 0:
+        raise ValueError(f"q: got shape {tuple(q.shape)}, wanted at least one query")
