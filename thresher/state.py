@@ -55,9 +55,10 @@ class State(reference.State):
 
     def copy(self) -> Self:
         """An independent state: going on from one leaves the other as it was."""
-        counts = Counts(*(getattr(self.counts, f.name).copy() for f in fields(Counts)))
         trace = self.trace and Trace(*(list(getattr(self.trace, f.name)) for f in fields(Trace)))
-        return replace(self, cache=self.cache.copy(), counts=counts, trace=trace, token_ids=list(self.token_ids))
+        return replace(
+            self, cache=self.cache.copy(), counts=self.counts.copy(), trace=trace, token_ids=list(self.token_ids)
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file; a trace has one of its own (`save_trace`).
