@@ -1,0 +1,1 @@
+"""What each method costs in quality: tasks, scorers, runs and pictures."""
