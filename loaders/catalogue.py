@@ -159,6 +159,13 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     return found
 
 
+def cache_folder(name: str) -> Path:
+    """A folder of the user's cache, made where there is none. OSError says what to set where it cannot be written."""
+    folder = _cache() / name
+    _make(folder)
+    return folder
+
+
 def _from_hub(name: str) -> Path | None:
     """The hub's files, or None where this is no hub id or huggingface_hub is not installed."""
     if not HUB_NAME.fullmatch(name):

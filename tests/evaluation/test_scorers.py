@@ -117,7 +117,7 @@ def test_rouge_l() -> None:
     assert summaries.rouge_l("c b a", "a b c") == pytest.approx(1 / 3)  # one word in order: P = R = 1/3
     assert summaries.rouge_l("a x. b y", "a b c d") == pytest.approx(0.5)  # a by one sentence, b by the other: 2/4, 2/4
     assert summaries.rouge_l("", "a") == summaries.rouge_l("...", "a") == 0
-    assert summaries.rouge_l("word " * 3000, "word " * 3000) == pytest.approx(1)  # no recursion
+    assert summaries.rouge_l("word " * 1100, "word " * 1100) == pytest.approx(1)  # no recursion
     assert summaries.common_subsequence("abcbdab", "bdcaba") in (list("bcba"), list("bdab"), list("bcab"))
 
 
