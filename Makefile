@@ -8,7 +8,7 @@ ifeq ($(THRESHER_CACHE)$(XDG_CACHE_HOME)$(shell test -w "$$HOME" && echo writabl
 export THRESHER_CACHE := $(abspath $(VENV))/cache
 endif
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint eval-smoke bench clean
 
 demo: $(VENV)/.installed
 	@$(RUN)/thresher demo
@@ -21,6 +21,13 @@ lint: $(VENV)/.installed-test
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+
+# A few minutes on two cores: the model of the demo, short texts, every kind of picture.
+eval-smoke: $(VENV)/.installed-plot
+	@$(RUN)/thresher pull smollm2-135m-instruct
+	$(RUN)/thresher eval smollm2-135m-instruct --out build/eval-smoke --tasks niah,agreement,perplexity --lengths 1024,2048 \
+		--limit 5 --methods "dense; quoka:budget=0.25; keydiff:budget=0.5; keydiff:budget=0.25; caote:base=tova,budget=0.5"
+	$(RUN)/thresher plot build/eval-smoke
 
 bench: $(VENV)/.installed-bench
 	$(RUN)/python -m benchmarks.all --short
@@ -44,4 +51,8 @@ $(VENV)/.installed-test: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.installed-bench: $(VENV)/.made pyproject.toml constraints.txt
 	@$(RUN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench,plot]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-plot: $(VENV)/.made pyproject.toml constraints.txt
+	@$(RUN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[plot]"
 	@touch $@ $(VENV)/.installed

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from reference.policy import Policy
     from reference.quoka import Quoka
     from reference.scores import H2O, SnapKV, Tova
+    from thresher.evaluation.run import evaluate
     from thresher.generate import Batch, Generation, Stats
     from thresher.model import LanguageModel, load
     from thresher.state import State
@@ -38,6 +39,7 @@ _HOMES = {
     "State": "thresher.state",
     "Stats": "thresher.generate",
     "Tova": "reference.scores",
+    "evaluate": "thresher.evaluation.run",
     "load": "thresher.model",
     "load_trace": "thresher.trace",
     "pull": "loaders.catalogue",
@@ -58,6 +60,7 @@ __all__ = [
     "State",
     "Stats",
     "Tova",
+    "evaluate",
     "load",
     "load_trace",
     "pull",

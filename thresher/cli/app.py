@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from thresher.cli import catalogue, kernels, measure, talk
+from thresher.cli import catalogue, evaluate, kernels, measure, talk
 
 app = typer.Typer(
     help="Long-context language-model inference made cheap, and proved to stay right.",
@@ -23,6 +23,8 @@ COMMANDS = (
     kernels.warmup,
     kernels.verify,
     measure.bench,
+    evaluate.eval,
+    evaluate.plot,
     talk.demo,
 )
 for command in COMMANDS:

@@ -96,6 +96,22 @@ def byte_progress() -> Iterator[Callable[[int, int, str], None]]:
 
 
 @contextmanager
+def cell_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar that counts the cells of an evaluation: call it with those done and all of them."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("Evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("cells"), TimeRemainingColumn()
+    with _bar(*columns) as bar:
+        task = bar and bar.add_task("", total=None)
+
+        def update(done: int, total: int) -> None:
+            if bar:
+                bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
 def kernel_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar that counts kernels: call it with the next one to compile, how many are done, and how many in all."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn

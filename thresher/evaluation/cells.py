@@ -179,7 +179,7 @@ def _agreement(llm: LanguageModel, task: Task, cell: Cell) -> list[Row]:
     before, after = prompt(llm, cell.document.text, ask, task.chat)
     tokens: list[int] = []
     dense, dense_state = _forced(llm, cell, Policy(), before, after, tokens, task.max_new_tokens)
-    rows = []
+    rows: list[Row] = []
     for method, policy in cell.policies.items():
         theirs, state = dense, dense_state
         if policy != Policy():
@@ -210,7 +210,7 @@ def _forced(
         state = llm.prefill(after, state=state, chunk=cell.engine.chunk)
     else:
         state = llm.prefill(before + after, policy, chunk=cell.engine.chunk)
-    rows = []
+    rows: list[np.ndarray] = []
     while len(rows) < (draw or len(tokens)):
         rows.append(log_softmax(llm.model.backend.to_numpy(state.logits)[None])[0])
         if draw:

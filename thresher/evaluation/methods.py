@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from reference.checks import require
 from reference.policy import Policy
@@ -53,7 +54,7 @@ def effective(policy: Policy, length: int, total: int) -> Policy:
     if policy.overrides:
         return policy
     resolved = policy.resolve(length)
-    idle = {
+    idle: dict[str, Any] = {
         part: None
         for part in ("select", "evict")
         if (method := getattr(resolved, part)) is not None and _reach(method.budget, total) >= total

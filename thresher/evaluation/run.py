@@ -74,7 +74,7 @@ def evaluate(
     require(max(lengths) <= most, f"lengths: got {max(lengths)}, wanted at most the model's {most} positions")
     for policy in policies.values():
         policy.check(llm.config)
-    request = {
+    request: dict[str, Any] = {
         "model": {"name": os.fspath(model), "sha256": fingerprint(path)},
         "tasks": [task.name for task in found],
         "lengths": sorted(set(lengths)),

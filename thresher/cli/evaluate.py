@@ -1,0 +1,114 @@
+"""The commands that tell what a method costs in quality: `eval`, `plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thresher.cli import options, show
+from thresher.cli.kernels import compile_kernels
+
+
+def eval(
+    model: options.ModelName,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder of the run; one that was interrupted goes on there.")
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="niah, ruler, qasper, math500, gsm8k, longbench, perplexity, agreement; ruler/vt is one of ruler's."
+        ),
+    ] = "niah",
+    methods: Annotated[
+        str, typer.Option(help='Separated by ";": "dense; quoka:budget=1024; quoka:budget=0.25 + keydiff:budget=0.5".')
+    ] = "dense; quoka:budget=0.25; keydiff:budget=0.5",
+    lengths: Annotated[str, typer.Option(help="Tokens of a prompt and its answer.")] = "2048",
+    limit: Annotated[int, typer.Option(help="Documents per task and length.")] = 10,
+    seed: Annotated[int, typer.Option(help="Which documents, and what is hidden in them.")] = 0,
+    questions: Annotated[
+        str, typer.Option(help="known: asked with the document, in one prompt; after: of a state that was kept.")
+    ] = "known,after",
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Files that no package has: LongBench's, HotpotQA's.")
+    ] = None,
+    chunk: options.Chunk = 128,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+    jobs: Annotated[int, typer.Option(help="Processes that work at a time, each with a model of its own.")] = 1,
+    joblib_backend: Annotated[str, typer.Option(help="loky for this machine; dask or ray for a cluster.")] = "loky",
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask's scheduler.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Measure what each method costs in quality, on any model."""
+    import accel
+    from thresher.evaluation.run import evaluate
+
+    if jobs == 1:
+        compile_kernels(accel.backend(backend))
+    with show.cell_progress() as progress:
+        groups = evaluate(
+            model,
+            tasks=_names(tasks),
+            methods=methods,
+            out=out,
+            lengths=[_number(text) for text in _names(lengths)],
+            limit=limit,
+            seed=seed,
+            questions=_names(questions),
+            data=data,
+            backend=backend,
+            dtype=dtype,
+            chunk=chunk,
+            jobs=jobs,
+            joblib_backend=joblib_backend,
+            scheduler=scheduler,
+            progress=progress,
+        )
+    if json:
+        show.emit_json({"out": str(out), "groups": groups})
+        return
+    header = ["task", "tokens", "question", "method", "score", "95 %", "n", "keys read", "cache", "first token"]
+    show.columns(header, [_row(group) for group in groups])
+
+
+def plot(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")], json: options.Json = False
+) -> None:
+    """Draw a run: the needle grid, score against budget, time and cache (extra: plot)."""
+    from thresher.evaluation.plots import plot as draw
+
+    files = [str(path) for path in draw(folder)]
+    if json:
+        show.emit_json({"files": files})
+    else:
+        print("\n".join(files))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"lengths: got {text!r}, wanted whole numbers such as 4096,8192") from None
+
+
+def _row(group: dict[str, Any]) -> list[str]:
+    start = [group["task"], f"{group['length']:,}", group["question"], group["method"]]
+    if "perplexity" in group:
+        return [*start, f"{group['perplexity']['all']:.2f}", "", str(group["n"]), "", "", ""]
+    time = group.get("time_to_first_token")
+    return [
+        *start,
+        f"{group['score']:.1%}",
+        f"{group['low']:.0%} to {group['high']:.0%}",
+        str(group["n"]),
+        f"{group['share_of_keys_read']:.0%}",
+        show.size(group["cache_bytes"]),
+        "" if time is None else f"{time:.2f} s",
+    ]
