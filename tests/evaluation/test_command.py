@@ -1,0 +1,65 @@
+"""`thresher eval` and `thresher plot` as a user runs them, in this process so that the data are the tests' own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from thresher.cli import main
+
+FEW = ["--methods", "dense; keydiff:budget=0.25", "--lengths", "400", "--limit", "1", "--backend", "reference"]
+
+
+def thresher(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["thresher", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_a_small_run_and_its_pictures(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    arguments = ["eval", str(directory), "--out", run, "--tasks", "niah,perplexity", *FEW]
+    assert thresher(monkeypatch, *arguments) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["task", "tokens", "question", "method"]
+    assert len(rows) == 2 * 2 + 2
+    assert {path.name for path in Path(run).iterdir()} == {"meta.json", "predictions.jsonl", "metrics.json"}
+    assert thresher(monkeypatch, *arguments, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["groups"] == json.loads((Path(run) / "metrics.json").read_text())["groups"]
+    pytest.importorskip("matplotlib")
+    assert thresher(monkeypatch, "plot", run) == 0
+    files = capsys.readouterr().out.splitlines()
+    assert len(files) == 2 * (2 * 4 + 1)
+    assert all(Path(file).exists() for file in files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", ""], "methods: got none, wanted some, such as"),
+        (["--tasks", "poetry"], "tasks: got 'poetry', wanted some of niah"),
+        (["--lengths", "4k"], "lengths: got '4k', wanted whole numbers such as 4096,8192"),
+        (["--lengths", "9000"], "lengths: got 9000, wanted at most the model's 6000 positions"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    status = thresher(monkeypatch, "eval", str(directory), "--out", str(tmp_path / "run"), *FEW, *arguments)
+    assert status == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"thresher: {message}")
+    assert told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
