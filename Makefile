@@ -23,11 +23,13 @@ lint: $(VENV)/.installed-test
 	$(RUN)/mypy
 
 # A few minutes on two cores: the model of the demo, short texts, every kind of picture.
+SMOKE_LENGTHS ?= 1024,2048
+SMOKE_LIMIT ?= 5
 eval-smoke: $(VENV)/.installed-plot
 	@$(RUN)/thresher pull smollm2-135m-instruct
-	$(RUN)/thresher eval smollm2-135m-instruct --out build/eval-smoke --tasks niah,agreement,perplexity --lengths 1024,2048 \
-		--limit 5 --methods "dense; quoka:budget=0.25; keydiff:budget=0.5; keydiff:budget=0.25; caote:base=tova,budget=0.5"
-	$(RUN)/thresher plot build/eval-smoke
+	$(RUN)/thresher eval smollm2-135m-instruct --out build/eval-smoke/$(SMOKE_LENGTHS)-$(SMOKE_LIMIT) --tasks niah,agreement,perplexity \
+		--lengths $(SMOKE_LENGTHS) --limit $(SMOKE_LIMIT) --methods "dense; quoka:budget=0.25; keydiff:budget=0.5; keydiff:budget=0.25; caote:base=tova,budget=0.5"
+	$(RUN)/thresher plot build/eval-smoke/$(SMOKE_LENGTHS)-$(SMOKE_LIMIT)
 
 bench: $(VENV)/.installed-bench
 	$(RUN)/python -m benchmarks.all --short

@@ -130,25 +130,42 @@ def chat(
 
 
 def demo(
+    model: Annotated[str, typer.Option(help="Which model reads; `thresher pull` lists those that are known.")] = "",
     backend: options.Backend = "auto",
     select: options.Select = "",
     evict: options.Evict = "",
     ffn: options.Ffn = "",
 ) -> None:
-    """Hide a fact in a long text and ask a real model for it."""
+    """Hide a fact in a long text and ask a real model for it, without a method and with one."""
     from thresher.cli.catalogue import pull
-    from thresher.demo import FACT, MODEL, QUESTION, document
+    from thresher.demo import FACT, MODEL, QUESTION, SECRET, SELECT, document, verdict
 
-    policy = options.policy(select, evict, ffn)
-    pull(MODEL)
-    llm = _load(MODEL, backend)
+    if not (select or evict or ffn):
+        select = SELECT
+    label = " + ".join(filter(None, [select, evict, ffn]))
+    policies = {"dense": None, label: options.policy(select, evict, ffn)}
+    pull(model or MODEL)
+    llm = _load(model or MODEL, backend)
     ids = llm.encode(_messages([f"{document()}\n\n{QUESTION}"], None))
     print(f"The Tempest, Act 1, with one sentence added: {FACT}")
     print(f"Reading {len(ids):,} tokens, then asking: {QUESTION}\n", flush=True)
-    with show.token_progress(len(ids)) as progress:
-        answer = llm.generate(ids, policy, max_new_tokens=40, progress=progress)
-        _stream(answer)
-    print("\n" + _summary(answer))
+    answers = []
+    for name, policy in policies.items():
+        with show.token_progress(len(ids)) as progress:
+            answer = llm.generate(ids, policy, max_new_tokens=40, progress=progress)
+            print(f"{name}: ", end="", flush=True)
+            _stream(answer)
+        answers.append(answer)
+    rows = [
+        [name, f"{sum(stats.keys_read) / sum(stats.keys_visible):.0%}", show.size(stats.cache_bytes),
+         f"{stats.time_to_first_token:.2f} s", "right" if SECRET in answer.text else "wrong"]
+        for name, answer in zip(policies, answers, strict=True)
+        if (stats := answer.stats)
+    ]  # fmt: skip
+    print()
+    show.columns(["", "keys read", "cache", "first token", "answer"], rows)
+    dense, thinned = answers
+    print("\n" + verdict(label, (dense.text, thinned.text), (dense.stats, thinned.stats)))
 
 
 def _load(model: str, backend: str, dtype: str = "float32", adapter: str | None = None) -> LanguageModel:
