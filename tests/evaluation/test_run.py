@@ -197,6 +197,20 @@ def test_several_processes_and_a_lost_one(planned: list[Cell], tmp_path: Path, m
     assert sorted(map(key, rows)) == wanted
 
 
+def test_a_dask_cluster_of_processes_loses_one(
+    planned: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    wanted = sorted(map(key, [row for cell in planned for row in cells.measure(cell)]))
+    rows: list[dict[str, Any]] = []
+    marker = str(tmp_path / "killed")
+    monkeypatch.setattr(run, "_numbered", lambda number, cell: (number, _killed_once(cell, marker)))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        run.compute(planned, rows.extend, jobs=2, joblib_backend="dask", scheduler=cluster.scheduler_address)
+    assert Path(marker).exists()
+    assert sorted(map(key, rows)) == wanted
+
+
 def test_workers_that_are_always_lost_are_an_error(planned: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_numbered", lambda number, cell: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(RuntimeError, match="4 cells: lost every worker 3 times over"):

@@ -156,16 +156,23 @@ def demo(
             print(f"{name}: ", end="", flush=True)
             _stream(answer)
         answers.append(answer)
-    rows = [
-        [name, f"{sum(stats.keys_read) / sum(stats.keys_visible):.0%}", show.size(stats.cache_bytes),
-         f"{stats.time_to_first_token:.2f} s", "right" if SECRET in answer.text else "wrong"]
-        for name, answer in zip(policies, answers, strict=True)
-        if (stats := answer.stats)
-    ]  # fmt: skip
+    rows = [_cost(name, answer, SECRET) for name, answer in zip(policies, answers, strict=True)]
     print()
     show.columns(["", "keys read", "cache", "first token", "answer"], rows)
     dense, thinned = answers
     print("\n" + verdict(label, (dense.text, thinned.text), (dense.stats, thinned.stats)))
+
+
+def _cost(name: str, answer: Generation, wanted: str) -> list[str]:
+    """A line of the demo's table."""
+    stats = answer.stats
+    return [
+        name,
+        f"{sum(stats.keys_read) / sum(stats.keys_visible):.0%}",
+        show.size(stats.cache_bytes),
+        f"{stats.time_to_first_token:.2f} s",
+        "right" if wanted in answer.text else "wrong",
+    ]
 
 
 def _load(model: str, backend: str, dtype: str = "float32", adapter: str | None = None) -> LanguageModel:
