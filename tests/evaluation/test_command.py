@@ -63,3 +63,14 @@ def test_a_mistake_is_one_line(
     assert told.startswith(f"thresher: {message}")
     assert told.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_installed_is_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = {"task": "niah", "length": 9, "document": "0", "ask": 0, "question": "known", "method": "dense"}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(about) + "\n")
+    (tmp_path / "meta.json").write_text('{"format": "thresher-run-1"}')
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert thresher(monkeypatch, "plot", str(tmp_path)) == 1
+    assert capsys.readouterr().err == "thresher: plot: matplotlib is not installed: pip install 'thresher[plot]'\n"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import thresher
-from thresher.evaluation import cells, metrics, run
+from thresher.evaluation import cells, data, metrics, run
 from thresher.evaluation.cells import Cell
 from thresher.evaluation.folder import key, load
 from thresher.evaluation.methods import effective, named
@@ -213,7 +213,7 @@ def test_a_dask_cluster_of_processes_loses_one(
 
 def test_workers_that_are_always_lost_are_an_error(planned: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_numbered", lambda number, cell: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(RuntimeError, match="4 cells: lost every worker 3 times over"):
+    with pytest.raises(ChildProcessError, match="4 cells: lost every worker 3 times over"):
         run.compute(planned, list.extend, jobs=2)  # type: ignore[arg-type]
 
 
@@ -243,7 +243,9 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_folder_of_another_run_is_left_alone(evaluate: Request, tmp_path: Path) -> None:
+def test_the_folder_of_another_run_is_left_alone(
+    evaluate: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluate(tmp_path / "run", tasks=["gsm8k"], methods="dense", limit=1, lengths=[600])
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     for changes, name in (
@@ -255,6 +257,9 @@ def test_the_folder_of_another_run_is_left_alone(evaluate: Request, tmp_path: Pa
             evaluate(
                 tmp_path / "run", **{"tasks": ["gsm8k"], "methods": "dense", "limit": 1, "lengths": [600], **changes}
             )
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="another run, whose documents is"):
+        patch.setattr(data, "questions", lambda name: iter([{"id": 0, "question": "1 + 1?", "short_answer": "2"}]))
+        evaluate(tmp_path / "run", tasks=["gsm8k"], methods="dense", limit=1, lengths=[600])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("Dear")
     with pytest.raises(ValueError, match="got a folder with other files in it"):

@@ -44,13 +44,13 @@ MARKS = "osD^vP*Xp<>h"
 def plot(folder: str | os.PathLike[str]) -> list[Path]:
     """Draw every picture that a run has the figures for; returns the files.
 
-    ModuleNotFoundError says what to install where matplotlib is missing.
+    FileNotFoundError for a folder that is no run, and where matplotlib is not installed.
     """
     meta, rows = load(folder)
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("plot: matplotlib is not installed: pip install 'thresher[plot]'") from None
+        raise FileNotFoundError("plot: matplotlib is not installed: pip install 'thresher[plot]'") from None
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -50,7 +50,8 @@ def evaluate(
     tasks: names as in `thresher.evaluation.tasks`. methods: "dense; quoka:budget=1024; …", or a list of such.
     lengths: tokens of prompt and answer. limit: documents per task and length. questions: "known" while the document
     is read (one prompt), "after" it (its state is kept), or both. data: a folder with files that no package has.
-    jobs: cells that are computed at a time, by `joblib_backend`: loky, or dask at the address `scheduler`, or ray.
+    jobs: cells that are computed at a time, by `joblib_backend`: loky, or dask at the address `scheduler`, or ray; on a
+    cluster 1 stands for as many as it has workers.
 
     A folder that holds a part of the same run is completed. Raises ValueError and FileNotFoundError, in one line,
     before anything is written: for no methods or tasks, an unknown one, a length beyond the model's positions, data
@@ -88,6 +89,7 @@ def evaluate(
     }
     tools = Tools(llm, seed, Path(data) if data is not None else None)
     documents = [each for task in found for each in _documents(task, tools, request["lengths"], limit)]
+    request["documents"] = hashlib.sha256(repr([document for *_, document in documents]).encode()).hexdigest()
     folder = Folder(out, request, surroundings())
     done = {key(row) for row in folder.rows}
     order: dict[Key, int] = {}
@@ -169,7 +171,7 @@ def compute(
     progress: Progress | None = None,
 ) -> None:
     """Measure all cells and hand their rows to `write` as they come. A worker that is lost costs its cell, which is
-    tried again; RuntimeError where no cell comes back in TRIES rounds."""
+    tried again; ChildProcessError where no cell comes back in TRIES rounds."""
     report = progress or (lambda done, total: None)
     if jobs == 1 and joblib_backend == "loky":
         for n, cell in enumerate(cells, start=1):
@@ -187,7 +189,7 @@ def compute(
         except _lost() as error:
             fruitless = fruitless + 1 if len(left) == before else 0
             if fruitless == TRIES:
-                raise RuntimeError(f"{len(left)} cells: lost every worker {TRIES} times over ({error})") from None
+                raise ChildProcessError(f"{len(left)} cells: lost every worker {TRIES} times over ({error})") from None
 
 
 def _lost() -> tuple[type[BaseException], ...]:
@@ -203,26 +205,23 @@ def _parallel(
     """(number, rows) of each cell, in the order in which they come."""
     import joblib
 
+    here, client = joblib_backend == "loky", None
     if joblib_backend == "dask":
         try:
             from distributed import Client
         except ModuleNotFoundError:
-            raise ModuleNotFoundError("joblib_backend: dask is not installed: pip install distributed") from None
-        client: Any = Client(scheduler) if scheduler else Client()
+            raise FileNotFoundError("joblib_backend: dask is not installed: pip install 'thresher[cluster]'") from None
+        client = Client(scheduler) if scheduler else Client()
     elif joblib_backend == "ray":
         try:
             from ray.util.joblib import register_ray
         except ModuleNotFoundError:
-            raise ModuleNotFoundError("joblib_backend: ray is not installed: pip install ray") from None
+            raise FileNotFoundError("joblib_backend: ray is not installed: pip install ray") from None
         register_ray()
-        client = None
-    else:
-        client = None
     try:
-        with joblib.parallel_config(backend=joblib_backend, n_jobs=jobs):
-            ordered = sorted(cells.items())
-            yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch=2 * jobs)(
-                joblib.delayed(_numbered)(number, cell) for number, cell in ordered
+        with joblib.parallel_config(backend=joblib_backend, n_jobs=jobs if here or jobs > 1 else -1):
+            yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="2 * n_jobs")(
+                joblib.delayed(_numbered)(number, cell) for number, cell in cells.items()
             )
     finally:
         if client is not None:

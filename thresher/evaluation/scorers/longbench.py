@@ -24,11 +24,11 @@ FIRST_LINE = ("trec", "triviaqa", "samsum", "lsht")  # tasks in which the model 
 
 
 def words(text: str) -> list[str]:
-    """Chinese text as words. ModuleNotFoundError says what to install where jieba is missing."""
+    """Chinese text as words. FileNotFoundError where jieba is not installed."""
     try:
         import jieba
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("longbench: Chinese tasks need jieba: pip install 'thresher[eval]'") from None
+        raise FileNotFoundError("longbench: Chinese tasks need jieba: pip install 'thresher[eval]'") from None
     jieba.setLogLevel("ERROR")
     return list(jieba.cut(text, cut_all=False))
 
