@@ -257,8 +257,9 @@ def test_the_folder_of_another_run_is_left_alone(
             evaluate(
                 tmp_path / "run", **{"tasks": ["gsm8k"], "methods": "dense", "limit": 1, "lengths": [600], **changes}
             )
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="another run, whose documents is"):
-        patch.setattr(data, "questions", lambda name: iter([{"id": 0, "question": "1 + 1?", "short_answer": "2"}]))
+    changed = [{"id": 0, "question": "1 + 1?", "short_answer": "2"}]
+    monkeypatch.setattr(data, "questions", lambda name: iter(changed))
+    with pytest.raises(ValueError, match="another run, whose documents is"):
         evaluate(tmp_path / "run", tasks=["gsm8k"], methods="dense", limit=1, lengths=[600])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("Dear")

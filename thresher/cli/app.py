@@ -29,3 +29,4 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.command("show")(evaluate.show_page)

@@ -1,4 +1,4 @@
-"""The commands that tell what a method costs in quality: `eval`, `plot`."""
+"""The commands that tell what a method costs in quality: `eval`, `plot`, `show`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from thresher.cli import options, show
+from thresher.cli import console, options, show
 from thresher.cli.kernels import compile_kernels
 
 
@@ -85,6 +85,39 @@ def plot(
         show.emit_json({"files": files})
     else:
         print("\n".join(files))
+
+
+def show_page(
+    model: options.ModelName,
+    file: Annotated[Path, typer.Option("-f", "--file", help="The text to read; - for standard input.")],
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="What is asked of it.")],
+    out: Annotated[Path, typer.Option(metavar="PAGE", help="The page to write.")] = Path("show.html"),
+    select: options.Select = "",
+    evict: options.Evict = "",
+    max_new_tokens: options.MaxNewTokens = 64,
+    chunk: options.Chunk = 128,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+) -> None:
+    """Write one web page of what a policy keeps and reads of a text."""
+    from thresher.model import load
+    from thresher.show import page
+
+    text, policy = console.read(file), options.policy(select, evict, "")
+    llm = load(model, backend=backend, dtype=dtype)
+    compile_kernels(llm.model.backend)
+    with show.token_progress(len(llm.encode(text))) as progress:
+        page(
+            llm,
+            text,
+            f"\n\n{prompt}",
+            policy,
+            out,
+            chunk=chunk,
+            max_new_tokens=max_new_tokens,
+            progress=progress,
+        )
+    print(out)
 
 
 def _names(text: str) -> list[str]:
