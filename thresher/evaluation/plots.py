@@ -57,7 +57,7 @@ def plot(folder: str | os.PathLike[str]) -> list[Path]:
     files = []
     with plt.rc_context(STYLE):
         for name, figure in _figures(rows):
-            figure.suptitle(Path(meta["request"]["model"]["name"]).name, fontsize=8, x=0.99, ha="right")
+            figure.suptitle(Path(meta["request"]["model"]["name"]).name, fontsize=8, x=0.01, ha="left")
             for kind in ("png", "svg"):
                 path = Path(folder) / f"{name}.{kind}"
                 figure.savefig(path, dpi=150, metadata={"Date": None} if kind == "svg" else None)
@@ -121,7 +121,8 @@ def _needles(rows: list[Row]) -> Any:
         image = panel.imshow(scores, vmin=0, vmax=1, cmap="RdYlBu", aspect="auto")
         for (i, j), score in np.ndenumerate(scores):
             if not np.isnan(score):
-                panel.text(j, i, f"{score:.0%}", ha="center", va="center", fontsize=6.5)
+                ink = "black" if 0.2 < score < 0.8 else "white"
+                panel.text(j, i, f"{score:.0%}", ha="center", va="center", fontsize=6.5, color=ink)
         panel.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], rotation=30)
         panel.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
         panel.set_title(method.replace(" + ", "\n+ "), fontsize=8)
@@ -186,15 +187,23 @@ def _score_over_budget(panel: Any, rows: list[Row], looks: dict[str, Any]) -> No
 
 
 def _score_over_time(panel: Any, rows: list[Row], looks: dict[str, Any]) -> None:
+    """A point per method, with its budget as a share of the prompt beside it."""
+    times = []
     for (method,), members in grouped(rows, ["method"]).items():
         score, down, up = _scores(members)
-        time = _mean(members, lambda row: row["time_to_first_token"])
-        name = family(method)
-        panel.errorbar(
-            [time], [score], [[down], [up]], label=name, linestyle="", markersize=4, capsize=2, **looks[name]
-        )
+        times.append(_mean(members, lambda row: row["time_to_first_token"]))
+        name, at = family(method), ([times[-1]], [score])
+        panel.errorbar(*at, [[down], [up]], label=name, linestyle="", markersize=4, capsize=2, **looks[name])
+        if name != DENSE:
+            panel.annotate(
+                f"{100 * _mean(members, share):.2g} %",
+                (times[-1], score),
+                (4, -9),
+                textcoords="offset points",
+                fontsize=6,
+            )
     panel.set_xlabel("time to the first token, s")
-    panel.set_xlim(left=0)
+    panel.set_xlim(0, 1.12 * max(times))
 
 
 def _cache(rows: list[Row]) -> Any:
@@ -217,7 +226,7 @@ def _cache(rows: list[Row]) -> Any:
 def _perplexity(rows: list[Row]) -> Any:
     """Perplexity of each band of positions, a line per method."""
     groups = grouped(rows, ["length"])
-    figure, panels = _subplots(len(groups), 4.2, 3.2)
+    figure, panels = _subplots(len(groups), 4.6, 3.6)
     for panel, ((length,), members) in zip(panels, groups.items(), strict=True):
         for n, entry in enumerate(summarise(members)):
             bands = {label: value for label, value in entry["perplexity"].items() if label != "all"}
@@ -229,5 +238,6 @@ def _perplexity(rows: list[Row]) -> Any:
         panel.set_xlabel("positions")
         panel.tick_params(axis="x", rotation=30)
         panel.set_ylabel("perplexity")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     return figure
