@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +64,18 @@ def test_a_policy_that_leaves_nothing_out_has_no_page(llm: thresher.LanguageMode
     with pytest.raises(ValueError, match="policy: got none that selects or evicts"):
         page(llm, "x", "y", thresher.Policy(), tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+def test_a_browser_shades_every_token_and_draws_every_chunk(llm: thresher.LanguageModel, tmp_path: Path) -> None:
+    policy = thresher.Policy(evict=thresher.KeyDiff(budget=64))
+    figures = page(llm, "Mara & <b>Otto</b>. " * 12, "Who?", policy, tmp_path / "page.html", chunk=32, max_new_tokens=4)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command = ["chromium", *options, "--virtual-time-budget=5000", (tmp_path / "page.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = [int(share) for share in re.findall(r'title="token \d+: (\d+) %"', dom)]
+    kept = np.frombuffer(base64.b64decode(figures["values"]["kept"]), np.uint8).reshape(-1, len(figures["tokens"]))
+    assert shown == pytest.approx((100 * kept.mean(axis=0) / 255).tolist(), abs=0.51)
+    assert dom.count("<rect ") == 2 * len(figures["timeline"])
+    assert "<b>Otto" not in dom.partition('id="text"')[2].partition("<script")[0]  # the text is no markup
+    assert all(f"<b>{label}</b>" in dom for label in figures["answers"])
