@@ -122,6 +122,10 @@ def test_killed_and_resumed_equals_uninterrupted(
         evaluate(tmp_path / "part", **few)
     with (tmp_path / "part" / "predictions.jsonl").open("ab") as file:
         file.write(b'{"task": "niah", "leng')  # what a killed process was writing
+    stop += 1
+    with pytest.raises(KeyboardInterrupt):  # and once more
+        evaluate(tmp_path / "part", **few)
+    assert len(load(tmp_path / "part")[1]) == sum(len(run._keys(cell)) for cell in measured)
     monkeypatch.setattr(cells, "measure", lambda cell: measured.append(cell) or measure(cell))
     evaluate(tmp_path / "part", **few)
     assert lines(tmp_path / "part") == lines(tmp_path / "whole")
