@@ -36,10 +36,12 @@ from accel.cuda.methods.quoka import (
 )
 from accel.cuda.methods.scores import group_mean, last_queries, snapkv_scores, tova_scores
 from accel.cuda.methods.topk import keep_top, select_neurons
+from accel.cuda.recorded import TOGETHER, run_pass
 from accel.cuda.runtime.arrays import to_backend
 from accel.cuda.runtime.views import to_numpy
 
 __all__ = [
+    "TOGETHER",
     "KVCache",
     "LayerCache",
     "add",
@@ -71,6 +73,7 @@ __all__ = [
     "rms_norm",
     "rotate",
     "rotation_tables",
+    "run_pass",
     "select_keys",
     "select_keys_each",
     "select_neurons",

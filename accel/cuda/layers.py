@@ -15,10 +15,11 @@ import numpy as np
 from numba import cuda
 
 from accel.cuda.ptx.numbers import narrow, wide
-from accel.cuda.runtime.arrays import F32, Array, empty, to_backend
-from accel.cuda.runtime.kernels import kernel
+from accel.cuda.runtime.arrays import F32, I64, Array, empty, to_backend
+from accel.cuda.runtime.device import here
+from accel.cuda.runtime.kernels import device, kernel
 from accel.cuda.runtime.moves import joined, packed
-from accel.cuda.runtime.reduce import THREADS, block_sum
+from accel.cuda.runtime.reduce import HALF, THREADS, block_sum
 from accel.cuda.runtime.views import to_numpy
 from reference import contract
 from reference import layers as meaning
@@ -29,6 +30,9 @@ from reference.sampling import Sampling
 from reference.weights import LayerWeights, Weights
 
 
+MOST_PARTS = 512  # of the logits, each with a highest of its own
+
+
 def embed(token_ids: Any, table: Array, *, scale: float = 1.0) -> Array:
     """Rows of the embedding table times `scale`: token_ids (T,), table (V, E) -> (T, E) float32."""
     sizes = contract.embed(token_ids, table)
@@ -36,7 +40,8 @@ def embed(token_ids: Any, table: Array, *, scale: float = 1.0) -> Array:
         low, high = int(token_ids.min()), int(token_ids.max())
         wrong = low if low < 0 else high
         require(low >= 0 and high < sizes["V"], f"token_ids: got id {wrong}, wanted 0 to {sizes['V'] - 1}")
-    ids, out = to_backend(token_ids), empty((sizes["T"], sizes["E"]), F32)
+    ids = here.given["ids"] if "ids" in here.given else to_backend(token_ids)
+    out = empty((sizes["T"], sizes["E"]), F32)
     if out.size:
         _embed[sizes["T"], THREADS](ids, table, float(scale), out)
     return out
@@ -89,17 +94,24 @@ def rotation_tables(
     rope: Rope, head_dim: int, spans: Sequence[tuple[int, int, int]], dtype: np.dtype
 ) -> tuple[Array, Array]:
     """Cosines and sines for `rotate`, (ΣT, D/2) each: spans of (first position, T, length of the prompt)."""
+    if rope in here.given:
+        return here.given[rope]
     cosine, sine = meaning.rotation_tables(rope, head_dim, spans, F32)
     return to_backend(cosine), to_backend(sine)
 
 
-def draw(logits: Array, sampling: Sampling, rng: np.random.Generator) -> int:
-    """The next token id from logits (V,). The highest is found on the device, so that one number comes back."""
-    if sampling.temperature or not isinstance(logits, Array):
-        return sampling.draw(to_numpy(logits), rng)
-    out = empty((1,), np.dtype(np.int64))
-    _highest[1, THREADS](logits, out)
-    return int(to_numpy(out)[0])
+def draw(logits: Array, sampling: Sampling, rng: np.random.Generator, seen: np.ndarray | None = None) -> int:
+    """The next token id from logits (V,), seen (V,) bool on the host. Greedy, without a penalty, the highest is found on
+    the device, so that one number comes back."""
+    penalised = sampling.repetition_penalty is not None and seen is not None
+    if sampling.temperature or penalised or not isinstance(logits, Array):
+        return sampling.draw(to_numpy(logits), rng, seen)
+    count = max(1, min(-(-len(logits) // (8 * THREADS)), MOST_PARTS))
+    peaks, places, found = empty((count,), F32), empty((count,), I64), empty((2,), I64)
+    _peaks[count, THREADS](logits, peaks, places)
+    _highest[1, THREADS](peaks, places, found)
+    token, finite = to_numpy(found)
+    return int(token) if finite else sampling.draw(to_numpy(logits), rng)  # which says what is wrong
 
 
 def prepare_weights(weights: Weights) -> Weights:
@@ -175,23 +187,59 @@ def _rotate(x, cosine, sine, out):
         i += cuda.blockDim.x
 
 
-@kernel
-def _highest(logits, out):
-    """The index of the largest, ties to the lower: every thread's own, then the best of those."""
-    values = cuda.shared.array(THREADS, np.float32)
-    places = cuda.shared.array(THREADS, np.int64)
+@device
+def _above(x, i, best, at):
+    """Whether x at place i goes before the best so far."""
+    if math.isnan(x):
+        return not math.isnan(best) or i < at
+    return x > best or (x == best and i < at)
+
+
+@device
+def _best(best, at, values, indexes):
+    """What goes before all others of a block, in every thread."""
     thread = cuda.threadIdx.x
-    best, at = wide(logits[0]), 0
-    i = thread
-    while i < logits.shape[0]:
+    values[thread], indexes[thread] = best, at
+    cuda.syncthreads()
+    step = HALF
+    while step > 0:
+        if thread < step and _above(values[thread + step], indexes[thread + step], values[thread], indexes[thread]):
+            values[thread], indexes[thread] = values[thread + step], indexes[thread + step]
+        cuda.syncthreads()
+        step >>= 1
+    return values[0], indexes[0]
+
+
+@kernel
+def _peaks(logits, peaks, places):
+    """Each block's highest and its index, ties to the lower; NaN counts as the highest of all, as in NumPy."""
+    values = cuda.shared.array(THREADS, np.float32)
+    indexes = cuda.shared.array(THREADS, np.int64)
+    each = (logits.shape[0] + peaks.shape[0] - 1) // peaks.shape[0]
+    i = cuda.blockIdx.x * each + cuda.threadIdx.x
+    stop = min((cuda.blockIdx.x + 1) * each, logits.shape[0])
+    best, at = np.float32(-np.inf), logits.shape[0]
+    while i < stop:
         x = wide(logits[i])
-        if x > best or (x == best and i < at):
+        if _above(x, i, best, at):
             best, at = x, i
         i += THREADS
-    values[thread], places[thread] = best, at
-    cuda.syncthreads()
-    if thread == 0:
-        for n in range(1, THREADS):
-            if values[n] > best or (values[n] == best and places[n] < at):
-                best, at = values[n], places[n]
-        out[0] = at
+    best, at = _best(best, at, values, indexes)
+    if cuda.threadIdx.x == 0:
+        peaks[cuda.blockIdx.x], places[cuda.blockIdx.x] = best, at
+
+
+@kernel
+def _highest(peaks, places, found):
+    """The highest of the blocks' and whether it is finite."""
+    values = cuda.shared.array(THREADS, np.float32)
+    indexes = cuda.shared.array(THREADS, np.int64)
+    i = cuda.threadIdx.x
+    best, at = np.float32(-np.inf), places[0]
+    while i < peaks.shape[0]:
+        if _above(peaks[i], places[i], best, at):
+            best, at = peaks[i], places[i]
+        i += THREADS
+    best, at = _best(best, at, values, indexes)
+    if cuda.threadIdx.x == 0:
+        found[0], found[1] = at, 1 if math.isfinite(best) else 0

@@ -19,7 +19,7 @@ from reference.backend import FUNCTIONS
 
 ROOT = Path(__file__).parents[2]
 GROUPS = [  # processes that run side by side: the simulator's threads keep one core busy each
-    ["forward"],
+    ["forward", "repeated"],
     ["attention", "quoka_attention"],
     [name for name in FUNCTIONS if name not in ("attention", "quoka_attention")],
 ]

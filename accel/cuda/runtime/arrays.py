@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.runtime.device import machine
+from accel.cuda.runtime.device import here, machine
 from accel.cuda.runtime.pool import pool
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -184,11 +184,11 @@ def write(out: Array, host: np.ndarray) -> None:
     if SIMULATED:
         out.on_host()[...] = host.view(BITS.get(host.dtype, host.dtype))
         return
+    _not_recorded("a copy to the device")
     from cuda.bindings import driver
 
-    stream = machine().stream
-    _check(driver.cuMemcpyHtoDAsync(out.address, host.__array_interface__["data"][0], host.nbytes, int(stream.handle)))
-    stream.sync()  # the host's memory may go away
+    # Memory that is not pinned is copied aside before the call returns: it may go away then, and no one waits.
+    _check(driver.cuMemcpyHtoDAsync(out.address, host.__array_interface__["data"][0], host.nbytes, machine().handle))
 
 
 def to_host(x: Any) -> np.ndarray:
@@ -199,11 +199,11 @@ def to_host(x: Any) -> np.ndarray:
     if SIMULATED:
         host[...] = x.on_host().view(x.dtype)
     elif host.size:
+        _not_recorded("a copy to the host")
         from cuda.bindings import driver
 
-        place, stream = host.__array_interface__["data"][0], machine().stream
-        _check(driver.cuMemcpyDtoHAsync(place, x.address, host.nbytes, int(stream.handle)))
-        stream.sync()
+        _check(driver.cuMemcpyDtoHAsync(host.__array_interface__["data"][0], x.address, host.nbytes, machine().handle))
+        machine().stream.sync()
     return host.astype(np.float32) if x.activation else host
 
 
@@ -220,6 +220,12 @@ def _adopt(x: Any) -> Array:
 
         machine().stream.wait(Stream.from_handle(face["stream"]))
     return Array(x, face["data"][0], shape, face.get("strides") or _packed(shape, dtype.itemsize), dtype)
+
+
+def _not_recorded(what: str) -> None:
+    """A recorded pass would go on with the numbers of the time when it was recorded."""
+    if here.recording is not None:
+        raise RuntimeError(f"cuda: {what} within a pass that is recorded")
 
 
 def _check(result: Any) -> None:

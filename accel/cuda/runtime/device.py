@@ -1,6 +1,7 @@
 """The GPU that this process computes on, and its one stream.
 
-All work of all threads goes to one stream in the order of the calls. Memory that one call frees may therefore be
+All work of all threads goes to one stream in the order of the calls (but what a thread records is launched later, see
+graph.py). Memory that one call frees may therefore be
 given to the next without a wait: whatever still uses it is ahead in the stream. In numba.cuda's simulator
 (NUMBA_ENABLE_CUDASIM=1) there is no device; kernels are then run by the interpreter over NumPy's memory.
 """
@@ -11,7 +12,7 @@ import os
 import threading
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from accel.cuda.ptx.simulator import SIMULATED
 
@@ -49,20 +50,29 @@ class Machine:
         return self.device.name
 
 
+class Here(threading.local):
+    """What holds in this thread alone."""
+
+    process: int | None = None  # in which the device was made current
+    recording: Any = None  # the stream that launches go to while a graph is recorded, and where memory comes from then
+    memory: Any = None
+    given: ClassVar[dict[Any, Any]] = {}  # what a recorded pass reads anew each time (recorded.py)
+
+
 _machines: dict[int, Machine] = {}  # by process: a forked child can use nothing of its parent's
 _lock = threading.Lock()
-_thread = threading.local()
+here = Here()
 
 
 def machine() -> Machine:
     """The device in use, made current in this thread. RuntimeError in one line where there is none that can be used."""
-    if getattr(_thread, "ready", None) == os.getpid():
-        return _machines[_thread.ready]
+    if here.process == os.getpid():
+        return _machines[here.process]
     with _lock:
         found = _machines.get(os.getpid()) or _open()
         found.device.set_current()
         _machines[os.getpid()] = found
-        _thread.ready = os.getpid()
+        here.process = os.getpid()
     return found
 
 

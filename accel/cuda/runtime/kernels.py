@@ -30,7 +30,7 @@ from numba import cuda, types
 
 from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import BF16, F16, F32, F64, I32, I64, Array
-from accel.cuda.runtime.device import machine
+from accel.cuda.runtime.device import here, machine
 
 CODES = {F32: types.float32, F64: types.float64, I64: types.int64, I32: types.int32}
 CODES |= {F16: types.int16, BF16: types.uint16}  # as bits: see ptx/numbers.py
@@ -141,7 +141,8 @@ class Loaded:
             mine.update(held=held, size=size, extra=extra, address=ctypes.addressof(extra), stream=machine().handle)
         self._form.pack_into(mine["held"], 0, *words)
         x, y, z = (*grid, 1, 1)[:3]
-        (status,) = self._call(self._function, x, y, z, block, 1, 1, shared, mine["stream"], 0, mine["address"])
+        stream = here.recording or mine["stream"]
+        (status,) = self._call(self._function, x, y, z, block, 1, 1, shared, stream, 0, mine["address"])
         if status != self._good:
             raise RuntimeError(f"cuda: {status.name} at a launch of {grid} blocks of {block} threads")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from accel.cuda.runtime.device import machine
+from accel.cuda.runtime.device import here, machine
 
 SMALLEST = 512  # bytes
 KEPT = 8 << 30  # bytes that may lie about unused before they go back to the driver
@@ -28,7 +28,7 @@ class Block:
 
 
 class Pool:
-    """Buffers that are not in use, by size."""
+    """Buffers that are not in use, by size. What a thread records has buffers of its own (graph.py)."""
 
     def __init__(self) -> None:
         self._free: defaultdict[int, list[Any]] = defaultdict(list)
@@ -37,7 +37,7 @@ class Pool:
     def take(self, nbytes: int) -> Block:
         """At least so many bytes. MemoryError where the device has no more, even after all that is unused went back."""
         size = _rounded(nbytes)
-        free = self._free[size]
+        free = (self._free if here.memory is None else here.memory)[size]
         try:
             return Block(free.pop(), size, free)
         except IndexError:
