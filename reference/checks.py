@@ -7,7 +7,7 @@ or a NaN further down.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,15 +41,18 @@ def _holds(name: str, dtype: np.dtype) -> bool:
     return dtype.kind in "iu" if name.endswith("positions") else is_float(dtype)
 
 
-def _misfit(wrong: str, arguments: dict[str, tuple[Any, str]]) -> ValueError:
+Argument = tuple[str, str, tuple[int, ...], np.dtype]  # name, axes, shape and type
+
+
+def _misfit(wrong: str, arguments: tuple[Argument, ...]) -> ValueError:
     """What to raise for an argument whose shape does not fit those before it."""
     sizes: dict[str, int] = {}
-    for name, (array, spec) in arguments.items():
+    for name, spec, shape, _ in arguments:
         if name == wrong:
             break
-        sizes.update(zip(_axes(spec), array.shape, strict=True))
+        sizes.update(zip(_axes(spec), shape, strict=True))
     wanted = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in _axes(spec))
-    return ValueError(f"{wrong}: got shape {tuple(array.shape)}, wanted ({wanted})")
+    return ValueError(f"{wrong}: got shape {tuple(shape)}, wanted ({wanted})")
 
 
 def match(**arguments: tuple[Any, str]) -> dict[str, int]:
@@ -58,19 +61,24 @@ def match(**arguments: tuple[Any, str]) -> dict[str, int]:
     One letter stands for one size throughout the call. Raises ValueError with the argument, its shape and the shape
     wanted; names that end in "positions" must hold integers, all others floats.
     """
+    return _match(tuple([(name, spec, array.shape, array.dtype) for name, (array, spec) in arguments.items()])).copy()
+
+
+@lru_cache(4096)  # a pass makes thousands of these checks, of the same shapes for every layer
+def _match(arguments: tuple[Argument, ...]) -> dict[str, int]:
     sizes: dict[str, int] = {}
-    for name, (array, spec) in arguments.items():  # a decoding step makes a thousand of these checks
-        axes, shape = _axes(spec), array.shape
+    for name, spec, shape, dtype in arguments:
+        axes = _axes(spec)
         if len(shape) != len(axes):
             raise _misfit(name, arguments)
         for axis, n in zip(axes, shape, strict=True):
             if sizes.setdefault(axis, n) != n:
                 raise _misfit(name, arguments)
-        if not _holds(name, array.dtype):
+        if not _holds(name, dtype):
             kind = "an integer" if name.endswith("positions") else "a floating-point"
-            raise ValueError(f"{name}: got dtype {array.dtype}, wanted {kind} type")
+            raise ValueError(f"{name}: got dtype {dtype}, wanted {kind} type")
     if "H" in sizes and "KV" in sizes and (sizes["KV"] == 0 or sizes["H"] % sizes["KV"]):
-        first = next(iter(arguments))
+        first = arguments[0][0]
         raise ValueError(f"{first}: got H={sizes['H']} query heads, wanted a multiple of KV={sizes['KV']}")
     return sizes
 

@@ -215,10 +215,13 @@ def select_keys_each(q: Sequence[Any], k: Any, pasts: Sequence[int], budgets: Se
         len(q) == len(pasts) == len(budgets),
         f"pasts and budgets: got {len(pasts)} and {len(budgets)}, wanted one of each for {len(q)} chunks",
     )
-    for queries, past in zip(q, pasts, strict=True):
-        sizes = key_scores(queries, k, n_queries)
-        require(whole("pasts", past, 0) <= sizes["S"], f"pasts: got {past}, wanted at most the {sizes['S']} keys")
-    return match(k=(k, "KV S D"))
+    for queries in {(queries.shape, queries.dtype): queries for queries in q}.values():
+        key_scores(queries, k, n_queries)
+    sizes = match(k=(k, "KV S D"))
+    for past in pasts:
+        if whole("pasts", past, 0) > sizes["S"]:
+            raise ValueError(f"pasts: got {past}, wanted at most the {sizes['S']} keys")
+    return sizes
 
 
 def odd(name: str, value: int) -> int:

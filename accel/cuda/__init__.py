@@ -18,8 +18,6 @@ from accel.cuda.layers import (
     prepare_fastforward,
     prepare_weights,
     rms_norm,
-    rotate,
-    rotation_tables,
     split_heads,
 )
 from accel.cuda.linear.maps import linear, linear_each
@@ -37,6 +35,7 @@ from accel.cuda.methods.quoka import (
 from accel.cuda.methods.scores import group_mean, last_queries, snapkv_scores, tova_scores
 from accel.cuda.methods.topk import keep_top, select_neurons
 from accel.cuda.recorded import TOGETHER, run_pass
+from accel.cuda.rotation import rotate, rotation_tables
 from accel.cuda.runtime.arrays import to_backend
 from accel.cuda.runtime.views import to_numpy
 

@@ -1,4 +1,4 @@
-"""What the forward pass does besides attention and products: embedding, RMSNorm, rotation, and its moves.
+"""What the forward pass does besides attention, products and rotation: embedding, RMSNorm, drawing, and its moves.
 
 All of these read each number once or twice; memory is their limit, and the launch where tokens are few. The residual
 stream is float32; what feeds a product is stored as the weights are.
@@ -9,27 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
 from accel.cuda.ptx.numbers import narrow, wide
-from accel.cuda.runtime.arrays import F32, I64, Array, empty, to_backend
+from accel.cuda.ptx.simulator import SIMULATED
+from accel.cuda.runtime.arrays import F32, I64, Array, empty, stored, to_backend, under_each_other, write
 from accel.cuda.runtime.device import here
-from accel.cuda.runtime.kernels import device, kernel
+from accel.cuda.runtime.kernels import Kernel, device, kernel
 from accel.cuda.runtime.moves import joined, packed
-from accel.cuda.runtime.reduce import HALF, THREADS, block_sum
+from accel.cuda.runtime.reduce import HALF, THREADS
 from accel.cuda.runtime.views import to_numpy
 from reference import contract
-from reference import layers as meaning
 from reference.checks import require
-from reference.config import Rope
 from reference.predictor import FastForwardWeights
 from reference.sampling import Sampling
 from reference.weights import LayerWeights, Weights
 
-
+MANY = 1024  # threads of a block for a row of a model's width
 MOST_PARTS = 512  # of the logits, each with a highest of its own
 
 
@@ -53,29 +53,16 @@ def rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
     out = empty(x.shape, weight.dtype, activation=True)
     if out.size:
         stacked, made = (a if a.ndim == 3 else _rows(a) for a in (x, out))
-        _rms_norm[(stacked.shape[1], stacked.shape[0]), THREADS](stacked, weight, float(eps), made)
-    return out
-
-
-def rotate(x: Array, cosine: Array, sine: Array) -> Array:
-    """Turn each pair (x_i, x_{i + D/2}) by its angle: x (H, T, D), cosine and sine (T, D/2) -> (H, T, D), the heads
-    of a token side by side in memory."""
-    sizes = contract.rotate(x, cosine, sine)
-    out = empty((sizes["T"], sizes["H"], sizes["D"]), x.dtype, activation=True).axes(1, 0, 2)
-    if out.size:
-        _rotate[(sizes["T"], sizes["H"]), THREADS](x, cosine, sine, out)
+        threads = THREADS if x.shape[-1] < MANY or SIMULATED else MANY
+        _rms_norm(threads)[(stacked.shape[1], stacked.shape[0]), threads](stacked, weight, float(eps), made)
     return out
 
 
 def concatenate(parts: Sequence[Array]) -> Array:
     """Rows of several sequences under each other: (T_1, E), (T_2, E), … -> (ΣT, E). A view where they lie so
     already."""
-    first, end = parts[0], parts[0].address
-    for part in parts:
-        if part.memory is not first.memory or part.address != end or not part.contiguous or part.dtype != first.dtype:
-            return joined(list(parts), first.dtype)
-        end += part.nbytes
-    return first.seen(first.address, (sum(len(part) for part in parts), *first.shape[1:]), first.strides)
+    seen = under_each_other(parts)
+    return joined(list(parts), parts[0].dtype) if seen is None else seen
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -90,19 +77,9 @@ def merge_heads(x: Array) -> Array:
     return packed(rows).join(1) if seen is None else seen  # type: ignore[return-value]
 
 
-def rotation_tables(
-    rope: Rope, head_dim: int, spans: Sequence[tuple[int, int, int]], dtype: np.dtype
-) -> tuple[Array, Array]:
-    """Cosines and sines for `rotate`, (ΣT, D/2) each: spans of (first position, T, length of the prompt)."""
-    if rope in here.given:
-        return here.given[rope]
-    cosine, sine = meaning.rotation_tables(rope, head_dim, spans, F32)
-    return to_backend(cosine), to_backend(sine)
-
-
 def draw(logits: Array, sampling: Sampling, rng: np.random.Generator, seen: np.ndarray | None = None) -> int:
-    """The next token id from logits (V,), seen (V,) bool on the host. Greedy, without a penalty, the highest is found on
-    the device, so that one number comes back."""
+    """The next token id from logits (V,), seen (V,) bool on the host. Greedy and without a penalty, the highest is
+    found on the device, so that little comes back."""
     penalised = sampling.repetition_penalty is not None and seen is not None
     if sampling.temperature or penalised or not isinstance(logits, Array):
         return sampling.draw(to_numpy(logits), rng, seen)
@@ -116,12 +93,15 @@ def draw(logits: Array, sampling: Sampling, rng: np.random.Generator, seen: np.n
 
 def prepare_weights(weights: Weights) -> Weights:
     """A model's weights on the device; float64 becomes float32. W_down lies neuron by neuron, (F, E) in memory under
-    the shape (E, F), so that chosen neurons are rows."""
+    the shape (E, F), so that chosen neurons are rows. Matrices that multiply the same rows lie under each other, so
+    that one product serves them (`linear_each`)."""
 
     def moved(layer: LayerWeights) -> LayerWeights:
-        there = {f.name: to_backend(getattr(layer, f.name)) for f in fields(layer) if f.name != "w_down"}
-        down = np.ascontiguousarray(layer.w_down.T)
-        return LayerWeights(**there, w_down=to_backend(down).axes(1, 0))
+        there = {f.name: getattr(layer, f.name) for f in fields(layer)}
+        there["w_down"] = to_backend(np.ascontiguousarray(layer.w_down.T)).axes(1, 0)
+        for names in (("w_q", "w_k", "w_v"), ("b_q", "b_k", "b_v"), ("w_gate", "w_up")):
+            there |= zip(names, _joined([there[name] for name in names]), strict=True)
+        return LayerWeights(**{name: to_backend(array) for name, array in there.items()})
 
     embedding = to_backend(weights.embedding)
     output = embedding if weights.output is weights.embedding else to_backend(weights.output)
@@ -142,6 +122,20 @@ def prepare_fastforward(weights: FastForwardWeights) -> FastForwardWeights:
     return FastForwardWeights(layers, weights.metadata)
 
 
+def _joined(arrays: Sequence[Any]) -> Sequence[Any]:
+    """Host arrays of one type on the device, under each other; others as they are."""
+    if any(not isinstance(array, np.ndarray) or array.dtype != arrays[0].dtype for array in arrays):
+        return arrays
+    dtype = stored(arrays[0].dtype)
+    whole = empty((sum(map(len, arrays)), *arrays[0].shape[1:]), dtype)
+    parts, start = [], 0
+    for array in arrays:
+        parts.append(whole[start : start + len(array)])
+        write(parts[-1], np.ascontiguousarray(array, dtype))
+        start += len(array)
+    return parts
+
+
 def _rows(x: Array) -> Array:
     """x (…, E) as (1, rows, E)."""
     flat = packed(x)
@@ -157,34 +151,35 @@ def _embed(ids, table, scale, out):
         i += cuda.blockDim.x
 
 
-@kernel
-def _rms_norm(x, weight, eps, out):
-    memory = cuda.shared.array(THREADS, np.float32)
-    t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-    squares = np.float32(0)
-    i = thread
-    while i < x.shape[2]:
-        part = wide(x[head, t, i])
-        squares += part * part
-        i += THREADS
-    mean = block_sum(squares, memory) / np.float32(x.shape[2])
-    rate = np.float32(1) / math.sqrt(mean + np.float32(eps))
-    i = thread
-    while i < x.shape[2]:
-        out[head, t, i] = narrow(out, wide(x[head, t, i]) * rate * wide(weight[i]))
-        i += THREADS
+@cache
+def _rms_norm(threads: int) -> Kernel:
+    """The kernel for blocks of so many threads: many for the rows of a model, few for those of a head."""
 
+    @kernel(name=f"rms_norm_{threads}", threads=threads)
+    def rms_norm(x, weight, eps, out):
+        memory = cuda.shared.array(threads, np.float32)
+        t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+        squares = np.float32(0)
+        i = thread
+        while i < x.shape[2]:
+            part = wide(x[head, t, i])
+            squares += part * part
+            i += threads
+        memory[thread] = squares
+        cuda.syncthreads()
+        step = threads // 2
+        while step > 0:
+            if thread < step:
+                memory[thread] += memory[thread + step]
+            cuda.syncthreads()
+            step >>= 1
+        rate = np.float32(1) / math.sqrt(memory[0] / np.float32(x.shape[2]) + np.float32(eps))
+        i = thread
+        while i < x.shape[2]:
+            out[head, t, i] = narrow(out, wide(x[head, t, i]) * rate * wide(weight[i]))
+            i += threads
 
-@kernel
-def _rotate(x, cosine, sine, out):
-    t, head, i = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-    half = cosine.shape[1]
-    while i < half:
-        c, s = wide(cosine[t, i]), wide(sine[t, i])
-        a, b = wide(x[head, t, i]), wide(x[head, t, half + i])
-        out[head, t, i] = narrow(out, a * c - b * s)
-        out[head, t, half + i] = narrow(out, b * c + a * s)
-        i += cuda.blockDim.x
+    return rms_norm
 
 
 @device

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from accel.cuda.cache import LayerCache
 from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import ALIGNED, F32, I32, I64, Array, empty, write
 from accel.cuda.runtime.device import here
@@ -37,7 +36,7 @@ def run_pass(layers: Layers, model: Model, chunks: Sequence[Chunk]) -> Any:
     """What `layers` returns, the hidden states (ΣT, E): by a graph, where such a pass was recorded or can be."""
     if not all(_repeats(model, chunk) for chunk in chunks):
         return layers(model, chunks)
-    first = chunks[0].state.cache
+    first: Any = chunks[0].state.cache
     if first.passed is None or not first.passed.fits(model, chunks):
         first.passed = None  # its memory goes before the next asks for some
         first.passed = Recorded(model, chunks)
@@ -53,7 +52,7 @@ def _repeats(model: Model, chunk: Chunk) -> bool:
     return all(_stays(layer, window, state.policy.at(n)) for n, (layer, window) in enumerate(layers))
 
 
-def _stays(layer: LayerCache, window: int | None, part: Policy) -> bool:
+def _stays(layer: Any, window: int | None, part: Policy) -> bool:
     if not layer.has_room(1) or layer.received is not None or (part.ffn is not None and part.ffn.decode):
         return False
     if window is not None or (part.select is None and part.evict is None):
@@ -68,7 +67,7 @@ class Recorded:
         self._model = model
         self._policies = [chunk.state.policy for chunk in chunks]
         self._caches = [chunk.state.cache for chunk in chunks]
-        self._layers = [layer for cache in self._caches for layer in cache.layers]
+        self._layers: list[Any] = [layer for cache in self._caches for layer in cache.layers]
         self._buffers = _buffers(self._caches)
         self._graph: Graph | None = None
         self._hidden: Any = None
@@ -155,13 +154,14 @@ class Recorded:
         windows = self._windows[: config.layers]
         for chunk in chunks:
             state, counts = chunk.state, chunk.state.counts
+            own: list[Any] = state.cache.layers
             sizes = np.array(state.cache.sizes)
             visible = 1 + np.where(windows > 0, np.minimum(sizes, windows), sizes)
             counts.keys_read += visible
             counts.keys_visible += visible
             counts.neurons_run += config.ffn_width
             counts.neurons_total += config.ffn_width
-            for n, layer in enumerate(state.cache.layers):
+            for n, layer in enumerate(own):
                 evict = state.policy.at(n).evict if config.windows[n] is None else None
                 layer.repeat(chunk.first, evict and evict.budget)
                 if evict is not None:

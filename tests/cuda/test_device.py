@@ -6,6 +6,7 @@ Everything else is held to the reference by `pytest tests/equivalence --backend 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from types import ModuleType
 
 import ml_dtypes
 import numpy as np
@@ -86,3 +87,63 @@ def test_chosen_columns_are_read_where_they_stand() -> None:
         exact = reference.attention(q[:, rows].astype(np.float64), *held, past, places)
         wanted = reference.merge_heads(exact)
         assert np.linalg.norm(to_numpy(got) - wanted) < 1e-2 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("name", ["dense", "keydiff", "together"])
+def test_a_recorded_pass_gives_the_bits_of_one_launched_call_by_call(name: str) -> None:
+    """Token by token over buffers that move in between, beside another sequence whose pass is recorded too."""
+    import accel.cuda
+    from reference import KeyDiff, Model, Policy, decode, new_state, prefill
+    from tests.small import random_weights, small_config
+
+    config = small_config(heads=8, kv_heads=2, head_dim=128, width=256, layers=3, windows=(None, 60, None))
+    weights = accel.cuda.prepare_weights(random_weights(config, dtype=BF16))
+    plain = ModuleType("plain")
+    plain.__dict__.update({key: value for key, value in vars(accel.cuda).items() if key != "run_pass"})
+    policy = Policy(evict=KeyDiff(100)) if name == "keydiff" else Policy()
+    told = []
+    for backend in (accel.cuda, plain):
+        model = Model(config, weights, backend)
+        states = [new_state(model, policy) for _ in range(3)]
+        for n, state in enumerate(states):
+            prefill(model, state, np.arange(300 + 50 * n) % 50)
+        groups = [states[:2], states[2:]] if name == "together" else [[state] for state in states]
+        rows = []
+        for token in range(300):  # more than the room that a prompt leaves for an answer
+            for group in groups:
+                decode(model, group, [(7 * token + n) % 50 for n in range(len(group))])
+                rows += [accel.cuda.to_numpy(state.logits) for state in group]
+        kept = [accel.cuda.to_numpy(places) for state in states for places in state.positions]
+        told.append((np.stack(rows), kept, [vars(state.counts) for state in states]))
+        used = [group[0].cache.passed for group in groups]
+        assert all(one is not None and one._graph is not None for one in used) == (backend is accel.cuda)
+    (got, got_kept, got_counts), (wanted, wanted_kept, wanted_counts) = told
+    np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
+    for one, other in zip(got_kept, wanted_kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(got_counts, wanted_counts, strict=True):
+        for field, counted in one.items():
+            np.testing.assert_array_equal(counted, other[field], field)
+
+
+def test_what_is_not_in_device_memory_cannot_be_recorded() -> None:
+    """A copy would be of the numbers of the time when it was recorded."""
+    from accel.cuda import to_backend
+    from accel.cuda.runtime.graph import Graph
+
+    with pytest.raises(RuntimeError, match="recorded"), Graph().recorded():
+        to_backend(np.ones(3, np.float32))
+
+
+def test_the_highest_logit_is_numpys() -> None:
+    from accel.cuda import draw, to_backend
+    from reference import Sampling
+
+    rng = np.random.default_rng(0)
+    for size in (1, 127, 5_000, 128_256):
+        logits = rng.standard_normal(size).astype(np.float32).round(1)  # with ties
+        assert draw(to_backend(logits), Sampling(), rng) == logits.argmax()
+    for wrong in (np.nan, np.inf):
+        logits[7] = wrong
+        with pytest.raises(ValueError, match="logits"):
+            draw(to_backend(logits), Sampling(), rng)

@@ -61,9 +61,13 @@ def attention_each(
 
 def _attend(reads: Sequence[tuple[Any, ...]], scale: float | None, window: int | None) -> list[Array]:
     """(T, H, D) for each read."""
-    found = []
-    for q, k, v, q_positions, k_positions in reads:
-        contract.attention(q, k, v, q_positions, k_positions, scale, window)
+    found, last = [], None
+    for read in reads:
+        q, k, v, q_positions, k_positions = read
+        kind = (*[(x.shape, x.dtype) for x in (q, k, v, k_positions)], type(q_positions))
+        if kind != last or kind[-1] is not int:  # chunks that share a pass are alike: one check serves them
+            contract.attention(q, k, v, q_positions, k_positions, scale, window)
+        last = kind
         found.append(_read(q, k, v, q_positions, k_positions, window))
     outs: list[Array] = []
     for run in _runs(found):

@@ -7,6 +7,7 @@ their bits as int16 and uint16 (ptx/numbers.py widens them).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -87,20 +88,18 @@ class Array:
     def __getitem__(self, index: Any) -> Array:
         """A view: slices of leading axes without a step, or whole numbers, which drop their axis."""
         parts = index if isinstance(index, tuple) else (index,)
-        address, shape, strides, n = self.address, [], [], 0
+        address, shape, strides, n = self.address, list(self.shape), list(self.strides), 0
         for part in parts:
-            size, stride = self.shape[n], self.strides[n]
-            n += 1
             if isinstance(part, slice):
-                start, stop, step = part.indices(size)
+                start, stop, step = part.indices(shape[n])
                 if step != 1:
                     raise IndexError(f"index: got step {step}, wanted slices without a step")
-                address += start * stride
-                shape.append(stop - start if stop > start else 0)
-                strides.append(stride)
+                address += start * strides[n]
+                shape[n] = stop - start if stop > start else 0
+                n += 1
             else:
-                address += range(size)[part] * stride
-        return self.seen(address, (*shape, *self.shape[n:]), (*strides, *self.strides[n:]))
+                address += range(shape.pop(n))[part] * strides.pop(n)
+        return self.seen(address, tuple(shape), tuple(strides))
 
     def __iter__(self) -> Any:
         return (self[n] for n in range(len(self)))
@@ -136,6 +135,18 @@ class Array:
         dtype = BITS.get(self.dtype, self.dtype)
         base = self.memory.__array_interface__["data"][0]
         return np.ndarray(self.shape, dtype, self.memory, self.address - base, self.strides)
+
+
+def under_each_other(parts: Sequence[Array]) -> Array | None:
+    """A view of all rows, where the parts lie under each other in one memory without gaps: (T_1, …), (T_2, …), … ->
+    (ΣT, …)."""
+    first, end, rows = parts[0], parts[0].address, 0
+    for part in parts:
+        if part.memory is not first.memory or part.address != end or not part.contiguous or part.dtype != first.dtype:
+            return None
+        end += part.nbytes
+        rows += part.shape[0]
+    return first.seen(first.address, (rows, *first.shape[1:]), first.strides)
 
 
 def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import os
 import threading
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from accel.cuda.ptx.simulator import SIMULATED
 
@@ -53,10 +53,11 @@ class Machine:
 class Here(threading.local):
     """What holds in this thread alone."""
 
-    process: int | None = None  # in which the device was made current
-    recording: Any = None  # the stream that launches go to while a graph is recorded, and where memory comes from then
-    memory: Any = None
-    given: ClassVar[dict[Any, Any]] = {}  # what a recorded pass reads anew each time (recorded.py)
+    def __init__(self) -> None:
+        self.process: int | None = None  # in which the device was made current
+        self.recording: Any = None  # the stream that launches go to while a graph is recorded, and
+        self.memory: Any = None  # where memory comes from then (graph.py)
+        self.given: dict[Any, Any] = {}  # what a recorded pass reads anew each time (recorded.py)
 
 
 _machines: dict[int, Machine] = {}  # by process: a forked child can use nothing of its parent's

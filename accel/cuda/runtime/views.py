@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class Columns:
     stop: int
     dtype = I64
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """(KV, B + stop - start)."""
         return self.kept.shape[0], self.kept.shape[1] + self.stop - self.start
