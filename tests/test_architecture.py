@@ -21,7 +21,14 @@ MAY_IMPORT = {
     "thresher": {"reference", "accel", "loaders"},
 }
 # From the machine up; rooms of one storey do not know each other, but for the files at the top.
-STOREYS = [("simd", "ptx"), ("runtime",), ("linear",), ("attention", "ffn"), ("methods",), ("cache", "layers")]
+STOREYS = [
+    ("simd", "ptx"),
+    ("runtime",),
+    ("linear",),
+    ("attention", "ffn"),
+    ("methods",),
+    ("cache", "layers", "rotation", "recorded"),
+]
 BACKENDS = [path.name for path in sorted((ROOT / "accel").iterdir()) if (path / "runtime").is_dir()]
 
 

@@ -25,6 +25,7 @@ from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settin
 from thresher.state import State
 from thresher.text import check_text
 
+LONG, BESIDES = 32_768, 1 << 30  # tokens and bytes that "auto" wants a GPU to have room for, besides the weights
 Prompt = str | Sequence[int] | Sequence[Message] | State
 
 
@@ -37,13 +38,15 @@ def load(
 ) -> LanguageModel:
     """Load a pulled model by name, a Hugging Face directory, or a GGUF file.
 
-    backend: "reference" (NumPy, the definition), "cpu", or "auto", the fastest that this machine offers.
+    backend: "reference" (NumPy, the definition), "cpu", "cuda" (an NVIDIA GPU), or "auto": the GPU where there is one
+      that the model and its cache fit, else the processor. `LanguageModel.device` tells which.
     dtype: what weights and cache are stored in: float32, float64, float16 or bfloat16.
     adapter: a directory with a LoRA or AdaLoRA adapter in PEFT's layout, merged into the weights.
     Raises FileNotFoundError for a model that is not there and ValueError for one that cannot be read, in one line.
     """
-    module = accel.backend(backend)
-    return LanguageModel(load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter), module)
+    module = None if backend == "auto" else accel.backend(backend)
+    checkpoint = load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter)
+    return LanguageModel(checkpoint, module or accel.backend("auto", _bytes_needed(checkpoint)))
 
 
 class LanguageModel:
@@ -58,6 +61,12 @@ class LanguageModel:
     def config(self) -> ModelConfig:
         """The model's shape."""
         return self.model.config
+
+    @property
+    def device(self) -> str:
+        """What computes: "cpu", or the GPU's name, compute capability and memory."""
+        name = getattr(self.model.backend, "device_name", None)
+        return "cpu" if name is None else str(name())
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -234,6 +243,13 @@ class LanguageModel:
             ffn = replace(ffn, weights=load_fastforward(os.path.abspath(ffn.weights)))  # a saved state may move
         overrides = {layer: self._ready(inner) for layer, inner in policy.overrides.items()}
         return replace(policy, ffn=ffn, overrides=overrides)
+
+
+def _bytes_needed(checkpoint: Checkpoint) -> int:
+    """Weights, a long prompt's cache, and what a pass takes besides."""
+    config, itemsize = checkpoint.config, checkpoint.weights.embedding.dtype.itemsize
+    cache = config.cache_bytes_per_token(itemsize) * min(config.max_positions, LONG)
+    return checkpoint.weights.nbytes + cache + BESIDES
 
 
 def _no_variables(variables: Mapping[str, Any]) -> None:

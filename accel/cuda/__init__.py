@@ -37,6 +37,7 @@ from accel.cuda.methods.topk import keep_top, select_neurons
 from accel.cuda.recorded import TOGETHER, run_pass
 from accel.cuda.rotation import rotate, rotation_tables
 from accel.cuda.runtime.arrays import to_backend
+from accel.cuda.runtime.device import device_name, free_memory
 from accel.cuda.runtime.views import to_numpy
 
 __all__ = [
@@ -49,8 +50,10 @@ __all__ = [
     "attention_mass",
     "caote_scores",
     "concatenate",
+    "device_name",
     "draw",
     "embed",
+    "free_memory",
     "gated_ffn",
     "griffin_statistic",
     "group_mean",

@@ -17,10 +17,11 @@ from numba import cuda
 
 from accel.cuda.ptx.numbers import narrow, wide
 from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.runtime.arrays import F32, I64, Array, empty, stored, to_backend, under_each_other, write
-from accel.cuda.runtime.device import here
+from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, stored, to_backend, under_each_other, write
+from accel.cuda.runtime.device import free_memory, here
 from accel.cuda.runtime.kernels import Kernel, device, kernel
 from accel.cuda.runtime.moves import joined, packed
+from accel.cuda.runtime.pool import pool
 from accel.cuda.runtime.reduce import HALF, THREADS
 from accel.cuda.runtime.views import to_numpy
 from reference import contract
@@ -94,7 +95,8 @@ def draw(logits: Array, sampling: Sampling, rng: np.random.Generator, seen: np.n
 def prepare_weights(weights: Weights) -> Weights:
     """A model's weights on the device; float64 becomes float32. W_down lies neuron by neuron, (F, E) in memory under
     the shape (E, F), so that chosen neurons are rows. Matrices that multiply the same rows lie under each other, so
-    that one product serves them (`linear_each`)."""
+    that one product serves them (`linear_each`). MemoryError where the device has no room for them."""
+    _make_sure_of(weights.nbytes // (2 if weights.embedding.dtype == F64 else 1), weights.embedding.dtype)
 
     def moved(layer: LayerWeights) -> LayerWeights:
         there = {f.name: getattr(layer, f.name) for f in fields(layer)}
@@ -120,6 +122,18 @@ def prepare_fastforward(weights: FastForwardWeights) -> FastForwardWeights:
         for layer in weights.layers
     ]
     return FastForwardWeights(layers, weights.metadata)
+
+
+def _make_sure_of(wanted: int, dtype: np.dtype) -> None:
+    """MemoryError in one line unless the device has so many bytes for weights of this type."""
+    if SIMULATED:
+        return
+    pool.clear()
+    free, gib = free_memory(), 2**30
+    if wanted > free:
+        half = wanted / 2 if dtype.itemsize > 2 else np.inf
+        fits = "dtype='bfloat16' would fit" if half < free else "a smaller model or backend='cpu' would do"
+        raise MemoryError(f"cuda: the weights take {wanted / gib:.2f} GiB and {free / gib:.2f} are free; {fits}")
 
 
 def _joined(arrays: Sequence[Any]) -> Sequence[Any]:

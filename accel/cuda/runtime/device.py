@@ -102,6 +102,28 @@ def _open() -> Machine:
     return Machine(device, device.create_stream(), DeviceMemoryResource(device))
 
 
+def device_name() -> str:
+    """The device in use, its compute capability and its memory."""
+    there, gib = machine(), 2**30
+    major, minor = there.capability
+    free, total = memory()
+    return f"{there.name}, compute capability {major}.{minor}, {free / gib:.1f} of {total / gib:.1f} GiB free"
+
+
+def free_memory() -> int:
+    """Bytes of the device that nobody holds."""
+    return memory()[0]
+
+
+def memory() -> tuple[int, int]:
+    """Bytes free on the device and in all; 0 where it does not say."""
+    from cuda.bindings import driver
+
+    machine()
+    _, free, total = driver.cuMemGetInfo()
+    return free or 0, total or 0
+
+
 def synchronize() -> None:
     """Wait until the device has done all that was asked of it."""
     if not SIMULATED:

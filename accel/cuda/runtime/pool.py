@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from accel.cuda.runtime.device import here, machine
+from accel.cuda.runtime.device import here, machine, memory
 
 SMALLEST = 512  # bytes
 KEPT = 8 << 30  # bytes that may lie about unused before they go back to the driver
@@ -54,7 +54,7 @@ class Pool:
                     self.clear()
                     there.stream.sync()
                     continue
-                unused, total = _memory()
+                unused, total = memory()
                 raise MemoryError(
                     f"cuda: wanted {size / 2**30:.2f} GiB more and {unused / 2**30:.2f} of {total / 2**30:.2f} GiB are "
                     f"free; a smaller budget or dtype='bfloat16' needs less ({type(error).__name__})"
@@ -72,14 +72,6 @@ def _rounded(nbytes: int) -> int:
     """The size that is asked of the driver: few different ones, an eighth too large at most."""
     step = max(SMALLEST, 1 << max((nbytes - 1).bit_length() - 4, 0))
     return -(-nbytes // step) * step
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes free and in all; 0 where the device does not say."""
-    from cuda.bindings import driver
-
-    _, free, total = driver.cuMemGetInfo()
-    return free or 0, total or 0
 
 
 pool = Pool()
