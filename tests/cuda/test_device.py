@@ -147,3 +147,48 @@ def test_the_highest_logit_is_numpys() -> None:
         logits[7] = wrong
         with pytest.raises(ValueError, match="logits"):
             draw(to_backend(logits), Sampling(), rng)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "int64"])
+def test_tensors_come_in_and_go_out_without_a_copy(kind: str) -> None:
+    """Written by PyTorch on a stream of its own just before, read by it just after."""
+    torch = pytest.importorskip("torch")
+    from accel.cuda import add, to_backend, to_numpy
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        there = torch.zeros(3, 300, device="cuda", dtype=getattr(torch, kind))[:, ::2]
+        torch.cuda._sleep(50_000_000)
+        there += torch.arange(150, device="cuda").to(there.dtype)
+        ours = to_backend(there)
+        assert ours.address == there.data_ptr()
+        assert ours.strides == tuple(there.element_size() * n for n in there.stride())
+        np.testing.assert_array_equal(to_numpy(ours).astype(np.float64), there.double().cpu().numpy())
+        back = torch.from_dlpack(ours)
+        assert back.data_ptr() == there.data_ptr()
+        assert back.dtype == there.dtype
+        assert torch.equal(back, there)
+        if kind == "float32":
+            twice = torch.from_dlpack(add(ours, ours))  # not waited for by the host
+            assert torch.equal(twice, 2 * there)
+            assert torch.equal(torch.as_tensor(add(ours, ours), device="cuda"), 2 * there)
+
+
+def test_host_arrays_of_other_libraries_are_copied() -> None:
+    torch = pytest.importorskip("torch")
+    from accel.cuda import to_backend, to_numpy
+
+    np.testing.assert_array_equal(to_numpy(to_backend(torch.arange(5))), np.arange(5))
+
+
+def test_weights_that_do_not_fit_are_named_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accel.cuda import layers, prepare_weights
+    from tests.small import random_weights, small_config
+
+    weights = random_weights(small_config(), dtype="float32")
+    monkeypatch.setattr(layers, "free_memory", lambda: 3 * weights.nbytes // 4)
+    with pytest.raises(MemoryError, match="are free; dtype='bfloat16' would fit"):
+        prepare_weights(weights)
+    monkeypatch.setattr(layers, "free_memory", lambda: weights.nbytes // 4)
+    with pytest.raises(MemoryError, match="a smaller model"):
+        prepare_weights(weights)

@@ -82,6 +82,24 @@ class Array:
             "stream": int(machine().stream.handle),
         }  # fmt: skip
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """CUDA, and which device."""
+        return 2, machine().device.device_id
+
+    def __dlpack__(self, *, stream: int | None = None, **wishes: Any) -> Any:
+        """The numbers for another library, without a copy, in a capsule. What is launched on its `stream` from now on
+        comes after all that was asked of this backend; it keeps the memory as long as it holds the capsule's array."""
+        from cuda.core import Buffer, Stream
+        from cuda.core.utils import StridedMemoryView
+
+        if stream != -1:
+            Stream.from_handle(stream or 1).wait(machine().stream)  # 1 is the driver's default stream
+        last = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)) if self.size else 0
+        whole = Buffer.from_handle(self.address, last + self.dtype.itemsize, owner=self.memory)
+        steps = tuple(stride // self.dtype.itemsize for stride in self.strides)
+        view = StridedMemoryView.from_buffer(whole, self.shape, steps, dtype=self.dtype)
+        return view.__dlpack__(stream=-1, **wishes)
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -177,12 +195,12 @@ def stored(dtype: np.dtype) -> np.dtype:
 
 
 def to_backend(x: Any) -> Any:
-    """A host array on the device. What lies there already stays, also another library's
-    (`__cuda_array_interface__`)."""
-    if isinstance(x, Array) or not (isinstance(x, np.ndarray) or hasattr(x, "__cuda_array_interface__")):
+    """A host array on the device. What lies there already stays, also another library's (DLPack or
+    `__cuda_array_interface__`)."""
+    if isinstance(x, Array):
         return x
     if not isinstance(x, np.ndarray):
-        return _adopt(x)
+        return _adopt(x) if hasattr(x, "__dlpack__") or hasattr(x, "__cuda_array_interface__") else x
     host = np.ascontiguousarray(x, stored(x.dtype)).reshape(x.shape)
     out = empty(host.shape, host.dtype)
     if host.size:
@@ -220,17 +238,20 @@ def to_host(x: Any) -> np.ndarray:
 
 def _adopt(x: Any) -> Array:
     """Another library's device array, without a copy, behind what its own stream still has to do."""
-    face = x.__cuda_array_interface__
-    shape, dtype = tuple(face["shape"]), np.dtype(face["typestr"])
-    if getattr(getattr(x, "dtype", None), "__str__", str)() == "torch.bfloat16":
-        dtype = BF16
+    from cuda.core.utils import StridedMemoryView
+
+    there = machine()
+    view = StridedMemoryView.from_any_interface(x, stream_ptr=int(there.stream.handle))
+    if not view.is_device_accessible:
+        return to_backend(np.from_dlpack(x))
+    dtype, shape = np.dtype(view.dtype), tuple(view.shape)
     if stored(dtype) != dtype:
         raise ValueError(f"array: got dtype {dtype} on the device, wanted int64, float32, float16 or bfloat16")
-    if not SIMULATED and face.get("stream") is not None:
-        from cuda.core import Stream
-
-        machine().stream.wait(Stream.from_handle(face["stream"]))
-    return Array(x, face["data"][0], shape, face.get("strides") or _packed(shape, dtype.itemsize), dtype)
+    if view.device_id != there.device.device_id:
+        raise ValueError(f"array: got one on GPU {view.device_id}, wanted it on GPU {there.device.device_id}")
+    size = dtype.itemsize
+    strides = _packed(shape, size) if view.strides is None else tuple(size * n for n in view.strides)
+    return Array((x, view), view.ptr, shape, strides, dtype)
 
 
 def _not_recorded(what: str) -> None:
