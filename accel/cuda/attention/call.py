@@ -79,7 +79,7 @@ def _attend(reads: Sequence[tuple[Any, ...]], scale: float | None, window: int |
             (_hopper if _fits_hopper(first, rate) else _portable)(run, rate, window, out)
         elif out.size:
             put(zeros(out.shape, out.dtype), out)
-        outs += [out[n * tokens : (n + 1) * tokens] for n in range(len(run))]
+        outs += out.split(0, len(run))
     return outs
 
 

@@ -7,6 +7,7 @@ their bits as int16 and uint16 (ptx/numbers.py widens them).
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -97,8 +98,12 @@ class Array:
         last = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)) if self.size else 0
         whole = Buffer.from_handle(self.address, last + self.dtype.itemsize, owner=self.memory)
         steps = tuple(stride // self.dtype.itemsize for stride in self.strides)
-        view = StridedMemoryView.from_buffer(whole, self.shape, steps, dtype=self.dtype)
-        return view.__dlpack__(stream=-1, **wishes)
+        seen = BITS[BF16] if self.dtype == BF16 else self.dtype
+        view = StridedMemoryView.from_buffer(whole, self.shape, steps, dtype=seen)
+        capsule = view.__dlpack__(stream=-1, **wishes)
+        if self.dtype == BF16:
+            _name_bfloat16(capsule)
+        return capsule
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -120,7 +125,8 @@ class Array:
         return self.seen(address, tuple(shape), tuple(strides))
 
     def __iter__(self) -> Any:
-        return (self[n] for n in range(len(self)))
+        shape, strides = self.shape[1:], self.strides[1:]
+        return (self.seen(self.address + n * self.strides[0], shape, strides) for n in range(self.shape[0]))
 
     def __repr__(self) -> str:
         return f"Array({self.shape}, {self.dtype})"
@@ -159,10 +165,14 @@ def under_each_other(parts: Sequence[Array]) -> Array | None:
     """A view of all rows, where the parts lie under each other in one memory without gaps: (T_1, …), (T_2, …), … ->
     (ΣT, …)."""
     first, end, rows = parts[0], parts[0].address, 0
+    if not first.contiguous:
+        return None
+    step = first.strides[0]
     for part in parts:
-        if part.memory is not first.memory or part.address != end or not part.contiguous or part.dtype != first.dtype:
+        alike = part.memory is first.memory and part.strides == first.strides and part.shape[1:] == first.shape[1:]
+        if not alike or part.address != end or part.dtype != first.dtype:
             return None
-        end += part.nbytes
+        end += part.shape[0] * step
         rows += part.shape[0]
     return first.seen(first.address, (rows, *first.shape[1:]), first.strides)
 
@@ -252,6 +262,16 @@ def _adopt(x: Any) -> Array:
     size = dtype.itemsize
     strides = _packed(shape, size) if view.strides is None else tuple(size * n for n in view.strides)
     return Array((x, view), view.ptr, shape, strides, dtype)
+
+
+def _name_bfloat16(capsule: Any) -> None:
+    """Let a DLPack capsule of whole numbers of 16 bits say bfloat16, which cuda.core has no name for: in DLTensor the
+    type's code stands behind an address and three int32, and a versioned capsule has 32 bytes before it."""
+    versioned = "versioned" in repr(capsule)
+    address = ctypes.pythonapi.PyCapsule_GetPointer
+    address.restype, address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    place = address(capsule, b"dltensor_versioned" if versioned else b"dltensor")
+    ctypes.c_uint8.from_address(place + (32 if versioned else 0) + 8 + 3 * 4).value = 4  # kDLBfloat
 
 
 def _not_recorded(what: str) -> None:
