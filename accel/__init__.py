@@ -2,6 +2,7 @@
 loads it only then."""
 
 import ctypes
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -34,6 +35,8 @@ def gpu() -> str:
 
 def _opened() -> ModuleType:
     """`accel.cuda`, once its device is open."""
+    if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":  # kernels are interpreted: no device is there, nor wanted
+        return import_module("accel.cuda")
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         ctypes.CDLL(name)

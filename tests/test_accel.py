@@ -13,6 +13,7 @@ import accel
 import accel.cpu
 import thresher
 from tests.checkpoints import write_checkpoint
+from thresher.cli.kernels import compile_kernels
 
 GPU = ModuleType("gpu")
 GPU.__dict__.update(vars(accel.cpu), device_name=lambda: "a GPU", free_memory=lambda: 10_000_000_000)
@@ -58,3 +59,18 @@ def test_auto_takes_a_gpu_with_room_and_says_so(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(GPU, "free_memory", lambda: 1 << 30)  # what a pass takes besides is more than nothing
     assert thresher.load(directory).device == "cpu"
     assert accel.gpu() == "a GPU"
+
+
+def test_a_backend_that_compiles_as_it_goes_is_told_how_to_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[Any] = []
+    backend = ModuleType("gpu")
+    backend.__dict__.update(tell_compiling=told.append)
+    assert compile_kernels(backend) == 0
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        told[0]("attend")
+        told[0]("")
+        shown = "\r\x1b[KCompiling for this GPU, once: attend\r\x1b[K" if terminal else ""
+        assert capsys.readouterr().err == shown

@@ -229,8 +229,9 @@ class LanguageModel:
             state.model == self.identity,
             f"state: got one of another model ({state.model}), wanted {self.identity}",
         )
-        if not isinstance(state.cache, self.model.backend.KVCache):
+        if type(state.cache) is not self.model.backend.KVCache:
             state.cache = self.model.backend.restore_cache([layer.arrays() for layer in state.cache.layers])
+            state.logits = None if state.logits is None else np.asarray(state.logits)
         state.given = self._ready(state.given)
         state.resolve(state.length)
         return state

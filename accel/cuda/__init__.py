@@ -38,6 +38,7 @@ from accel.cuda.recorded import TOGETHER, run_pass
 from accel.cuda.rotation import rotate, rotation_tables
 from accel.cuda.runtime.arrays import to_backend
 from accel.cuda.runtime.device import device_name, free_memory
+from accel.cuda.runtime.kernels import tell_compiling
 from accel.cuda.runtime.views import to_numpy
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "snapkv_scores",
     "sparse_ffn",
     "split_heads",
+    "tell_compiling",
     "to_backend",
     "to_numpy",
     "tova_scores",

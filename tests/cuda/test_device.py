@@ -6,6 +6,7 @@ Everything else is held to the reference by `pytest tests/equivalence --backend 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import ml_dtypes
@@ -192,3 +193,18 @@ def test_weights_that_do_not_fit_are_named_with_what_would(monkeypatch: pytest.M
     monkeypatch.setattr(layers, "free_memory", lambda: weights.nbytes // 4)
     with pytest.raises(MemoryError, match="a smaller model"):
         prepare_weights(weights)
+
+
+def test_a_state_is_saved_and_goes_on_elsewhere(tmp_path: Path) -> None:
+    """Logits and cache leave the device with it; another backend draws and continues from there."""
+    import thresher
+    from tests.checkpoints import write_checkpoint
+
+    directory = write_checkpoint(tmp_path / "small")
+    there, here = (thresher.load(directory, backend=name) for name in ("cuda", "reference"))
+    state = there.prefill([1, 2, 3, 4])
+    state.save(tmp_path / "state")
+    wanted = list(there.generate(state.copy(), max_new_tokens=5))
+    for model in (there, here):
+        assert list(model.generate(thresher.State.load(tmp_path / "state"), max_new_tokens=5)) == wanted
+    assert list(here.generate(state, max_new_tokens=5)) == wanted

@@ -83,6 +83,12 @@ class Array:
             "stream": int(machine().stream.handle),
         }  # fmt: skip
 
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """The numbers on the host, for whoever puts away what a backend left: a state's logits."""
+        if not self.contiguous:
+            raise ValueError(f"array: got shape {self.shape} with gaps, wanted it without, as `to_numpy` makes it")
+        return to_host(self).astype(dtype or self.dtype, copy=False)
+
     def __dlpack_device__(self) -> tuple[int, int]:
         """CUDA, and which device."""
         return 2, machine().device.device_id

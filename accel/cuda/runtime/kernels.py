@@ -18,7 +18,7 @@ import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -165,6 +165,27 @@ def assemble(text: str, arch: str) -> tuple[bytes, str]:
         return target.read_bytes(), made.stderr
 
 
+_tell: Callable[[str], None] | None = None
+
+
+def tell_compiling(tell: Callable[[str], None] | None) -> None:
+    """Call `tell` with the name of each kernel that is compiled from now on, and with "" when it is done."""
+    global _tell
+    _tell = tell
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    if _tell is None:
+        yield
+        return
+    _tell(name)
+    try:
+        yield
+    finally:
+        _tell("")
+
+
 ENTRY = "thresher_kernel"  # what every kernel is called in its own code object
 SCALARS = {int: types.int64, float: types.float64}
 _simulator = threading.Lock()  # it runs one kernel at a time
@@ -232,11 +253,12 @@ def _kept(asked: Kernel, key: tuple, arch: str) -> Any:
     path = _folder() / f"{hashlib.sha256(named.encode()).hexdigest()}.cubin"
     with contextlib.suppress(OSError):
         return ObjectCode.from_cubin(path.read_bytes())
-    text = asked.text(key, arch)
-    try:
-        code, _ = assemble(text, arch)
-    except FileNotFoundError:
-        return ObjectCode.from_ptx(text.encode())  # the driver can assemble too, if it is as new as the compiler
+    with _told(asked.name):
+        text = asked.text(key, arch)
+        try:
+            code, _ = assemble(text, arch)
+        except FileNotFoundError:
+            return ObjectCode.from_ptx(text.encode())  # the driver can assemble too, if it is as new as the compiler
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
