@@ -15,6 +15,7 @@ be at its KeyDiff budget; other methods rank a past that grows, or depend on the
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,13 +35,15 @@ Layers = Callable[[Model, Sequence[Chunk]], Any]
 
 def run_pass(layers: Layers, model: Model, chunks: Sequence[Chunk]) -> Any:
     """What `layers` returns, the hidden states (ΣT, E): by a graph, where such a pass was recorded or can be."""
+    caches: list[Any] = [chunk.state.cache for chunk in chunks]
     if not all(_repeats(model, chunk) for chunk in chunks):
+        for cache in caches:
+            cache.passed = None  # buffers may be about to move: the old ones must not be kept
         return layers(model, chunks)
-    first: Any = chunks[0].state.cache
-    if first.passed is None or not first.passed.fits(model, chunks):
-        first.passed = None  # its memory goes before the next asks for some
-        first.passed = Recorded(model, chunks)
-    return first.passed.run(layers, chunks)
+    if caches[0].passed is None or not caches[0].passed.fits(model, chunks):
+        caches[0].passed = None  # its memory goes before the next asks for some
+        caches[0].passed = Recorded(model, chunks)
+    return caches[0].passed.run(layers, model, chunks)
 
 
 def _repeats(model: Model, chunk: Chunk) -> bool:
@@ -61,14 +64,13 @@ def _stays(layer: Any, window: int | None, part: Policy) -> bool:
 
 
 class Recorded:
-    """One pass over some sequences, of one token each."""
+    """One pass over some sequences, of one token each. It lives in a cache, and keeps neither that nor the model."""
 
     def __init__(self, model: Model, chunks: Sequence[Chunk]) -> None:
-        self._model = model
+        self._model = weakref.ref(model)
+        self._caches = [weakref.ref(chunk.state.cache) for chunk in chunks]
         self._policies = [chunk.state.policy for chunk in chunks]
-        self._caches = [chunk.state.cache for chunk in chunks]
-        self._layers: list[Any] = [layer for cache in self._caches for layer in cache.layers]
-        self._buffers = _buffers(self._caches)
+        self._buffers = _buffers(chunks)
         self._graph: Graph | None = None
         self._hidden: Any = None
         self._loaded = False
@@ -78,9 +80,10 @@ class Recorded:
         self._windows = np.array([window or 0 for window in config.windows] * len(chunks))
         parts = [np.zeros(len(chunks), I64)]
         for rope in self._ropes:
-            half = self._table(rope, chunks)[0].shape[1]
+            half = _table(model, rope, chunks)[0].shape[1]
             parts += [np.zeros((len(chunks), half), F32), np.zeros((len(chunks), half), F32)]
-        parts += [np.zeros((len(self._layers), 2), I64), np.zeros((len(self._layers), config.kv_heads, 1, 2), I32)]
+        count = len(chunks) * config.layers
+        parts += [np.zeros((count, 2), I64), np.zeros((count, config.kv_heads, 1, 2), I32)]
         starts = np.cumsum([0] + [-(-part.nbytes // ALIGNED) * ALIGNED for part in parts])
         self._host = np.zeros(starts[-1], np.uint8)
         self._block = empty(self._host.shape, self._host.dtype)
@@ -93,20 +96,19 @@ class Recorded:
 
     def fits(self, model: Model, chunks: Sequence[Chunk]) -> bool:
         """Whether this is the pass for these sequences as they are now."""
-        return (
-            model is self._model
-            and len(chunks) == len(self._caches)
-            and all(chunk.state.cache is cache for chunk, cache in zip(chunks, self._caches, strict=True))
-            and [chunk.state.policy for chunk in chunks] == self._policies
-            and all(now is then for now, then in zip(_buffers(self._caches), self._buffers, strict=True))
+        if model is not self._model() or len(chunks) != len(self._caches):
+            return False
+        same = zip(chunks, self._caches, self._policies, strict=True)
+        return all(c.state.cache is cache() and c.state.policy is policy for c, cache, policy in same) and all(
+            now is then for now, then in zip(_buffers(chunks), self._buffers, strict=True)
         )
 
-    def run(self, layers: Layers, chunks: Sequence[Chunk]) -> Any:
+    def run(self, layers: Layers, model: Model, chunks: Sequence[Chunk]) -> Any:
         """The pass: hidden states (B, E), which the next one overwrites."""
-        self._write(chunks)
+        self._write(model, chunks)
         if self._graph is not None:
             self._graph.launch()
-            self._note(chunks)
+            self._note(model, chunks)
             return self._hidden
         ids, *tables, places, ranges = self._there
         given: dict[Any, Any] = {"ids": ids}
@@ -114,43 +116,39 @@ class Recorded:
             given[rope] = tables[2 * n], tables[2 * n + 1]
         try:
             here.given = given
-            for n, layer in enumerate(self._layers):
+            for n, layer in enumerate(_cached(chunks)):
                 layer.find_places_in((places[n], ranges[n]))
             if SIMULATED or not self._loaded:
                 self._loaded = True
-                return layers(self._model, chunks)
+                return layers(model, chunks)
             graph = Graph()
             with graph.recorded():
-                self._hidden = layers(self._model, chunks)
+                self._hidden = layers(model, chunks)
         finally:
             here.given = {}
-            for layer in self._layers:
+            for layer in _cached(chunks):
                 layer.find_places_in(None)
         self._graph = graph
         graph.launch()
         return self._hidden
 
-    def _table(self, rope: Any, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
-        spans = [(chunk.first, 1, chunk.length) for chunk in chunks]
-        return meaning.rotation_tables(rope, self._model.config.head_dim, spans, F32)
-
-    def _write(self, chunks: Sequence[Chunk]) -> None:
+    def _write(self, model: Model, chunks: Sequence[Chunk]) -> None:
         """What changes from token to token, to the device."""
         ids, *tables, places, ranges = self._on_host
         ids[:] = [chunk.token_ids[0] for chunk in chunks]
         for n, rope in enumerate(self._ropes):
-            tables[2 * n][:], tables[2 * n + 1][:] = self._table(rope, chunks)
-        oldest, following = np.array([layer.place() for layer in self._layers]).T
+            tables[2 * n][:], tables[2 * n + 1][:] = _table(model, rope, chunks)
+        oldest, following = np.array([layer.place() for layer in _cached(chunks)]).T
         places[:, 0] = following
-        places[:, 1] = np.repeat([chunk.first for chunk in chunks], len(self._layers) // len(chunks))
+        places[:, 1] = np.repeat([chunk.first for chunk in chunks], model.config.layers)
         from_window = np.where(self._windows > 0, following + 1 - self._windows, 0)
         ranges[..., 0] = np.maximum(oldest, from_window)[:, None, None]
         ranges[..., 1] = (following + 1)[:, None, None]
         write(self._block, self._host)
 
-    def _note(self, chunks: Sequence[Chunk]) -> None:
+    def _note(self, model: Model, chunks: Sequence[Chunk]) -> None:
         """On the host, what the pass has done to caches and counts."""
-        config = self._model.config
+        config = model.config
         windows = self._windows[: config.layers]
         for chunk in chunks:
             state, counts = chunk.state, chunk.state.counts
@@ -168,6 +166,17 @@ class Recorded:
                     counts.evicted(n, 1)
 
 
-def _buffers(caches: Sequence[Any]) -> list[Any]:
+def _cached(chunks: Sequence[Chunk]) -> list[Any]:
+    """The layers of all caches, one sequence after the other."""
+    return [layer for chunk in chunks for layer in chunk.state.cache.layers]
+
+
+def _buffers(chunks: Sequence[Chunk]) -> list[Any]:
     """The memory that the layers' kernels are given."""
-    return [buffer for cache in caches for layer in cache.layers for buffer in layer.buffers]
+    return [buffer for layer in _cached(chunks) for buffer in layer.buffers]
+
+
+def _table(model: Model, rope: Any, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of the tokens' positions, (B, D/2) each."""
+    spans = [(chunk.first, 1, chunk.length) for chunk in chunks]
+    return meaning.rotation_tables(rope, model.config.head_dim, spans, F32)

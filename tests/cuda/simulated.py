@@ -10,8 +10,10 @@ system for every thread of a kernel, so that shapes must be tiny.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -118,7 +120,7 @@ def repeated() -> str:
             return f"{name}: the pass was not recorded, or not used again"
         twin = replace(state, cache=state.cache.copy(), counts=state.counts.copy())
         decode(model, [state], [1])
-        before._note([Chunk(twin, np.array([1]), twin.position, twin.position + 1, slice(0, 1), decoding=True)])
+        before._note(model, [Chunk(twin, np.array([1]), twin.position, twin.position + 1, slice(0, 1), decoding=True)])
         for layer, window in zip(twin.cache.layers, model.config.windows, strict=True):
             if window is not None:
                 layer.keep_newest(window)
@@ -132,6 +134,12 @@ def repeated() -> str:
         for field, counted in vars(state.counts).items():
             if not np.array_equal(counted, getattr(twin.counts, field)):
                 return f"{name}: {field}: got {getattr(twin.counts, field)}, wanted {counted}"
+        kept = weakref.ref(state.cache)
+        gc.disable()
+        del state, twin, before, told
+        if kept() is not None:
+            return f"{name}: a sequence that is gone keeps its memory"
+        gc.enable()
     return ""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -183,6 +184,7 @@ def under_each_other(parts: Sequence[Array]) -> Array | None:
     return first.seen(first.address, (rows, *first.shape[1:]), first.strides)
 
 
+@lru_cache(4096)  # every layer of every pass asks for the same
 def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     strides, step = [], itemsize
     for size in reversed(shape):

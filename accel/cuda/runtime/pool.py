@@ -7,6 +7,7 @@ that used it is gone: whatever the device still does with it is ahead of what co
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 from typing import Any
 
 from accel.cuda.runtime.device import here, machine, memory
@@ -68,6 +69,7 @@ class Pool:
             buffers.clear()
 
 
+@lru_cache(4096)
 def _rounded(nbytes: int) -> int:
     """The size that is asked of the driver: few different ones, an eighth too large at most."""
     step = max(SMALLEST, 1 << max((nbytes - 1).bit_length() - 4, 0))
