@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -54,8 +53,8 @@ def rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
     out = empty(x.shape, weight.dtype, activation=True)
     if out.size:
         stacked, made = (a if a.ndim == 3 else _rows(a) for a in (x, out))
-        threads = THREADS if x.shape[-1] < MANY or SIMULATED else MANY
-        _rms_norm(threads)[(stacked.shape[1], stacked.shape[0]), threads](stacked, weight, float(eps), made)
+        norm, threads = (_norm_few, THREADS) if x.shape[-1] < MANY or SIMULATED else (_norm_many, MANY)
+        norm[(stacked.shape[1], stacked.shape[0]), threads](stacked, weight, float(eps), made)
     return out
 
 
@@ -165,11 +164,10 @@ def _embed(ids, table, scale, out):
         i += cuda.blockDim.x
 
 
-@cache
-def _rms_norm(threads: int) -> Kernel:
-    """The kernel for blocks of so many threads: many for the rows of a model, few for those of a head."""
+def _rms_norm(name: str, threads: int) -> Kernel:
+    """The kernel for blocks of so many threads."""
 
-    @kernel(name=f"rms_norm_{threads}", threads=threads)
+    @kernel(name=name, threads=threads)
     def rms_norm(x, weight, eps, out):
         memory = cuda.shared.array(threads, np.float32)
         t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
@@ -194,6 +192,9 @@ def _rms_norm(threads: int) -> Kernel:
             i += threads
 
     return rms_norm
+
+
+_norm_few, _norm_many = _rms_norm("norm_few", THREADS), _rms_norm("norm_many", MANY)  # rows of a head, of a model
 
 
 @device
