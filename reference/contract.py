@@ -10,12 +10,12 @@ positions by `attention` and the cache's `append`, token ids by `check_tokens`, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reference.checks import is_float, match, one_of, require, whole
 
-Sizes = dict[str, int]
+Sizes = Mapping[str, int]
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 ANCHORS = ("normalised", "raw")
@@ -138,10 +138,12 @@ def sparse_ffn(x: Any, w_gate: Any, w_up: Any, w_down: Any, neurons: Any, compen
         len(neurons.shape) == 1 and neurons.dtype.kind in "iu",
         f"neurons: got shape {tuple(neurons.shape)} of {neurons.dtype}, wanted (K,) of an integer type",
     )
-    sizes |= {"K": neurons.shape[0]}
-    if compensator is not None:
-        sizes |= match(x=(x, "T E"), c1=(compensator.c1, "hidden E"), c2=(compensator.c2, "E hidden"))
-    return sizes
+    corrects = (
+        {}
+        if compensator is None
+        else match(x=(x, "T E"), c1=(compensator.c1, "hidden E"), c2=(compensator.c2, "E hidden"))
+    )
+    return {**sizes, **corrects, "K": neurons.shape[0]}
 
 
 def griffin_statistic(x: Any, w_gate: Any, w_up: Any, act: str) -> Sizes:

@@ -40,6 +40,6 @@ System = Annotated[str | None, typer.Option(help="System message, instead of the
 
 def policy(select: str, evict: str, ffn: str) -> Policy:
     """The Policy that the three specs spell; an empty one leaves that part dense."""
-    from thresher.methods import policy_from
+    from reference import Policy
 
-    return policy_from({"select": select, "evict": evict, "ffn": ffn})
+    return Policy(select=select, evict=evict, ffn=ffn)
