@@ -97,20 +97,25 @@ def _append(model: Model, n: int, run: list[Chunk], q: Any, k: Any, v: Any) -> l
     pasts = [before + chunk.first - run[0].first for chunk in run]  # columns before each chunk's own
     narrow = next((c for c, past in enumerate(pasts) if select and past > select.budget_of(past)), len(run))
     choosing = run[narrow:]
+    queries = [q[:, chunk.rows] for chunk in choosing]
     chosen: list[Any] = []
     if select is not None and choosing:
-        chosen = select.columns(model.backend, [q[:, chunk.rows] for chunk in choosing], cache, pasts[narrow:])
+        chosen = select.columns(model.backend, queries, cache, pasts[narrow:])
     _note(model, n, run, pasts, [None] * narrow + chosen)
-    reading = [(slice(rows.start, run[narrow - 1].rows.stop), run[0].first, None)] if narrow else []
-    reading += [(chunk.rows, chunk.first, columns) for chunk, columns in zip(choosing, chosen, strict=True)]
-    return [_read(model, q, cache, run[0].decoding, *one) for one in reading]
+    reads: list[Read] = []
+    if narrow:
+        rows = slice(rows.start, run[narrow - 1].rows.stop)
+        reads.append(_read(model, run[0], rows, q[:, rows], cache, None))
+    for chunk, own, columns in zip(choosing, queries, chosen, strict=True):
+        reads.append(_read(model, chunk, chunk.rows, own, cache, columns))
+    return reads
 
 
-def _read(model: Model, q: Any, cache: LayerCache, decoding: bool, rows: slice, first: int, columns: Any) -> Read:
-    """What some rows read: `columns` (KV, R) of their cache, or None for all."""
+def _read(model: Model, chunk: Chunk, rows: slice, q: Any, cache: LayerCache, columns: Any) -> Read:
+    """What some rows read, the first of which are the chunk's: `columns` (KV, R) of their cache, or None for all."""
     k, v, positions = cache.gather(columns)
     scale, backend = model.config.attention_scale, model.backend
-    return Read(rows, v, Seen(q[:, rows], first, k, positions, columns, cache, scale, decoding, backend))
+    return Read(rows, v, Seen(q, chunk.first, k, positions, columns, cache, scale, chunk.decoding, backend))
 
 
 def _note(model: Model, n: int, run: list[Chunk], pasts: list[int], chosen: list[Any]) -> None:

@@ -6,8 +6,9 @@ or a NaN further down.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,49 +31,37 @@ def widen(x: np.ndarray) -> np.ndarray:
     return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
 
 
-@cache
-def _axes(spec: str) -> tuple[str, ...]:
-    return tuple(spec.split())
-
-
-@cache
-def _holds(name: str, dtype: np.dtype) -> bool:
-    """Whether an argument of this name may hold such numbers."""
-    return dtype.kind in "iu" if name.endswith("positions") else is_float(dtype)
-
-
-def _misfit(wrong: str, arguments: dict[str, tuple[Any, str]]) -> ValueError:
-    """What to raise for an argument whose shape does not fit those before it."""
-    sizes: dict[str, int] = {}
-    for name, (array, spec) in arguments.items():
-        if name == wrong:
-            break
-        sizes.update(zip(_axes(spec), array.shape, strict=True))
-    wanted = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in _axes(spec))
-    return ValueError(f"{wrong}: got shape {tuple(array.shape)}, wanted ({wanted})")
-
-
-def match(**arguments: tuple[Any, str]) -> dict[str, int]:
+def match(**arguments: tuple[Any, str]) -> Mapping[str, int]:
     """Sizes of the named axes, from arguments given as name=(array, "KV S D").
 
     One letter stands for one size throughout the call. Raises ValueError with the argument, its shape and the shape
     wanted; names that end in "positions" must hold integers, all others floats.
     """
+    described: list[Any] = []
+    for name, (array, axes) in arguments.items():
+        described += (name, axes, array.shape, array.dtype)
+    return _sizes(*described)
+
+
+@lru_cache(maxsize=4096)  # a decoding step makes a thousand of these checks, most of them the same in every layer
+def _sizes(*described: Any) -> Mapping[str, int]:
+    """What `match` returns: a name, the letters of its axes, a shape and a dtype, then the next."""
     sizes: dict[str, int] = {}
-    for name, (array, spec) in arguments.items():  # a decoding step makes a thousand of these checks
-        axes, shape = _axes(spec), array.shape
-        if len(shape) != len(axes):
-            raise _misfit(name, arguments)
-        for axis, n in zip(axes, shape, strict=True):
-            if sizes.setdefault(axis, n) != n:
-                raise _misfit(name, arguments)
-        if not _holds(name, array.dtype):
+    for name, axes, shape, dtype in zip(*[iter(described)] * 4, strict=True):
+        letters = axes.split()
+        known = {letter: sizes[letter] for letter in letters if letter in sizes}
+        if len(shape) == len(letters):
+            for letter, n in zip(letters, shape, strict=True):
+                sizes.setdefault(letter, n)
+        if tuple(shape) != tuple(sizes.get(letter) for letter in letters):
+            wanted = ", ".join(f"{letter}={known[letter]}" if letter in known else letter for letter in letters)
+            raise ValueError(f"{name}: got shape {tuple(shape)}, wanted ({wanted})")
+        if not (dtype.kind in "iu" if name.endswith("positions") else is_float(dtype)):
             kind = "an integer" if name.endswith("positions") else "a floating-point"
-            raise ValueError(f"{name}: got dtype {array.dtype}, wanted {kind} type")
+            raise ValueError(f"{name}: got dtype {dtype}, wanted {kind} type")
     if "H" in sizes and "KV" in sizes and (sizes["KV"] == 0 or sizes["H"] % sizes["KV"]):
-        first = next(iter(arguments))
-        raise ValueError(f"{first}: got H={sizes['H']} query heads, wanted a multiple of KV={sizes['KV']}")
-    return sizes
+        raise ValueError(f"{described[0]}: got H={sizes['H']} query heads, wanted a multiple of KV={sizes['KV']}")
+    return MappingProxyType(sizes)
 
 
 def ascending(name: str, positions: np.ndarray) -> None:

@@ -10,12 +10,12 @@ positions by `attention` and the cache's `append`, token ids by `check_tokens`, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reference.checks import is_float, match, one_of, require, whole
 
-Sizes = dict[str, int]
+Sizes = Mapping[str, int]
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 ANCHORS = ("normalised", "raw")
@@ -138,10 +138,12 @@ def sparse_ffn(x: Any, w_gate: Any, w_up: Any, w_down: Any, neurons: Any, compen
         len(neurons.shape) == 1 and neurons.dtype.kind in "iu",
         f"neurons: got shape {tuple(neurons.shape)} of {neurons.dtype}, wanted (K,) of an integer type",
     )
-    sizes |= {"K": neurons.shape[0]}
-    if compensator is not None:
-        sizes |= match(x=(x, "T E"), c1=(compensator.c1, "hidden E"), c2=(compensator.c2, "E hidden"))
-    return sizes
+    corrects = (
+        {}
+        if compensator is None
+        else match(x=(x, "T E"), c1=(compensator.c1, "hidden E"), c2=(compensator.c2, "E hidden"))
+    )
+    return {**sizes, **corrects, "K": neurons.shape[0]}
 
 
 def griffin_statistic(x: Any, w_gate: Any, w_up: Any, act: str) -> Sizes:
@@ -215,10 +217,13 @@ def select_keys_each(q: Sequence[Any], k: Any, pasts: Sequence[int], budgets: Se
         len(q) == len(pasts) == len(budgets),
         f"pasts and budgets: got {len(pasts)} and {len(budgets)}, wanted one of each for {len(q)} chunks",
     )
-    for queries, past in zip(q, pasts, strict=True):
-        sizes = key_scores(queries, k, n_queries)
-        require(whole("pasts", past, 0) <= sizes["S"], f"pasts: got {past}, wanted at most the {sizes['S']} keys")
-    return match(k=(k, "KV S D"))
+    for queries in {(queries.shape, queries.dtype): queries for queries in q}.values():
+        key_scores(queries, k, n_queries)
+    sizes = match(k=(k, "KV S D"))
+    for past in pasts:
+        if whole("pasts", past, 0) > sizes["S"]:
+            raise ValueError(f"pasts: got {past}, wanted at most the {sizes['S']} keys")
+    return sizes
 
 
 def odd(name: str, value: int) -> int:

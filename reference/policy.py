@@ -10,18 +10,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from reference.checks import require
+from reference.checks import require, whole
 from reference.config import ModelConfig
+from reference.specs import METHODS, method, spec
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The methods of a run. `overrides` maps a layer to the Policy that replaces this one there."""
+    """The methods of a run. `overrides` maps a layer to the Policy that replaces this one there.
+
+    A method is an object, `Quoka(budget=1024)`, or its spec, "quoka:budget=1024"; None leaves that part dense. Raises
+    ValueError, when it is made, for a part that cannot serve there.
+    """
 
     select: Any = None
     evict: Any = None
     ffn: Any = None
     overrides: Mapping[int, Policy] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in METHODS:
+            object.__setattr__(self, part, method(part, getattr(self, part)))
+        require(isinstance(self.overrides, Mapping), f"overrides: got {self.overrides!r}, wanted {{layer: Policy}}")
+        object.__setattr__(self, "overrides", dict(_override(*item) for item in self.overrides.items()))
+
+    @property
+    def specs(self) -> dict[str, Any]:
+        """The policy in words that JSON can hold: `Policy(**specs)` makes it again."""
+        specs: dict[str, Any] = {part: spec(chosen) for part in METHODS if (chosen := getattr(self, part)) is not None}
+        if self.overrides:
+            specs["overrides"] = {str(layer): inner.specs for layer, inner in self.overrides.items()}
+        return specs
 
     def at(self, layer: int) -> Policy:
         """The policy of one layer."""
@@ -54,3 +73,11 @@ class Policy:
         for policy in parts:
             if policy.ffn is not None:
                 policy.ffn.check(config)
+
+
+def _override(layer: Any, policy: Any) -> tuple[int, Policy]:
+    """A layer's number and its policy, from themselves or from words."""
+    number = int(layer) if isinstance(layer, str) and layer.isdecimal() else layer
+    policy = Policy(**policy) if isinstance(policy, Mapping) else policy
+    require(isinstance(policy, Policy), f"overrides: got {policy!r} for layer {layer}, wanted a Policy")
+    return whole("overrides", number, least=0), policy

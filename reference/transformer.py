@@ -30,14 +30,14 @@ from reference.state import Chunk, State, check_tokens
 from reference.trace import Counts, Trace
 
 CHUNK = 128  # tokens per prefill chunk, as in the papers' tables
-TOGETHER = 4  # chunks of a prompt that share a pass: each weight is then read a quarter as often
+TOGETHER = 4  # chunks of a prompt that share a pass, where the backend does not say: each weight is read as much less
 
 
 def forward(model: Model, chunks: Sequence[Chunk]) -> Any:
     """One pass: hidden states after the last norm, the chunks' rows under each other (ΣT, E). Advances every state."""
     marks = [(state, state.mark()) for state in {id(chunk.state): chunk.state for chunk in chunks}.values()]
     try:
-        hidden = _layers(model, chunks)
+        hidden = getattr(model.backend, "run_pass", _run_pass)(_layers, model, chunks)
         for chunk in chunks:
             chunk.state.position += len(chunk.token_ids)
     except BaseException as error:  # an interrupt too: a state must not be left with layers of different length
@@ -50,6 +50,10 @@ def forward(model: Model, chunks: Sequence[Chunk]) -> Any:
             if window is not None:
                 layer.keep_newest(window)
     return hidden
+
+
+def _run_pass(layers: Callable[[Model, Sequence[Chunk]], Any], model: Model, chunks: Sequence[Chunk]) -> Any:
+    return layers(model, chunks)
 
 
 def _layers(model: Model, chunks: Sequence[Chunk]) -> Any:
@@ -153,9 +157,9 @@ def prefill(
     state.policy = state.policy.resolve(length)
     for n, layer in enumerate(state.cache.layers):
         layer.reserve(_most_held(model, state, n, length, chunk))
-    rows = []
-    for start in range(0, len(ids), TOGETHER * chunk):
-        part, first = ids[start : start + TOGETHER * chunk], state.position
+    rows, together = [], _together(model) * chunk
+    for start in range(0, len(ids), together):
+        part, first = ids[start : start + together], state.position
         steps = [slice(n, min(n + chunk, len(part))) for n in range(0, len(part), chunk)]
         hidden = forward(model, [Chunk(state, part[step], first + step.start, length, step) for step in steps])
         if every:
@@ -168,12 +172,17 @@ def prefill(
     return np.concatenate([model.backend.to_numpy(part) for part in rows])
 
 
+def _together(model: Model) -> int:
+    """Chunks of a prompt that share a pass."""
+    return getattr(model.backend, "TOGETHER", TOGETHER)
+
+
 def _most_held(model: Model, state: State, n: int, length: int, chunk: int) -> int:
     """Tokens that a layer holds at most while a prompt is read: its window and a pass, its budget and a chunk, or
     all."""
     evict, window = state.policy.at(n).evict, model.config.windows[n]
     if window is not None:
-        return min(length, window + TOGETHER * chunk)
+        return min(length, window + _together(model) * chunk)
     return min(length, evict.budget + chunk) if evict else length
 
 

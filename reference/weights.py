@@ -46,6 +46,13 @@ class Weights:
     final_norm: Any  # (E,)
     output: Any  # (V, E)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays; the embedding counts once where it is the output matrix too."""
+        layers = (getattr(layer, field.name) for layer in self.layers for field in fields(layer))
+        arrays = {id(array): array for array in (self.embedding, self.final_norm, self.output, *layers)}
+        return sum(array.nbytes for array in arrays.values() if array is not None)
+
 
 OPTIONAL = frozenset(f.name for f in fields(LayerWeights) if f.default is None)
 

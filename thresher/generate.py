@@ -51,7 +51,7 @@ class Reader(Protocol):
 class Stats:
     """What an answer took. Keys and neurons are counted per layer, as `reference.Counts` defines them."""
 
-    prompt_tokens: int = 0
+    prompt_tokens: int = 0  # all that stands before the answer, what a state held included
     new_tokens: int = 0
     time_to_first_token: float = 0.0  # seconds from the first request to the first token, prefill included
     decode_seconds: float = 0.0  # seconds for all tokens after the first
@@ -97,7 +97,7 @@ class Answer:
     def __init__(self, llm: Reader, state: State, prompt_ids: list[int], settings: Settings) -> None:
         self.llm, self.state, self.prompt_ids, self.settings = llm, state, prompt_ids, settings
         self.token_ids: list[int] = []
-        self.stats = Stats(prompt_tokens=len(prompt_ids))
+        self.stats = Stats(prompt_tokens=len(state.sequence) + len(prompt_ids))
         self._rng = np.random.default_rng(settings.seed)
         self._stops = StopTexts(settings.stop)
         self._started = 0.0
@@ -187,6 +187,12 @@ def advance(llm: Reader, states: Sequence[State]) -> None:
         state.pending = None
 
 
+def _progress(answer: Answer) -> str:
+    """How far an answer is, for people."""
+    tokens = f"{len(answer.token_ids)} tokens"
+    return f"{tokens}, ended by {answer.stats.finish_reason}" if answer.finished else f"{tokens} so far"
+
+
 @dataclass(frozen=True)
 class Batch:
     """Several prompts for `LanguageModel.generate`; at most `places` of them are continued at a time."""
@@ -210,6 +216,15 @@ class Generation:
         _, piece = next(self._pieces)
         self.text += piece
         return piece
+
+    def __str__(self) -> str:
+        """The whole answer: reads to its end."""
+        for _ in self:
+            pass
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"Generation({self.text!r}, {_progress(self._answer)})"
 
     @property
     def token_ids(self) -> list[int]:
@@ -242,6 +257,10 @@ class BatchGeneration:
         index, piece = next(self._pieces)
         self.texts[index] += piece
         return index, piece
+
+    def __repr__(self) -> str:
+        told = "; ".join(f"{text!r}, {_progress(each)}" for text, each in zip(self.texts, self._answers, strict=True))
+        return f"BatchGeneration({told})"
 
     @property
     def stats(self) -> list[Stats]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+import accel
 from loaders import load_checkpoint
 from loaders.catalogue import find
 from reference import LayerWeights
@@ -42,6 +43,7 @@ def describe(model: str, dtype: str = "float32") -> dict[str, Any]:
         "window": max(windows, default=None),
         "parameters": sum(array.size for arrays in parts.values() for array in arrays),
         "dtype": dtype,
+        "gpu": accel.gpu(),
         "cache_bytes_per_token": config.cache_bytes_per_token(weights.embedding.dtype.itemsize),
         "bytes": {part: sum(array.nbytes for array in arrays) for part, arrays in parts.items()},
     }

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -25,6 +25,26 @@ from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settin
 from thresher.state import State
 from thresher.text import check_text
 
+LONG, BESIDES = 32_768, 1 << 30  # tokens and bytes that "auto" wants a GPU to have room for, besides the weights
+
+
+class Options(TypedDict, total=False):
+    """What `LanguageModel.generate` takes by name; its docstring says what each means."""
+
+    max_new_tokens: int
+    sampling: str
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    chunk: int
+    progress: Callable[[int], None] | None
+    template_variables: Mapping[str, Any] | None
+
+
 Prompt = str | Sequence[int] | Sequence[Message] | State
 
 
@@ -37,13 +57,15 @@ def load(
 ) -> LanguageModel:
     """Load a pulled model by name, a Hugging Face directory, or a GGUF file.
 
-    backend: "reference" (NumPy, the definition), "cpu", or "auto", the fastest that this machine offers.
+    backend: "reference" (NumPy, the definition), "cpu", "cuda" (an NVIDIA GPU), or "auto": the GPU where there is one
+      that the model and its cache fit, else the processor. `LanguageModel.device` tells which.
     dtype: what weights and cache are stored in: float32, float64, float16 or bfloat16.
     adapter: a directory with a LoRA or AdaLoRA adapter in PEFT's layout, merged into the weights.
     Raises FileNotFoundError for a model that is not there and ValueError for one that cannot be read, in one line.
     """
-    module = accel.backend(backend)
-    return LanguageModel(load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter), module)
+    module = None if backend == "auto" else accel.backend(backend)
+    checkpoint = load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter)
+    return LanguageModel(checkpoint, module or accel.backend("auto", _bytes_needed(checkpoint)))
 
 
 class LanguageModel:
@@ -58,6 +80,12 @@ class LanguageModel:
     def config(self) -> ModelConfig:
         """The model's shape."""
         return self.model.config
+
+    @property
+    def device(self) -> str:
+        """What computes: "cpu", or the GPU's name, compute capability and memory."""
+        name = getattr(self.model.backend, "device_name", None)
+        return "cpu" if name is None else str(name())
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -81,12 +109,24 @@ class LanguageModel:
         shape = f"{c.layers} layers of width {c.width}, {c.kv_heads} KV heads of {c.head_dim}"
         return f"{c.family}, {shape}, {c.vocab_size} ids"
 
-    def encode(self, prompt: str | Sequence[int] | Sequence[Message], **variables: Any) -> list[int]:
-        """Token ids of a prompt: text as it is, messages through the model's chat template (which `variables` reach).
+    def __repr__(self) -> str:
+        weights, backend = self.model.weights, self.model.backend
+        stored = f"{weights.embedding.dtype} on {backend.__name__.removeprefix('accel.')}"
+        return f"LanguageModel({self.checkpoint.path}: {self.identity}, {stored})"
 
-        A list of ids passes through. Raises ValueError for messages where the model has no template, and for variables
-        that no template can take.
+    def encode(
+        self,
+        prompt: str | Sequence[int] | Sequence[Message],
+        *,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a prompt: text as it is, messages through the model's chat template.
+
+        template_variables: what the template reads besides, such as {"enable_thinking": False}. A list of ids passes
+        through. Raises ValueError for messages where the model has no template, and for variables that no template can
+        take.
         """
+        variables = template_variables or {}
         if isinstance(prompt, str):
             _no_variables(variables)
             generation = self.checkpoint.generation
@@ -143,16 +183,20 @@ class LanguageModel:
         return state
 
     def logits(
-        self, token_ids: Sequence[int] | np.ndarray, policy: Policy | None = None, chunk: int = CHUNK
+        self,
+        prompt: str | Sequence[int] | Sequence[Message] | np.ndarray,
+        policy: Policy | None = None,
+        chunk: int = CHUNK,
     ) -> np.ndarray:
-        """Teacher-forced logits: token_ids (T,) -> (T, V) float32, row t the scores of token t + 1."""
+        """Teacher-forced logits: a prompt of T tokens -> (T, V) float32, row t the scores of token t + 1."""
+        token_ids = prompt if isinstance(prompt, np.ndarray) else self.encode(prompt)
         rows = reference.prefill(self.model, self.new_state(policy), token_ids, chunk=chunk, every=True)
         return rows.astype(np.float32, copy=False)
 
     @overload
-    def generate(self, prompt: Prompt, policy: Policy | None = None, **options: Any) -> Generation: ...
+    def generate(self, prompt: Prompt, policy: Policy | None = None, **options: Unpack[Options]) -> Generation: ...
     @overload
-    def generate(self, prompt: Batch, policy: Policy | None = None, **options: Any) -> BatchGeneration: ...
+    def generate(self, prompt: Batch, policy: Policy | None = None, **options: Unpack[Options]) -> BatchGeneration: ...
     def generate(
         self,
         prompt: Prompt | Batch,
@@ -169,13 +213,13 @@ class LanguageModel:
         stop: str | Sequence[str] | None = None,
         chunk: int = CHUNK,
         progress: Callable[[int], None] | None = None,
-        **variables: Any,
+        template_variables: Mapping[str, Any] | None = None,
     ) -> Generation | BatchGeneration:
         """Continue a prompt (text, token ids, messages, or a State, which advances): an iterator of pieces of text.
 
         sampling: "greedy", or "model" for what its authors set in generation_config.json; temperature (0 is greedy) to
         repetition_penalty, where given, count before either. `stop` ends the answer before any of these texts; the name
-        of a special token is one too. `variables` reach the chat template.
+        of a special token is one too. template_variables: as `encode` takes them.
         `.stats` tells afterwards what was done. Nothing is computed until the first piece is asked for, but bad
         arguments raise ValueError at once, and one that does nothing a UserWarning. A `Batch` of prompts gives an
         iterator of (index, piece).
@@ -197,19 +241,19 @@ class LanguageModel:
             warnings.warn(told, stacklevel=2)
         settings = Settings(drawing, seed, stops, max_new_tokens, chunk, progress)
         if isinstance(prompt, Batch):
-            answers = [self._answer(each, policy, settings, variables) for each in prompt.prompts]
+            answers = [self._answer(each, policy, settings, template_variables) for each in prompt.prompts]
             return BatchGeneration(answers, prompt.places)
-        return Generation(self._answer(prompt, policy, settings, variables))
+        return Generation(self._answer(prompt, policy, settings, template_variables))
 
     def _answer(
-        self, prompt: Prompt, policy: Policy | None, settings: Settings, variables: Mapping[str, Any]
+        self, prompt: Prompt, policy: Policy | None, settings: Settings, variables: Mapping[str, Any] | None
     ) -> Answer:
         if isinstance(prompt, State):
-            _no_variables(variables)
+            _no_variables(variables or {})
             state = self._own(prompt, policy)
             require(state.logits is not None, "state: got an empty one, wanted one that `prefill` returned")
             return Answer(self, state, [], settings)
-        state, ids = self.new_state(policy), self.encode(prompt, **variables)
+        state, ids = self.new_state(policy), self.encode(prompt, template_variables=variables)
         check_tokens(self.config, state, ids)
         return Answer(self, state, ids, settings)
 
@@ -220,8 +264,9 @@ class LanguageModel:
             state.model == self.identity,
             f"state: got one of another model ({state.model}), wanted {self.identity}",
         )
-        if not isinstance(state.cache, self.model.backend.KVCache):
+        if type(state.cache) is not self.model.backend.KVCache:
             state.cache = self.model.backend.restore_cache([layer.arrays() for layer in state.cache.layers])
+            state.logits = None if state.logits is None else np.asarray(state.logits)
         state.given = self._ready(state.given)
         state.resolve(state.length)
         return state
@@ -236,8 +281,16 @@ class LanguageModel:
         return replace(policy, ffn=ffn, overrides=overrides)
 
 
+def _bytes_needed(checkpoint: Checkpoint) -> int:
+    """Weights, a long prompt's cache, and what a pass takes besides."""
+    config, itemsize = checkpoint.config, checkpoint.weights.embedding.dtype.itemsize
+    cache = config.cache_bytes_per_token(itemsize) * min(config.max_positions, LONG)
+    return checkpoint.weights.nbytes + cache + BESIDES
+
+
 def _no_variables(variables: Mapping[str, Any]) -> None:
-    """ValueError where some are given: an option that is misspelled would go unnoticed."""
+    """ValueError where some are given: they would do nothing, unnoticed."""
     require(
-        not variables, f"{', '.join(variables)}: got for a prompt without a template, wanted an option that is known"
+        not variables,
+        f"template_variables: got {', '.join(variables)} for a prompt that goes through no template, wanted none",
     )

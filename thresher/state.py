@@ -18,14 +18,13 @@ import reference
 from loaders.tensors import TensorFile
 from reference import Counts, LayerCache, Policy, Trace
 from reference.checks import match, require
-from thresher.methods import policy_from, specs_of
 from thresher.text import Tail
 
 FORMAT = "thresher-state-2"
 VALUES = ("position", "length", "pending", "tail")  # fields that the metadata hold
 
 
-@dataclass
+@dataclass(repr=False)
 class State(reference.State):
     """A `reference.State` with files.
 
@@ -42,6 +41,12 @@ class State(reference.State):
     token_ids: list[int] = field(default_factory=list)
     pending: int | None = None
     tail: Tail | None = None
+
+    def __repr__(self) -> str:
+        held = max((layer.size for layer in self.cache.layers), default=0)
+        methods = ", ".join(f"{part} {words}" for part, words in self.given.specs.items()) or "dense"
+        read = f"{self.position:,} tokens read, at most {held:,} held per layer"
+        return f"State({read}, {self.cache.nbytes:,} bytes, {methods})"
 
     @property
     def sequence(self) -> list[int]:
@@ -77,7 +82,7 @@ class State(reference.State):
         metadata = {
             "format": FORMAT,
             "model": self.model,
-            "policy": json.dumps(specs_of(self.given)),
+            "policy": json.dumps(self.given.specs),
             **{name: json.dumps(getattr(self, name)) for name in VALUES},
         }
         write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
@@ -103,7 +108,7 @@ class State(reference.State):
                 require(not missing, f"layer {n} has no {', '.join(sorted(missing))}")
                 k, v, positions = (layers[n][name] for name in ("k", "v", "positions"))
                 match(k=(k, "KV S D"), v=(v, "KV S D"), positions=(positions, "KV S"))
-            given = policy_from(json.loads(metadata["policy"]))
+            given = Policy(**json.loads(metadata["policy"]))
             state = cls(
                 cache=reference.restore_cache([layers[n] for n in range(len(layers))]),
                 policy=given,

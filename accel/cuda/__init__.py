@@ -18,8 +18,6 @@ from accel.cuda.layers import (
     prepare_fastforward,
     prepare_weights,
     rms_norm,
-    rotate,
-    rotation_tables,
     split_heads,
 )
 from accel.cuda.linear.maps import linear, linear_each
@@ -36,10 +34,15 @@ from accel.cuda.methods.quoka import (
 )
 from accel.cuda.methods.scores import group_mean, last_queries, snapkv_scores, tova_scores
 from accel.cuda.methods.topk import keep_top, select_neurons
+from accel.cuda.recorded import TOGETHER, run_pass
+from accel.cuda.rotation import rotate, rotation_tables
 from accel.cuda.runtime.arrays import to_backend
+from accel.cuda.runtime.device import device_name, free_memory
+from accel.cuda.runtime.kernels import tell_compiling
 from accel.cuda.runtime.views import to_numpy
 
 __all__ = [
+    "TOGETHER",
     "KVCache",
     "LayerCache",
     "add",
@@ -48,8 +51,10 @@ __all__ = [
     "attention_mass",
     "caote_scores",
     "concatenate",
+    "device_name",
     "draw",
     "embed",
+    "free_memory",
     "gated_ffn",
     "griffin_statistic",
     "group_mean",
@@ -71,6 +76,7 @@ __all__ = [
     "rms_norm",
     "rotate",
     "rotation_tables",
+    "run_pass",
     "select_keys",
     "select_keys_each",
     "select_neurons",
@@ -78,6 +84,7 @@ __all__ = [
     "snapkv_scores",
     "sparse_ffn",
     "split_heads",
+    "tell_compiling",
     "to_backend",
     "to_numpy",
     "tova_scores",

@@ -9,7 +9,8 @@ before an eviction stay as they were, since traces read them afterwards.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ class LayerCache(reference.LayerCache):
         self._rates: Any = None
         self._received: Any = None
         self._room, self._run = Room(0), 0  # columns at the end that follow one another
+        self._words: tuple[Array, Array] | None = None  # where a pass that is recorded finds its places
         self._make(k.shape[1], k, v)
         self._room.size = size = k.shape[1]
         self._show()
@@ -97,24 +99,58 @@ class LayerCache(reference.LayerCache):
         """Add tokens: k and v (KV, T, D), at positions first, first + 1, …, which follow everything held."""
         tokens = contract.append(k, v, first, self.newest)["T"]
         room = self._room
-        wanted = room.wanted_for(tokens)
-        if wanted > self.capacity or room.end + tokens > self.capacity:
-            self._move(wanted)
+        if not self.has_room(tokens):
+            self._move(room.wanted_for(tokens))
         if tokens:
-            to_k, to_v = self._k[:, room.end :], self._v[:, room.end :]
-            to_positions, to_rates = self._positions[:, room.end :], self._rates[:, room.end :]
-            _append[(tokens, len(k)), THREADS](k, v, first, to_k, to_v, to_positions, to_rates)
+            place = _nowhere() if self._words is None else self._words[0]
+            to = (self._k, self._v, self._positions, self._rates)
+            _append[(tokens, len(k)), THREADS](k, v, place, room.end, first, *to)
             if self._received is not None:
                 put(zeros((len(self._received), tokens), F64), self._received[:, room.end : room.end + tokens])
+        self._appended(tokens, first)
+
+    def has_room(self, tokens: int) -> bool:
+        """Whether so many tokens can be appended where the buffers are."""
+        return self._room.end + tokens <= self.capacity
+
+    @property
+    def buffers(self) -> tuple[Any, ...]:
+        """What the kernels that appended and kept tokens here were given."""
+        return self._k, self._positions, self._received
+
+    def place(self) -> tuple[int, int]:
+        """The column of the oldest token held, and that of the next."""
+        return self._room.start, self._room.end
+
+    def find_places_in(self, words: tuple[Array, Array] | None) -> None:
+        """From now on take the column and the position of a new token from the device, (2,) int64, and what it sees,
+        (KV, 1, 2) int32: one that is appended alone and reads all that is held. None ends it."""
+        self._words = words
+
+    def repeat(self, first: int, budget: int | None) -> None:
+        """Note that the device has appended a token, and kept `budget` of all, as it did before."""
+        self._appended(1, first)
+        if budget is not None and self.size > budget:
+            self._kept(budget)
+
+    def _appended(self, tokens: int, first: int) -> None:
+        if tokens:
             self._run = (self._run if first == self.newest + 1 else 0) + tokens
-        room.append(tokens, first)
+        self._room.append(tokens, first)
         self._show()
-        self.newest = room.newest
+        self.newest = self._room.newest
+
+    def _kept(self, count: int) -> None:
+        self._run = self._run if count == self._room.size else 0
+        self._room.keep(count)
+        self._show()
 
     def gather(self, columns: Any) -> tuple[Any, Any, Any]:
         """Keys, values and positions of some columns per KV head, as attention takes them: columns (KV, R), or None
         for all -> (KV, R, D) twice and (KV, R). They are read where they are, with what is known of their positions."""
         positions = Positions(self.positions, self.newest, min(self._run, self.size))
+        if columns is None and self._words is not None:
+            return self._k, self._v, replace(positions, held=self._positions, ranges=self._words[1])
         if columns is None:
             return self.k, self.v, positions
         contract.columns(columns, len(self.k))
@@ -127,7 +163,7 @@ class LayerCache(reference.LayerCache):
         count = listed.shape[1]
         for held, rest in ((self.k, self._k), (self.v, self._v), (self.keys().rates, self._rates)):
             put(take(held, listed), rest[:, room.start : room.start + count])
-        positions = empty(self._positions.shape, I64)
+        positions = empty(self._positions.shape, I64) if self._words is None else self._positions
         put(take(self.positions, listed), positions[:, room.start : room.start + count])
         self._positions = positions
         if self.received is not None and self._received is not None:
@@ -135,9 +171,7 @@ class LayerCache(reference.LayerCache):
             if kept.size:
                 _take_received[(blocks(count, THREADS), len(kept)), THREADS](self.received, listed, kept)
             put(kept, self._received[:, room.start : room.start + count])
-        self._run = self._run if count == room.size else 0
-        room.keep(count)
-        self._show()
+        self._kept(count)
 
     def keep_newest(self, count: int) -> None:
         """Forget all but the newest `count` columns, without moving them."""
@@ -215,7 +249,9 @@ class LayerCache(reference.LayerCache):
 
 @dataclass
 class KVCache(reference.KVCache):
-    """The caches of all layers, on this backend."""
+    """The caches of all layers, on this backend. `passed` is the pass that was recorded over them (recorded.py)."""
+
+    passed: Any = field(default=None, compare=False, repr=False)
 
     def copy(self) -> KVCache:
         """An independent cache with the same content."""
@@ -233,22 +269,30 @@ def restore_cache(layers: list[dict[str, np.ndarray]]) -> KVCache:
     return KVCache([LayerCache(**arrays) for arrays in layers])
 
 
+@cache
+def _nowhere() -> Array:
+    return empty((0,), I64)
+
+
 @kernel
-def _append(k, v, first, to_k, to_v, positions, rates):
+def _append(k, v, place, at, first, to_k, to_v, positions, rates):
     memory = cuda.shared.array(THREADS, np.float64)
     t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    column, position = at + t, first + t
+    if place.shape[0] > 0:
+        column, position = place[0] + t, place[1] + t
     squares = 0.0
     d = thread
     while d < k.shape[2]:
-        to_v[head, t, d] = narrow(to_v, wide(v[head, t, d]))
-        to_k[head, t, d] = narrow(to_k, wide(k[head, t, d]))
-        x = np.float64(wide(to_k[head, t, d]))  # of the key as it is stored
+        to_v[head, column, d] = narrow(to_v, wide(v[head, t, d]))
+        to_k[head, column, d] = narrow(to_k, wide(k[head, t, d]))
+        x = np.float64(wide(to_k[head, column, d]))  # of the key as it is stored
         squares += x * x
         d += THREADS
     squares = block_sum(squares, memory)
     if thread == 0:
-        positions[head, t] = first + t
-        rates[head, t] = rate_of(squares)
+        positions[head, column] = position
+        rates[head, column] = rate_of(squares)
 
 
 @kernel

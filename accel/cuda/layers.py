@@ -1,4 +1,4 @@
-"""What the forward pass does besides attention and products: embedding, RMSNorm, rotation, and its moves.
+"""What the forward pass does besides attention, products and rotation: embedding, RMSNorm, drawing, and its moves.
 
 All of these read each number once or twice; memory is their limit, and the launch where tokens are few. The residual
 stream is float32; what feeds a product is stored as the weights are.
@@ -15,18 +15,22 @@ import numpy as np
 from numba import cuda
 
 from accel.cuda.ptx.numbers import narrow, wide
-from accel.cuda.runtime.arrays import F32, Array, empty, to_backend
-from accel.cuda.runtime.kernels import kernel
+from accel.cuda.ptx.simulator import SIMULATED
+from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, stored, to_backend, under_each_other, write
+from accel.cuda.runtime.device import free_memory, here
+from accel.cuda.runtime.kernels import Kernel, device, kernel
 from accel.cuda.runtime.moves import joined, packed
-from accel.cuda.runtime.reduce import THREADS, block_sum
+from accel.cuda.runtime.pool import pool
+from accel.cuda.runtime.reduce import HALF, THREADS
 from accel.cuda.runtime.views import to_numpy
 from reference import contract
-from reference import layers as meaning
 from reference.checks import require
-from reference.config import Rope
 from reference.predictor import FastForwardWeights
 from reference.sampling import Sampling
 from reference.weights import LayerWeights, Weights
+
+MANY = 1024  # threads of a block for a row of a model's width
+MOST_PARTS = 512  # of the logits, each with a highest of its own
 
 
 def embed(token_ids: Any, table: Array, *, scale: float = 1.0) -> Array:
@@ -36,7 +40,8 @@ def embed(token_ids: Any, table: Array, *, scale: float = 1.0) -> Array:
         low, high = int(token_ids.min()), int(token_ids.max())
         wrong = low if low < 0 else high
         require(low >= 0 and high < sizes["V"], f"token_ids: got id {wrong}, wanted 0 to {sizes['V'] - 1}")
-    ids, out = to_backend(token_ids), empty((sizes["T"], sizes["E"]), F32)
+    ids = here.given["ids"] if "ids" in here.given else to_backend(token_ids)
+    out = empty((sizes["T"], sizes["E"]), F32)
     if out.size:
         _embed[sizes["T"], THREADS](ids, table, float(scale), out)
     return out
@@ -48,29 +53,16 @@ def rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
     out = empty(x.shape, weight.dtype, activation=True)
     if out.size:
         stacked, made = (a if a.ndim == 3 else _rows(a) for a in (x, out))
-        _rms_norm[(stacked.shape[1], stacked.shape[0]), THREADS](stacked, weight, float(eps), made)
-    return out
-
-
-def rotate(x: Array, cosine: Array, sine: Array) -> Array:
-    """Turn each pair (x_i, x_{i + D/2}) by its angle: x (H, T, D), cosine and sine (T, D/2) -> (H, T, D), the heads
-    of a token side by side in memory."""
-    sizes = contract.rotate(x, cosine, sine)
-    out = empty((sizes["T"], sizes["H"], sizes["D"]), x.dtype, activation=True).axes(1, 0, 2)
-    if out.size:
-        _rotate[(sizes["T"], sizes["H"]), THREADS](x, cosine, sine, out)
+        norm, threads = (_norm_few, THREADS) if x.shape[-1] < MANY or SIMULATED else (_norm_many, MANY)
+        norm[(stacked.shape[1], stacked.shape[0]), threads](stacked, weight, float(eps), made)
     return out
 
 
 def concatenate(parts: Sequence[Array]) -> Array:
     """Rows of several sequences under each other: (T_1, E), (T_2, E), … -> (ΣT, E). A view where they lie so
     already."""
-    first, end = parts[0], parts[0].address
-    for part in parts:
-        if part.memory is not first.memory or part.address != end or not part.contiguous or part.dtype != first.dtype:
-            return joined(list(parts), first.dtype)
-        end += part.nbytes
-    return first.seen(first.address, (sum(len(part) for part in parts), *first.shape[1:]), first.strides)
+    seen = under_each_other(parts)
+    return joined(list(parts), parts[0].dtype) if seen is None else seen
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -85,31 +77,32 @@ def merge_heads(x: Array) -> Array:
     return packed(rows).join(1) if seen is None else seen  # type: ignore[return-value]
 
 
-def rotation_tables(
-    rope: Rope, head_dim: int, spans: Sequence[tuple[int, int, int]], dtype: np.dtype
-) -> tuple[Array, Array]:
-    """Cosines and sines for `rotate`, (ΣT, D/2) each: spans of (first position, T, length of the prompt)."""
-    cosine, sine = meaning.rotation_tables(rope, head_dim, spans, F32)
-    return to_backend(cosine), to_backend(sine)
-
-
-def draw(logits: Array, sampling: Sampling, rng: np.random.Generator) -> int:
-    """The next token id from logits (V,). The highest is found on the device, so that one number comes back."""
-    if sampling.temperature or not isinstance(logits, Array):
-        return sampling.draw(to_numpy(logits), rng)
-    out = empty((1,), np.dtype(np.int64))
-    _highest[1, THREADS](logits, out)
-    return int(to_numpy(out)[0])
+def draw(logits: Array, sampling: Sampling, rng: np.random.Generator, seen: np.ndarray | None = None) -> int:
+    """The next token id from logits (V,), seen (V,) bool on the host. Greedy and without a penalty, the highest is
+    found on the device, so that little comes back."""
+    penalised = sampling.repetition_penalty is not None and seen is not None
+    if sampling.temperature or penalised or not isinstance(logits, Array):
+        return sampling.draw(to_numpy(logits), rng, seen)
+    count = max(1, min(-(-len(logits) // (8 * THREADS)), MOST_PARTS))
+    peaks, places, found = empty((count,), F32), empty((count,), I64), empty((2,), I64)
+    _peaks[count, THREADS](logits, peaks, places)
+    _highest[1, THREADS](peaks, places, found)
+    token, finite = to_numpy(found)
+    return int(token) if finite else sampling.draw(to_numpy(logits), rng)  # which says what is wrong
 
 
 def prepare_weights(weights: Weights) -> Weights:
     """A model's weights on the device; float64 becomes float32. W_down lies neuron by neuron, (F, E) in memory under
-    the shape (E, F), so that chosen neurons are rows."""
+    the shape (E, F), so that chosen neurons are rows. Matrices that multiply the same rows lie under each other, so
+    that one product serves them (`linear_each`). MemoryError where the device has no room for them."""
+    _make_sure_of(weights.nbytes // (2 if weights.embedding.dtype == F64 else 1), weights.embedding.dtype)
 
     def moved(layer: LayerWeights) -> LayerWeights:
-        there = {f.name: to_backend(getattr(layer, f.name)) for f in fields(layer) if f.name != "w_down"}
-        down = np.ascontiguousarray(layer.w_down.T)
-        return LayerWeights(**there, w_down=to_backend(down).axes(1, 0))
+        there = {f.name: getattr(layer, f.name) for f in fields(layer)}
+        there["w_down"] = to_backend(np.ascontiguousarray(layer.w_down.T)).axes(1, 0)
+        for names in (("w_q", "w_k", "w_v"), ("b_q", "b_k", "b_v"), ("w_gate", "w_up")):
+            there |= zip(names, _joined([there[name] for name in names]), strict=True)
+        return LayerWeights(**{name: to_backend(array) for name, array in there.items()})
 
     embedding = to_backend(weights.embedding)
     output = embedding if weights.output is weights.embedding else to_backend(weights.output)
@@ -130,6 +123,32 @@ def prepare_fastforward(weights: FastForwardWeights) -> FastForwardWeights:
     return FastForwardWeights(layers, weights.metadata)
 
 
+def _make_sure_of(wanted: int, dtype: np.dtype) -> None:
+    """MemoryError in one line unless the device has so many bytes for weights of this type."""
+    if SIMULATED:
+        return
+    pool.clear()
+    free, gib = free_memory(), 2**30
+    if wanted > free:
+        half = wanted / 2 if dtype.itemsize > 2 else np.inf
+        fits = "dtype='bfloat16' would fit" if half < free else "a smaller model or backend='cpu' would do"
+        raise MemoryError(f"cuda: the weights take {wanted / gib:.2f} GiB and {free / gib:.2f} are free; {fits}")
+
+
+def _joined(arrays: Sequence[Any]) -> Sequence[Any]:
+    """Host arrays of one type on the device, under each other; others as they are."""
+    if any(not isinstance(array, np.ndarray) or array.dtype != arrays[0].dtype for array in arrays):
+        return arrays
+    dtype = stored(arrays[0].dtype)
+    whole = empty((sum(map(len, arrays)), *arrays[0].shape[1:]), dtype)
+    parts, start = [], 0
+    for array in arrays:
+        parts.append(whole[start : start + len(array)])
+        write(parts[-1], np.ascontiguousarray(array, dtype))
+        start += len(array)
+    return parts
+
+
 def _rows(x: Array) -> Array:
     """x (…, E) as (1, rows, E)."""
     flat = packed(x)
@@ -145,53 +164,92 @@ def _embed(ids, table, scale, out):
         i += cuda.blockDim.x
 
 
-@kernel
-def _rms_norm(x, weight, eps, out):
-    memory = cuda.shared.array(THREADS, np.float32)
-    t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-    squares = np.float32(0)
-    i = thread
-    while i < x.shape[2]:
-        part = wide(x[head, t, i])
-        squares += part * part
-        i += THREADS
-    mean = block_sum(squares, memory) / np.float32(x.shape[2])
-    rate = np.float32(1) / math.sqrt(mean + np.float32(eps))
-    i = thread
-    while i < x.shape[2]:
-        out[head, t, i] = narrow(out, wide(x[head, t, i]) * rate * wide(weight[i]))
-        i += THREADS
+def _rms_norm(name: str, threads: int) -> Kernel:
+    """The kernel for blocks of so many threads."""
+
+    @kernel(name=name, threads=threads)
+    def rms_norm(x, weight, eps, out):
+        memory = cuda.shared.array(threads, np.float32)
+        t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+        squares = np.float32(0)
+        i = thread
+        while i < x.shape[2]:
+            part = wide(x[head, t, i])
+            squares += part * part
+            i += threads
+        memory[thread] = squares
+        cuda.syncthreads()
+        step = threads // 2
+        while step > 0:
+            if thread < step:
+                memory[thread] += memory[thread + step]
+            cuda.syncthreads()
+            step >>= 1
+        rate = np.float32(1) / math.sqrt(memory[0] / np.float32(x.shape[2]) + np.float32(eps))
+        i = thread
+        while i < x.shape[2]:
+            out[head, t, i] = narrow(out, wide(x[head, t, i]) * rate * wide(weight[i]))
+            i += threads
+
+    return rms_norm
 
 
-@kernel
-def _rotate(x, cosine, sine, out):
-    t, head, i = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-    half = cosine.shape[1]
-    while i < half:
-        c, s = wide(cosine[t, i]), wide(sine[t, i])
-        a, b = wide(x[head, t, i]), wide(x[head, t, half + i])
-        out[head, t, i] = narrow(out, a * c - b * s)
-        out[head, t, half + i] = narrow(out, b * c + a * s)
-        i += cuda.blockDim.x
+_norm_few, _norm_many = _rms_norm("norm_few", THREADS), _rms_norm("norm_many", MANY)  # rows of a head, of a model
 
 
-@kernel
-def _highest(logits, out):
-    """The index of the largest, ties to the lower: every thread's own, then the best of those."""
-    values = cuda.shared.array(THREADS, np.float32)
-    places = cuda.shared.array(THREADS, np.int64)
+@device
+def _above(x, i, best, at):
+    """Whether x at place i goes before the best so far."""
+    if math.isnan(x):
+        return not math.isnan(best) or i < at
+    return x > best or (x == best and i < at)
+
+
+@device
+def _best(best, at, values, indexes):
+    """What goes before all others of a block, in every thread."""
     thread = cuda.threadIdx.x
-    best, at = wide(logits[0]), 0
-    i = thread
-    while i < logits.shape[0]:
+    values[thread], indexes[thread] = best, at
+    cuda.syncthreads()
+    step = HALF
+    while step > 0:
+        if thread < step and _above(values[thread + step], indexes[thread + step], values[thread], indexes[thread]):
+            values[thread], indexes[thread] = values[thread + step], indexes[thread + step]
+        cuda.syncthreads()
+        step >>= 1
+    return values[0], indexes[0]
+
+
+@kernel
+def _peaks(logits, peaks, places):
+    """Each block's highest and its index, ties to the lower; NaN counts as the highest of all, as in NumPy."""
+    values = cuda.shared.array(THREADS, np.float32)
+    indexes = cuda.shared.array(THREADS, np.int64)
+    each = (logits.shape[0] + peaks.shape[0] - 1) // peaks.shape[0]
+    i = cuda.blockIdx.x * each + cuda.threadIdx.x
+    stop = min((cuda.blockIdx.x + 1) * each, logits.shape[0])
+    best, at = np.float32(-np.inf), logits.shape[0]
+    while i < stop:
         x = wide(logits[i])
-        if x > best or (x == best and i < at):
+        if _above(x, i, best, at):
             best, at = x, i
         i += THREADS
-    values[thread], places[thread] = best, at
-    cuda.syncthreads()
-    if thread == 0:
-        for n in range(1, THREADS):
-            if values[n] > best or (values[n] == best and places[n] < at):
-                best, at = values[n], places[n]
-        out[0] = at
+    best, at = _best(best, at, values, indexes)
+    if cuda.threadIdx.x == 0:
+        peaks[cuda.blockIdx.x], places[cuda.blockIdx.x] = best, at
+
+
+@kernel
+def _highest(peaks, places, found):
+    """The highest of the blocks' and whether it is finite."""
+    values = cuda.shared.array(THREADS, np.float32)
+    indexes = cuda.shared.array(THREADS, np.int64)
+    i = cuda.threadIdx.x
+    best, at = np.float32(-np.inf), places[0]
+    while i < peaks.shape[0]:
+        if _above(peaks[i], places[i], best, at):
+            best, at = peaks[i], places[i]
+        i += THREADS
+    best, at = _best(best, at, values, indexes)
+    if cuda.threadIdx.x == 0:
+        found[0], found[1] = at, 1 if math.isfinite(best) else 0

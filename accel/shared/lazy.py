@@ -8,6 +8,7 @@ these sees an array of that shape.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Chosen(Lazy):
 
     columns: Any
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """(KV, R, …)."""
         return (*self.columns.shape, *self.held.shape[2:])

@@ -3,15 +3,18 @@ model.
 
     NUMBA_ENABLE_CUDASIM=1 python -m tests.cuda.simulated NAME…
 
-checks these names of the contract, or "forward". The last line printed is JSON: a failure by name, and the types that
-every kernel was called with, for the tests that assemble them. The simulator runs a thread of the operating system for
-every thread of a kernel, so that shapes must be tiny.
+checks these names of the contract, "forward", or "repeated". The last line printed is JSON: a failure by name, and the
+types that every kernel was called with, for the tests that assemble them. The simulator runs a thread of the operating
+system for every thread of a kernel, so that shapes must be tiny.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,12 +30,14 @@ from reference import (
     Model,
     Policy,
     Quoka,
+    Rope,
     SnapKV,
     State,
     decode,
     new_state,
     prefill,
 )
+from reference.state import Chunk
 from tests.small import small_model
 from thresher.verify import check_function, drawing
 from thresher.verify.drawing import Drawing
@@ -101,6 +106,43 @@ def forward() -> str:
     return ""
 
 
+def repeated() -> str:
+    """What a recorded pass notes on the host is what the pass did, token by token: what was wrong."""
+    for name, policy in {"dense": Policy(), "keydiff": Policy(evict=KeyDiff(6))}.items():
+        meant = small_model(**TINY | {"layers": 2, "windows": (None, 5), "ropes": (Rope(1e4),) * 2})
+        model = Model(meant.config, accel.cuda.prepare_weights(meant.weights), accel.cuda)
+        _, state = logits(model, policy)
+        while not all(layer.has_room(1) for layer in state.cache.layers):  # buffers are about to move
+            decode(model, [state], [1])
+        before = state.cache.passed
+        decode(model, [state], [1])
+        if before is None or state.cache.passed is not before:
+            return f"{name}: the pass was not recorded, or not used again"
+        twin = replace(state, cache=state.cache.copy(), counts=state.counts.copy())
+        decode(model, [state], [1])
+        before._note(model, [Chunk(twin, np.array([1]), twin.position, twin.position + 1, slice(0, 1), decoding=True)])
+        for layer, window in zip(twin.cache.layers, model.config.windows, strict=True):
+            if window is not None:
+                layer.keep_newest(window)
+        told = [
+            (layer.size, layer.newest, layer._room, layer._run, layer.k.address - layer._k.address)
+            for cache in (state.cache, twin.cache)
+            for layer in cache.layers
+        ]
+        if told[:2] != told[2:]:
+            return f"{name}: got {told[2:]}, wanted {told[:2]}"
+        for field, counted in vars(state.counts).items():
+            if not np.array_equal(counted, getattr(twin.counts, field)):
+                return f"{name}: {field}: got {getattr(twin.counts, field)}, wanted {counted}"
+        kept = weakref.ref(state.cache)
+        gc.disable()
+        del state, twin, before, told
+        if kept() is not None:
+            return f"{name}: a sequence that is gone keeps its memory"
+        gc.enable()
+    return ""
+
+
 def named(kind: Any) -> Any:
     """One argument's type for JSON."""
     return [kind[0].name, kind[1]] if isinstance(kind, tuple) else kind.__name__
@@ -111,7 +153,8 @@ def main(names: list[str]) -> None:
     shrink()
     failures: dict[str, str] = {}
     for name in names:
-        failure = forward() if name == "forward" else check_function(accel.cuda, name, examples=EXAMPLES).failure
+        whole = {"forward": forward, "repeated": repeated}.get(name)
+        failure = whole() if whole else check_function(accel.cuda, name, examples=EXAMPLES).failure
         if failure:
             failures[name] = failure
     keys = {kernel.name: [[named(one) for one in key] for key in kernel.keys] for kernel in Kernel.known}

@@ -6,6 +6,8 @@ Everything else is held to the reference by `pytest tests/equivalence --backend 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 
 import ml_dtypes
 import numpy as np
@@ -86,3 +88,123 @@ def test_chosen_columns_are_read_where_they_stand() -> None:
         exact = reference.attention(q[:, rows].astype(np.float64), *held, past, places)
         wanted = reference.merge_heads(exact)
         assert np.linalg.norm(to_numpy(got) - wanted) < 1e-2 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("name", ["dense", "keydiff", "together"])
+def test_a_recorded_pass_gives_the_bits_of_one_launched_call_by_call(name: str) -> None:
+    """Token by token over buffers that move in between, beside another sequence whose pass is recorded too."""
+    import accel.cuda
+    from reference import KeyDiff, Model, Policy, decode, new_state, prefill
+    from tests.small import random_weights, small_config
+
+    config = small_config(heads=8, kv_heads=2, head_dim=128, width=256, layers=3, windows=(None, 60, None))
+    weights = accel.cuda.prepare_weights(random_weights(config, dtype=BF16))
+    plain = ModuleType("plain")
+    plain.__dict__.update({key: value for key, value in vars(accel.cuda).items() if key != "run_pass"})
+    policy = Policy(evict=KeyDiff(100)) if name == "keydiff" else Policy()
+    told = []
+    for backend in (accel.cuda, plain):
+        model = Model(config, weights, backend)
+        states = [new_state(model, policy) for _ in range(3)]
+        for n, state in enumerate(states):
+            prefill(model, state, np.arange(300 + 50 * n) % 50)
+        groups = [states[:2], states[2:]] if name == "together" else [[state] for state in states]
+        rows = []
+        for token in range(300):  # more than the room that a prompt leaves for an answer
+            for group in groups:
+                decode(model, group, [(7 * token + n) % 50 for n in range(len(group))])
+                rows += [accel.cuda.to_numpy(state.logits) for state in group]
+        kept = [accel.cuda.to_numpy(places) for state in states for places in state.positions]
+        told.append((np.stack(rows), kept, [vars(state.counts) for state in states]))
+        used = [group[0].cache.passed for group in groups]
+        assert all(one is not None and one._graph is not None for one in used) == (backend is accel.cuda)
+    (got, got_kept, got_counts), (wanted, wanted_kept, wanted_counts) = told
+    np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
+    for one, other in zip(got_kept, wanted_kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(got_counts, wanted_counts, strict=True):
+        for field, counted in one.items():
+            np.testing.assert_array_equal(counted, other[field], field)
+
+
+def test_what_is_not_in_device_memory_cannot_be_recorded() -> None:
+    """A copy would be of the numbers of the time when it was recorded."""
+    from accel.cuda import to_backend
+    from accel.cuda.runtime.graph import Graph
+
+    with pytest.raises(RuntimeError, match="recorded"), Graph().recorded():
+        to_backend(np.ones(3, np.float32))
+
+
+def test_the_highest_logit_is_numpys() -> None:
+    from accel.cuda import draw, to_backend
+    from reference import Sampling
+
+    rng = np.random.default_rng(0)
+    for size in (1, 127, 5_000, 128_256):
+        logits = rng.standard_normal(size).astype(np.float32).round(1)  # with ties
+        assert draw(to_backend(logits), Sampling(), rng) == logits.argmax()
+    for wrong in (np.nan, np.inf):
+        logits[7] = wrong
+        with pytest.raises(ValueError, match="logits"):
+            draw(to_backend(logits), Sampling(), rng)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "int64"])
+def test_tensors_come_in_and_go_out_without_a_copy(kind: str) -> None:
+    """Written by PyTorch on a stream of its own just before, read by it just after."""
+    torch = pytest.importorskip("torch")
+    from accel.cuda import add, to_backend, to_numpy
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        there = torch.zeros(3, 300, device="cuda", dtype=getattr(torch, kind))[:, ::2]
+        torch.cuda._sleep(50_000_000)
+        there += torch.arange(150, device="cuda").to(there.dtype)
+        ours = to_backend(there)
+        assert ours.address == there.data_ptr()
+        assert ours.strides == tuple(there.element_size() * n for n in there.stride())
+        np.testing.assert_array_equal(to_numpy(ours).astype(np.float64), there.double().cpu().numpy())
+        back = torch.from_dlpack(ours)
+        assert back.data_ptr() == there.data_ptr()
+        assert back.dtype == there.dtype
+        assert torch.equal(back, there)
+        if kind == "float32":
+            twice = torch.from_dlpack(add(ours, ours))  # not waited for by the host
+            assert torch.equal(twice, 2 * there)
+            assert torch.equal(torch.as_tensor(add(ours, ours), device="cuda"), 2 * there)
+
+
+def test_host_arrays_of_other_libraries_are_copied() -> None:
+    torch = pytest.importorskip("torch")
+    from accel.cuda import to_backend, to_numpy
+
+    np.testing.assert_array_equal(to_numpy(to_backend(torch.arange(5))), np.arange(5))
+
+
+def test_weights_that_do_not_fit_are_named_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accel.cuda import layers, prepare_weights
+    from tests.small import random_weights, small_config
+
+    weights = random_weights(small_config(), dtype="float32")
+    monkeypatch.setattr(layers, "free_memory", lambda: 3 * weights.nbytes // 4)
+    with pytest.raises(MemoryError, match="are free; dtype='bfloat16' would fit"):
+        prepare_weights(weights)
+    monkeypatch.setattr(layers, "free_memory", lambda: weights.nbytes // 4)
+    with pytest.raises(MemoryError, match="a smaller model"):
+        prepare_weights(weights)
+
+
+def test_a_state_is_saved_and_goes_on_elsewhere(tmp_path: Path) -> None:
+    """Logits and cache leave the device with it; another backend draws and continues from there."""
+    import thresher
+    from tests.checkpoints import write_checkpoint
+
+    directory = write_checkpoint(tmp_path / "small")
+    there, here = (thresher.load(directory, backend=name) for name in ("cuda", "reference"))
+    state = there.prefill([1, 2, 3, 4])
+    state.save(tmp_path / "state")
+    wanted = list(there.generate(state.copy(), max_new_tokens=5))
+    for model in (there, here):
+        assert list(model.generate(thresher.State.load(tmp_path / "state"), max_new_tokens=5)) == wanted
+    assert list(here.generate(state, max_new_tokens=5)) == wanted

@@ -19,7 +19,7 @@ from reference.backend import FUNCTIONS
 
 ROOT = Path(__file__).parents[2]
 GROUPS = [  # processes that run side by side: the simulator's threads keep one core busy each
-    ["forward"],
+    ["forward", "repeated"],
     ["attention", "quoka_attention"],
     [name for name in FUNCTIONS if name not in ("attention", "quoka_attention")],
 ]
@@ -101,4 +101,15 @@ def test_scores_on_tensor_cores_are_assembled(chunks: int) -> None:
     from accel.cuda.runtime.kernels import assemble
 
     _, report = assemble(score(128, "bf16", chunks, 16).text((int,) * 14, "90a"), "90a")
+    assert not complaints(report), report
+
+
+@needs_compiler
+def test_the_norm_of_wide_rows_is_assembled() -> None:
+    """The simulator's blocks are too small for it."""
+    from accel.cuda.layers import _norm_many
+    from accel.cuda.runtime.arrays import BF16, F32
+    from accel.cuda.runtime.kernels import assemble
+
+    _, report = assemble(_norm_many.text(((F32, 3), (BF16, 1), float, (BF16, 3)), "80"), "80")
     assert not complaints(report), report

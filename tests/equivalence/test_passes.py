@@ -59,13 +59,11 @@ POLICIES = st.lists(st.builds(Policy, select=SELECT, evict=EVICT, ffn=FFN), min_
 
 
 @contextmanager
-def together(chunks: int) -> Iterator[None]:
+def together(backend: ModuleType, chunks: int) -> Iterator[None]:
     """So many chunks of a prompt share a pass."""
-    usual, transformer.TOGETHER = transformer.TOGETHER, chunks
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend if hasattr(backend, "TOGETHER") else transformer, "TOGETHER", chunks)
         yield
-    finally:
-        transformer.TOGETHER = usual
 
 
 def told(model: Model, policies: list[Policy], length: int, chunk: int, shared: bool) -> list[State]:
@@ -105,9 +103,9 @@ def test_a_shared_pass_changes_nothing(
 ) -> None:
     windows = {"windows": (None, window)}
     model = small_model(**windows) if where == "reference" else on(backend, **windows)
-    with together(1):
+    with together(model.backend, 1):
         alone = told(model, policies, length + 3, chunk, shared=False)
-    with together(count):
+    with together(model.backend, count):
         shared = told(model, policies, length + 3, chunk, shared=True)
     for got, wanted in zip(shared, alone, strict=True):
         same_choices(model, got, wanted, 1e-9 if where == "reference" else 1e-4)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import thresher
 from thresher.demo import FACT, SECRET, SELECT, document, verdict
 from thresher.generate import Stats
-from thresher.methods import parse
 
 DENSE = Stats(cache_bytes=1000, keys_read=[100, 100], keys_visible=[100, 100], neurons_run=[9], neurons_total=[9])
 QUOKA = Stats(cache_bytes=1000, keys_read=[30, 50], keys_visible=[100, 100], neurons_run=[9], neurons_total=[9])
@@ -14,7 +14,7 @@ KEYDIFF = Stats(cache_bytes=250, keys_read=[60, 60], keys_visible=[60, 60], neur
 def test_the_secret_stands_in_the_document_once() -> None:
     assert SECRET in FACT
     assert document().count(SECRET) == 1
-    parse("select", SELECT)
+    thresher.Policy(select=SELECT)
 
 
 def test_what_the_answers_show() -> None:

@@ -63,8 +63,7 @@ def test_a_run_is_a_folder(evaluate: Request, tmp_path: Path, llm: thresher.Lang
         2 * 2 + 2 * 2 + 2
     )  # methods × (two needles and one paper's two questions, both ways; texts)
     for found in (row for row in rows if row["task"] == "niah"):
-        spec = meta["request"]["methods"][found["method"]]
-        policy = thresher.Policy(**{part: named([text])[text].__getattribute__(part) for part, text in spec.items()})
+        policy = thresher.Policy(**meta["request"]["methods"][found["method"]])
         document = TASKS["niah"].documents(run.Tools(llm, 0), TASKS["niah"], 400, 2)[int(found["document"])]
         before, after = prompt(llm, document.text, document.asks[0])
         if found["question"] == "known":

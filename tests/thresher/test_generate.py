@@ -37,7 +37,7 @@ def test_greedy_matches_the_loop(llm: thresher.LanguageModel, kind: str) -> None
     assert answer.token_ids == greedy(llm, ids, 20)
     assert "".join(pieces) == answer.text == llm.tokenizer.decode(answer.token_ids).rstrip("\ufffd")
     assert answer.stats.new_tokens == len(answer.token_ids)
-    assert answer.stats.prompt_tokens == (0 if kind == "state" else len(ids))
+    assert answer.stats.prompt_tokens == len(ids)
     assert answer.stats.time_to_first_token > 0
 
 
@@ -228,8 +228,8 @@ def test_the_last_position_ends_an_answer(llm: thresher.LanguageModel) -> None:
         ("x", {"temperature": -1}, "temperature: got -1"),
         ("x", {"stop": [""]}, "stop: got"),
         ("x", {"chunk": 0}, "chunk: got 0"),
-        ("x", {"temprature": 1.0}, "temprature: got for a prompt without a template, wanted an option that is known"),
-        ([65], {"beams": 4, "top_a": 1}, "beams, top_a: got for a prompt without a template"),
+        ("x", {"template_variables": {"tools": []}}, "template_variables: got tools for a prompt that goes through no"),
+        ([65], {"template_variables": {"a": 4, "b": 1}}, "template_variables: got a, b for a prompt"),
         ("x", {"seed": -1}, "seed: got -1, wanted a whole number of at least 0"),
         (b"abc", {}, "prompt: got bytes, wanted text, token ids or messages"),
         ("half \ud83d", {}, r"prompt: got '.ud83d' at character 5"),
@@ -241,6 +241,45 @@ def test_bad_arguments_are_refused_at_once(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         llm.generate(prompt, **options)
+
+
+@pytest.mark.parametrize("prompt", ["x", [65], [{"role": "user", "content": "hi"}], Batch(["x"])])
+def test_a_misspelled_option_is_an_error(llm: thresher.LanguageModel, prompt: object) -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        llm.generate(prompt, temprature=1.0)  # type: ignore[call-overload]
+
+
+def test_an_answer_is_its_text_when_printed(llm: thresher.LanguageModel) -> None:
+    whole = "".join(llm.generate(TEXT, max_new_tokens=8))
+    answer = llm.generate(TEXT, max_new_tokens=8)
+    assert repr(answer) == "Generation('', 0 tokens so far)"
+    first = next(answer)
+    assert str(answer) == whole == str(answer)  # reads on, and a second time there is nothing left to read
+    assert whole.startswith(first) != (first == "")
+    assert (
+        repr(answer) == f"Generation({whole!r}, {len(answer.token_ids)} tokens, ended by {answer.stats.finish_reason})"
+    )
+
+
+def test_what_is_printed_of_a_model_and_a_state_is_short(llm: thresher.LanguageModel) -> None:
+    state = llm.prefill(TEXT, thresher.Policy(evict="h2o:budget=8"))
+    assert repr(state).startswith(f"State({len(llm.encode(TEXT)):,} tokens read, at most 8 held per layer, ")
+    assert repr(state).endswith("evict h2o:budget=8)")
+    assert llm.identity in repr(llm)
+    assert max(len(repr(llm)), len(repr(state))) < 250
+
+
+def test_a_prompt_counts_all_that_stands_before_the_answer(llm: thresher.LanguageModel) -> None:
+    first = llm.generate(TEXT, max_new_tokens=3)
+    list(first)
+    again = llm.generate(first.state, max_new_tokens=2)
+    list(again)
+    assert again.stats.prompt_tokens == len(llm.encode(TEXT)) + len(first.token_ids)
+
+
+@pytest.mark.parametrize("prompt", [TEXT, [{"role": "user", "content": "hi"}]])
+def test_logits_take_any_prompt(llm: thresher.LanguageModel, prompt: object) -> None:
+    np.testing.assert_array_equal(llm.logits(prompt), llm.logits(np.array(llm.encode(prompt))))
 
 
 def test_an_empty_state_cannot_answer(llm: thresher.LanguageModel) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import thresher
-from thresher.methods import METHODS, parse, policy_from, spec, specs_of
+from reference.specs import METHODS, parse, spec
 
 BUDGETS = st.one_of(st.integers(8, 10**6), st.floats(0.01, 1.0))
 SELECTS = st.builds(
@@ -31,7 +34,7 @@ POLICIES = st.builds(thresher.Policy, select=st.none() | SELECTS, evict=st.none(
 @given(POLICIES, st.dictionaries(st.integers(0, 40), POLICIES, max_size=3))
 def test_specs_and_policies_undo_each_other(policy: thresher.Policy, overrides: dict[int, thresher.Policy]) -> None:
     whole = thresher.Policy(policy.select, policy.evict, policy.ffn, overrides)
-    assert policy_from(specs_of(whole)) == whole
+    assert thresher.Policy(**json.loads(json.dumps(whole.specs))) == whole
 
 
 def test_the_readme_spellings() -> None:
@@ -80,3 +83,36 @@ def test_paths_may_be_called_anything(text: str, path: str) -> None:
 def test_bad_specs(part: str, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(part, text)
+
+
+def test_a_policy_takes_specs_and_methods_alike() -> None:
+    written = thresher.Policy(
+        select="quoka:budget=64", evict="keydiff:budget=32", overrides={"2": {"evict": "h2o:budget=8"}}
+    )
+    meant = thresher.Policy(
+        thresher.Quoka(budget=64),
+        thresher.KeyDiff(budget=32),
+        overrides={2: thresher.Policy(evict=thresher.H2O(budget=8))},
+    )
+    assert written == meant
+    assert thresher.Policy(select="") == thresher.Policy()
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        ({"select": thresher.KeyDiff(budget=8)}, "select"),  # an evictor does not select
+        ({"evict": thresher.Quoka(budget=8)}, "evict"),
+        ({"evict": thresher.KeyDiff}, "evict"),  # the class, not made
+        ({"evict": 1024}, "evict"),
+        ({"ffn": thresher.Tova(budget=8)}, "ffn"),
+        ({"select": "keydiff:budget=8"}, "select"),
+        ({"overrides": {0: thresher.KeyDiff(budget=8)}}, "overrides"),
+        ({"overrides": {"first": thresher.Policy()}}, "overrides"),
+        ({"overrides": {-1: thresher.Policy()}}, "overrides"),
+        ({"overrides": [thresher.Policy()]}, "overrides"),
+    ],
+)
+def test_a_part_that_cannot_serve_is_refused_when_the_policy_is_made(parts: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: got"):
+        thresher.Policy(**parts)

@@ -69,7 +69,7 @@ def info(model: options.ModelName, dtype: options.Dtype = "float32", json: optio
 
 def methods(json: options.Json = False) -> None:
     """List every method, its parameters and source."""
-    from thresher.methods import METHODS
+    from reference.specs import METHODS
 
     known = [(part, name, cls, fields(cls)) for part, classes in METHODS.items() for name, cls in classes.items()]
     if json:

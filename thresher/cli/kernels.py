@@ -19,8 +19,10 @@ def warmup(backend: options.Backend = "auto") -> None:
     """Compile all kernels ahead; they are kept on disk."""
     import accel
 
-    count = compile_kernels(accel.backend(backend))
-    print(f"{count} kernels are compiled." if count else "The reference compiles nothing.", file=sys.stderr)
+    found = accel.backend(backend)
+    count = compile_kernels(found)
+    nothing = "compiles each kernel when it is first used." if hasattr(found, "tell_compiling") else "compiles nothing."
+    print(f"{count} kernels are compiled." if count else f"{found.__name__} {nothing}", file=sys.stderr)
 
 
 def verify(
@@ -80,7 +82,10 @@ def _as_dict(result: Result, saved: dict[str, Path]) -> dict[str, object]:
 
 
 def compile_kernels(backend: ModuleType) -> int:
-    """Compile what is not on disk yet, with a bar: no first call is a silent wait. Returns how many there are."""
+    """Compile what is not on disk yet, with a bar: no first call is a silent wait. Returns how many there are. A
+    backend that compiles for what it is called with names each kernel when it does."""
+    if hasattr(backend, "tell_compiling"):
+        backend.tell_compiling(show.compiling)
     if not hasattr(backend, "warmup"):
         return 0
     with show.kernel_progress() as progress:

@@ -51,6 +51,7 @@ def bench(
             {
                 "model": model,
                 "dtype": dtype,
+                "device": llm.device,
                 "prompt_tokens": prompt_tokens,
                 "new_tokens": new_tokens,
                 "costs": [cost.as_dict() for cost in costs],

@@ -13,7 +13,7 @@ ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A pulled name, a Hugging Face directory, or a GGUF file.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
-Backend = Annotated[str, typer.Option(help="reference, cpu, or auto for the fastest here.")]
+Backend = Annotated[str, typer.Option(help="reference, cpu, cuda, or auto for the fastest here.")]
 Dtype = Annotated[str, typer.Option(help="What weights and cache are stored in: float32, float16, bfloat16, float64.")]
 Adapter = Annotated[str | None, typer.Option(metavar="DIR", help="A LoRA adapter in PEFT's layout, merged on load.")]
 Chunk = Annotated[int, typer.Option(help="Prompt tokens per chunk.")]
@@ -40,6 +40,6 @@ System = Annotated[str | None, typer.Option(help="System message, instead of the
 
 def policy(select: str, evict: str, ffn: str) -> Policy:
     """The Policy that the three specs spell; an empty one leaves that part dense."""
-    from thresher.methods import policy_from
+    from reference import Policy
 
-    return policy_from({"select": select, "evict": evict, "ffn": ffn})
+    return Policy(select=select, evict=evict, ffn=ffn)

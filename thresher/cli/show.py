@@ -126,6 +126,13 @@ def kernel_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
+def compiling(name: str) -> None:
+    """A line that says which kernel is being compiled, gone again for the name ""."""
+    if sys.stderr.isatty():
+        told = f"Compiling for this GPU, once: {name}" if name else ""
+        print(f"\r\x1b[K{told}", end="", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def check_progress() -> Iterator[Callable[[Any], None]]:
     """A line that names the function last checked, the cases so far, and how many failed."""

@@ -179,6 +179,8 @@ def _load(model: str, backend: str, dtype: str = "float32", adapter: str | None 
     from thresher.model import load
 
     llm = load(model, backend=backend, dtype=dtype, adapter=adapter)
+    if llm.device != "cpu":
+        print(f"On {llm.device}", file=sys.stderr)
     compile_kernels(llm.model.backend)
     return llm
 

@@ -16,7 +16,6 @@ import reference
 from reference.policy import Policy
 from thresher.evaluation.samples import QUESTIONS, Document, Task, prompt
 from thresher.evaluation.tasks import TASKS
-from thresher.methods import specs_of
 
 if TYPE_CHECKING:
     from thresher.model import LanguageModel
@@ -115,7 +114,7 @@ def _answers(llm: LanguageModel, task: Task, cell: Cell) -> list[Row]:
             "wanted": list(ask.wanted),
             "score": task.score(answer.text, ask, cell.document.facts),
             "new_tokens": answer.stats.new_tokens,
-            "policy": specs_of(state.policy),
+            "policy": state.policy.specs,
             **_work(state),
         }
         for question, method in pairs:
@@ -152,7 +151,7 @@ def _perplexity(llm: LanguageModel, task: Task, cell: Cell) -> list[Row]:
         "prompt_sha256": _hash(ids),
         "prompt_tokens": len(ids),
         "bands": bands,
-        "policy": specs_of(policy.resolve(len(ids))),
+        "policy": policy.resolve(len(ids)).specs,
         "seconds": seconds,
     }
     return [row(cell, 0, question, method, **found) for question, method in cell.wanted[0]]
@@ -193,7 +192,7 @@ def _agreement(llm: LanguageModel, task: Task, cell: Cell) -> list[Row]:
             "score": float(np.mean(same)),
             "same_from_start": next((n for n, equal in enumerate(same) if not equal), len(same)),
             "kl": float(divergence.mean()),
-            "policy": specs_of(state.policy),
+            "policy": state.policy.specs,
             **_work(state),
         }
         rows += [row(cell, 0, question, name, **found) for question, name in cell.wanted[0] if name == method]

@@ -1,6 +1,6 @@
 """The methods of a comparison: `dense; quoka:budget=1024; quoka:budget=1024 + keydiff:budget=0.5`.
 
-Each is a list of specs as `thresher.methods` reads them, joined by " + "; which part of the policy a spec belongs to
+Each is a list of specs as `reference.specs` reads them, joined by " + "; which part of the policy a spec belongs to
 follows from its name.
 """
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from reference.checks import require
 from reference.policy import Policy
-from thresher.methods import METHODS, parse, specs_of
+from reference.specs import METHODS
 
 DENSE = "dense"
 EXAMPLE = "'dense; quoka:budget=1024; keydiff:budget=0.5'"
 
 
 def named(methods: str | Iterable[str]) -> dict[str, Policy]:
-    """Policies by name, spelled as `specs_of` does, in their order and without doubles. ValueError for none."""
+    """Policies by name, spelled as `Policy.specs` does, in their order and without doubles. ValueError for none."""
     texts = methods.split(";") if isinstance(methods, str) else methods
     policies = [policy(text.strip()) for text in texts if text.strip()]
     require(bool(policies), f"methods: got none, wanted some, such as {EXAMPLE}")
@@ -30,20 +30,20 @@ def policy(text: str) -> Policy:
     """The policy of one method; `dense` is the one without parts."""
     if text == DENSE:
         return Policy()
-    parts = {}
+    parts: dict[str, Any] = {}
     for spec in text.split(" + "):
         known = [part for part, names in METHODS.items() if spec.partition(":")[0] in names]
         names = ", ".join([DENSE, *(name for part in METHODS.values() for name in part)])
         require(bool(known), f"methods: got {spec.partition(':')[0]!r}, wanted one of {names}")
         part = known[0]
         require(part not in parts, f"methods: got two methods of one kind ({part}) in {text!r}, wanted one")
-        parts[part] = parse(part, spec)
+        parts[part] = spec
     return Policy(**parts)
 
 
 def name(policy: Policy) -> str:
     """How a policy is spelled."""
-    return " + ".join(specs_of(policy).values()) or DENSE
+    return " + ".join(policy.specs.values()) or DENSE
 
 
 def effective(policy: Policy, length: int, total: int) -> Policy:

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from reference.checks import require
+from reference.policy import Policy
 from thresher.evaluation.cells import Row
 from thresher.evaluation.folder import load
-from thresher.evaluation.methods import DENSE, named
+from thresher.evaluation.methods import DENSE
 from thresher.evaluation.metrics import grouped, interval, summarise
 
 BUDGET = re.compile(r"budget=[^,+ ]+,?")
@@ -87,7 +88,7 @@ def family(method: str) -> str:
 
 def share(row: Row) -> float:
     """The share of the prompt's tokens that the smallest budget of a method comes to; 1 without a budget."""
-    (policy,) = named([" + ".join(row["policy"].values()) or DENSE]).values()
+    policy = Policy(**row["policy"])
     budgets = [part.budget for part in (policy.select, policy.evict) if part is not None]
     shares = [budget if isinstance(budget, float) else budget / row["prompt_tokens"] for budget in budgets]
     return min([1.0, *shares])

@@ -20,7 +20,6 @@ from thresher.evaluation.folder import Folder, Key, key
 from thresher.evaluation.metrics import summarise
 from thresher.evaluation.samples import QUESTIONS, Document, Task, Tools, prompt
 from thresher.evaluation.tasks import chosen
-from thresher.methods import specs_of
 
 TRIES = 3  # rounds in which not one cell came back, before a lost worker counts as an error
 Progress = Callable[[int, int], None]  # cells done, cells in all
@@ -79,7 +78,7 @@ def evaluate(
         "model": {"name": os.fspath(model), "sha256": fingerprint(path)},
         "tasks": [task.name for task in found],
         "lengths": sorted(set(lengths)),
-        "methods": {name: specs_of(policy) for name, policy in policies.items()},
+        "methods": {name: policy.specs for name, policy in policies.items()},
         "limit": limit,
         "seed": seed,
         "questions": sorted(set(questions), key=QUESTIONS.index),

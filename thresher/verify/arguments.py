@@ -28,7 +28,8 @@ def convert(value: Any, to: Callable[[np.ndarray], Any]) -> Any:
         return type(value)(convert(one, to) for one in value)
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: convert(getattr(value, f.name), to) for f in fields(value)})
-    return value
+    backends_own = hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic)
+    return to(value) if backends_own else value
 
 
 def leaves(name: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:

@@ -124,10 +124,11 @@ def rotation_tables(d: Drawing) -> Case:
 
 
 def griffin_statistic(d: Drawing) -> Case:
-    """A block and two matrices. Every number is the length of a column, so none may come of terms that cancel."""
+    """A block and two matrices. Every number is the length of a column, so none may come of terms that cancel, and
+    a NaN would spoil them all."""
     d.dtype = "float32" if d.dtype == "mixed" else d.dtype
     x, gate, up, _ = gated_ffn(d).arguments
-    x, gate, up = (d.store(np.abs(array)) for array in (np.nan_to_num(x), gate, up))
+    x, gate, up = (d.store(np.abs(np.nan_to_num(array.astype(np.float64)))) for array in (x, gate, up))
     return d.case(x, gate, up, act=d.pick("act", ACTS))
 
 

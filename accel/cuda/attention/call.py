@@ -61,9 +61,13 @@ def attention_each(
 
 def _attend(reads: Sequence[tuple[Any, ...]], scale: float | None, window: int | None) -> list[Array]:
     """(T, H, D) for each read."""
-    found = []
-    for q, k, v, q_positions, k_positions in reads:
-        contract.attention(q, k, v, q_positions, k_positions, scale, window)
+    found, last = [], None
+    for read in reads:
+        q, k, v, q_positions, k_positions = read
+        kind = (*[(x.shape, x.dtype) for x in (q, k, v, k_positions)], type(q_positions))
+        if kind != last or kind[-1] is not int:  # chunks that share a pass are alike: one check serves them
+            contract.attention(q, k, v, q_positions, k_positions, scale, window)
+        last = kind
         found.append(_read(q, k, v, q_positions, k_positions, window))
     outs: list[Array] = []
     for run in _runs(found):
@@ -75,7 +79,7 @@ def _attend(reads: Sequence[tuple[Any, ...]], scale: float | None, window: int |
             (_hopper if _fits_hopper(first, rate) else _portable)(run, rate, window, out)
         elif out.size:
             put(zeros(out.shape, out.dtype), out)
-        outs += [out[n * tokens : (n + 1) * tokens] for n in range(len(run))]
+        outs += out.split(0, len(run))
     return outs
 
 
@@ -87,7 +91,9 @@ def _read(q: Array, k: Any, v: Any, q_positions: Any, k_positions: Any, window: 
     else:
         held, values = plain(k), plain(v)
     without_gaps = isinstance(k_positions, Positions) and k_positions.at(0) is not None
-    start, ranges = None, None
+    start, ranges = None, k_positions.ranges if isinstance(k_positions, Positions) else None
+    if ranges is not None:
+        return Read(q, held, values, columns, None, ranges, size)
     if window is None or without_gaps:  # else where a window begins is not a matter of counting
         start = known_start(q_positions, tokens, k_positions)
     if start is None:
@@ -156,7 +162,7 @@ def _lined(x: Array) -> Array:
 
 
 def _hopper(run: list[Read], scale: float, window: int | None, out: Array) -> None:
-    from accel.cuda.attention.hopper import ROWS, THREADS, attend, inverse, tile_keys
+    from accel.cuda.attention.hopper import ROWS, THREADS, attend, inverse
 
     first = run[0]
     if first.q.dtype not in (F32, first.k.dtype):
@@ -172,7 +178,7 @@ def _hopper(run: list[Read], scale: float, window: int | None, out: Array) -> No
         kept = first.columns.kept
         columns = (kept.address, columns_step // 8, kept.strides[0] // 8, kept.shape[1], first.columns.start)
     row_tiles = -(-tokens * group // ROWS)
-    splits = _splits(row_tiles * kv_heads * chunks, first.size, tile_keys(dim))
+    splits = _splits(row_tiles * kv_heads * chunks)
     part = empty((chunks, splits, kv_heads, tokens * group, dim), F32) if splits > 1 else out
     stats = empty((chunks, splits, kv_heads, tokens * group, 2), F32) if splits > 1 else out
     attend(dim, FORMS[k.dtype]).launch(
@@ -189,9 +195,10 @@ def _hopper(run: list[Read], scale: float, window: int | None, out: Array) -> No
         merge(part, stats, out, 1 / LOG2E)
 
 
-def _splits(blocks: int, size: int, keys: int) -> int:
-    """Blocks that share the keys of one tile of rows, so that about all multiprocessors have one."""
-    return max(1, min(machine().processors // blocks, -(-size // keys), 64))
+def _splits(blocks: int) -> int:
+    """Blocks that share the keys of one tile of rows, so that about all multiprocessors have one. It is no matter of
+    how many keys there are: a pass that is recorded serves every number, and must give the same bits."""
+    return max(1, min(machine().processors // blocks, 64))
 
 
 def _portable(run: list[Read], scale: float, window: int | None, out: Array) -> None:

@@ -153,6 +153,7 @@ def attend(dim: int, form: str) -> Kernel:
             at = bounds + 8 * (head * tokens)
             lowest_lo, lowest_hi = load_word(at + 8 * first_token), load_word(at + 8 * first_token + 4)
             highest_lo, highest_hi = load_word(at + 8 * last_token), load_word(at + 8 * last_token + 4)
+            held = min(held, highest_hi)  # what stands beyond may never have been written
         every = (max(highest_hi - lowest_lo, 0) + KEYS - 1) >> KEY_SHIFT
         each = divide(every + splits - 1, by_splits)
         tiles = min(each, every - split * each)

@@ -18,6 +18,8 @@ from accel.cuda.runtime.arrays import Array
 from accel.cuda.runtime.kernels import kernel
 from accel.cuda.runtime.reduce import THREADS
 
+AHEAD = 8  # parts that a thread asks for at once
+
 
 def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
     """part (C, P, KV, R, D) and stats (C, P, KV, R, 2), peaks and sums, of rows t·G + g -> out (C·T, H, D). A peak is
@@ -32,19 +34,36 @@ def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
 def _merge(part, stats, out, parts, group, rows, unit):
     r, head, chunk = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
     place, first = head * rows + r, chunk * parts
+    m = cuda.local.array(AHEAD, np.float32)
+    weight = cuda.local.array(AHEAD, np.float32)
+    y = cuda.local.array(AHEAD, np.float32)
     peak = np.float32(-3e38)
-    for p in range(first, first + parts):
-        if stats[p, place, 1] != 0:
-            peak = max(peak, stats[p, place, 0])
+    p = 0
+    while p < parts:
+        for u in range(AHEAD):  # asked for together, or each would be waited for
+            m[u], weight[u] = np.float32(0), np.float32(0)
+            if p + u < parts:
+                m[u], weight[u] = stats[first + p + u, place, 0], stats[first + p + u, place, 1]
+        for u in range(AHEAD):
+            if weight[u] != 0:
+                peak = max(peak, m[u])
+        p += AHEAD
     d = cuda.threadIdx.x
     while d < part.shape[2]:
         total, x = np.float32(0), np.float32(0)
-        for p in range(first, first + parts):
-            weight = stats[p, place, 1]
-            if weight != 0:
-                e = math.exp((stats[p, place, 0] - peak) * np.float32(unit))
-                total += e * weight
-                x += e * part[p, place, d]
+        p = 0
+        while p < parts:
+            for u in range(AHEAD):
+                m[u], weight[u], y[u] = np.float32(0), np.float32(0), np.float32(0)
+                if p + u < parts:
+                    m[u], weight[u] = stats[first + p + u, place, 0], stats[first + p + u, place, 1]
+                    y[u] = part[first + p + u, place, d]
+            for u in range(AHEAD):
+                if weight[u] != 0:
+                    e = math.exp((m[u] - peak) * np.float32(unit))
+                    total += e * weight[u]
+                    x += e * y[u]
+            p += AHEAD
         if total != 0:
             x /= total
         out[chunk * (rows // group) + r // group, head * group + r % group, d] = narrow(out, x)

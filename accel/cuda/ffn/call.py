@@ -10,7 +10,7 @@ from numba import cuda
 
 from accel.cuda.ffn.activation import gated
 from accel.cuda.linear.inverse_norms import write_rates
-from accel.cuda.linear.maps import linear
+from accel.cuda.linear.maps import linear, linear_each
 from accel.cuda.linear.sums import add
 from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
@@ -22,7 +22,8 @@ from reference import contract
 def gated_ffn(x: Array, w_gate: Array, w_up: Array, w_down: Array, *, act: str = "silu") -> Array:
     """W_down (act(W_gate x) * (W_up x)): x (T, E), w_gate and w_up (F, E), w_down (E, F) -> (T, E) float32."""
     contract.gated_ffn(x, w_gate, w_up, w_down, act)
-    return linear(gated(linear(x, w_gate), linear(x, w_up), act, w_down.dtype), w_down)
+    gate, up = linear_each(x, [(w_gate, None), (w_up, None)])
+    return linear(gated(gate, up, act, w_down.dtype), w_down)
 
 
 def sparse_ffn(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from accel.cuda.runtime.arrays import BF16, F16, F32, Array, empty
-from accel.cuda.runtime.device import machine
+from accel.cuda.runtime.device import here, machine
 
 REAL, HALF, BRAIN = 0, 2, 14  # cudaDataType of float32, float16, bfloat16
 TYPES = {F32: REAL, F16: HALF, BF16: BRAIN}
@@ -64,7 +64,7 @@ def product(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
         cublasLt.matmul(
             _handle(), plan.product, ONE.ctypes.data, weight.address, plan.weight, x.address, plan.x, ZERO.ctypes.data,
             out.address, plan.out, out.address, plan.out, plan.algorithm.ctypes.data, space.address, WORKSPACE,
-            int(machine().stream.handle),
+            int(here.recording or machine().handle),
         )  # fmt: skip
 
 

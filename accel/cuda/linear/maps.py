@@ -7,6 +7,7 @@ one is 5 MB over what is installed anyway. Without it, and in the simulator, a p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numba import cuda
 from accel.cuda.linear import cublas
 from accel.cuda.ptx.numbers import wide
 from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.runtime.arrays import F32, Array, empty
+from accel.cuda.runtime.arrays import F32, Array, empty, under_each_other
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.moves import cast, packed
 from accel.cuda.runtime.reduce import THREADS
@@ -29,8 +30,16 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
 
 def linear_each(x: Array, maps: Sequence[tuple[Any, Any]]) -> list[Array]:
-    """Several linear maps (W, b) of one input: x (T, in) -> (T, out) float32 each."""
-    return [linear(x, weight, bias) for weight, bias in maps]
+    """Several linear maps (W, b) of one input: x (T, in) -> (T, out) float32 each. Maps that lie under each other are
+    one product, of which each is some columns."""
+    outs = [contract.linear(x, weight, bias)["out"] for weight, bias in maps]
+    weights, biases = zip(*maps, strict=True)
+    weight = under_each_other(weights)
+    bias = None if any(b is None for b in biases) else under_each_other(biases)
+    if weight is None or (bias is None and any(b is not None for b in biases)):
+        return [multiply(x, w, b, empty((len(x), n), F32)) for (w, b), n in zip(maps, outs, strict=True)]
+    every = multiply(x, weight, bias, empty((len(x), sum(outs)), F32))
+    return [every[:, end - n : end] for n, end in zip(outs, accumulate(outs), strict=True)]
 
 
 def multiply(x: Array, weight: Array, bias: Array | None, out: Array) -> Array:

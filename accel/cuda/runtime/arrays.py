@@ -7,6 +7,9 @@ their bits as int16 and uint16 (ptx/numbers.py widens them).
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -14,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.runtime.device import machine
+from accel.cuda.runtime.device import here, machine
 from accel.cuda.runtime.pool import pool
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -81,29 +84,56 @@ class Array:
             "stream": int(machine().stream.handle),
         }  # fmt: skip
 
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """The numbers on the host, for whoever puts away what a backend left: a state's logits."""
+        if not self.contiguous:
+            raise ValueError(f"array: got shape {self.shape} with gaps, wanted it without, as `to_numpy` makes it")
+        return to_host(self).astype(dtype or self.dtype, copy=False)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """CUDA, and which device."""
+        return 2, machine().device.device_id
+
+    def __dlpack__(self, *, stream: int | None = None, **wishes: Any) -> Any:
+        """The numbers for another library, without a copy, in a capsule. What is launched on its `stream` from now on
+        comes after all that was asked of this backend; it keeps the memory as long as it holds the capsule's array."""
+        from cuda.core import Buffer, Stream
+        from cuda.core.utils import StridedMemoryView
+
+        if stream != -1:
+            Stream.from_handle(stream or 1).wait(machine().stream)  # 1 is the driver's default stream
+        last = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)) if self.size else 0
+        whole = Buffer.from_handle(self.address, last + self.dtype.itemsize, owner=self.memory)
+        steps = tuple(stride // self.dtype.itemsize for stride in self.strides)
+        seen = BITS[BF16] if self.dtype == BF16 else self.dtype
+        view = StridedMemoryView.from_buffer(whole, self.shape, steps, dtype=seen)
+        capsule = view.__dlpack__(stream=-1, **wishes)
+        if self.dtype == BF16:
+            _name_bfloat16(capsule)
+        return capsule
+
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Array:
         """A view: slices of leading axes without a step, or whole numbers, which drop their axis."""
         parts = index if isinstance(index, tuple) else (index,)
-        address, shape, strides, n = self.address, [], [], 0
+        address, shape, strides, n = self.address, list(self.shape), list(self.strides), 0
         for part in parts:
-            size, stride = self.shape[n], self.strides[n]
-            n += 1
             if isinstance(part, slice):
-                start, stop, step = part.indices(size)
+                start, stop, step = part.indices(shape[n])
                 if step != 1:
                     raise IndexError(f"index: got step {step}, wanted slices without a step")
-                address += start * stride
-                shape.append(stop - start if stop > start else 0)
-                strides.append(stride)
+                address += start * strides[n]
+                shape[n] = stop - start if stop > start else 0
+                n += 1
             else:
-                address += range(size)[part] * stride
-        return self.seen(address, (*shape, *self.shape[n:]), (*strides, *self.strides[n:]))
+                address += range(shape.pop(n))[part] * strides.pop(n)
+        return self.seen(address, tuple(shape), tuple(strides))
 
     def __iter__(self) -> Any:
-        return (self[n] for n in range(len(self)))
+        shape, strides = self.shape[1:], self.strides[1:]
+        return (self.seen(self.address + n * self.strides[0], shape, strides) for n in range(self.shape[0]))
 
     def __repr__(self) -> str:
         return f"Array({self.shape}, {self.dtype})"
@@ -138,6 +168,23 @@ class Array:
         return np.ndarray(self.shape, dtype, self.memory, self.address - base, self.strides)
 
 
+def under_each_other(parts: Sequence[Array]) -> Array | None:
+    """A view of all rows, where the parts lie under each other in one memory without gaps: (T_1, …), (T_2, …), … ->
+    (ΣT, …)."""
+    first, end, rows = parts[0], parts[0].address, 0
+    if not first.contiguous:
+        return None
+    step = first.strides[0]
+    for part in parts:
+        alike = part.memory is first.memory and part.strides == first.strides and part.shape[1:] == first.shape[1:]
+        if not alike or part.address != end or part.dtype != first.dtype:
+            return None
+        end += part.shape[0] * step
+        rows += part.shape[0]
+    return first.seen(first.address, (rows, *first.shape[1:]), first.strides)
+
+
+@lru_cache(4096)  # every layer of every pass asks for the same
 def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     strides, step = [], itemsize
     for size in reversed(shape):
@@ -166,12 +213,12 @@ def stored(dtype: np.dtype) -> np.dtype:
 
 
 def to_backend(x: Any) -> Any:
-    """A host array on the device. What lies there already stays, also another library's
-    (`__cuda_array_interface__`)."""
-    if isinstance(x, Array) or not (isinstance(x, np.ndarray) or hasattr(x, "__cuda_array_interface__")):
+    """A host array on the device. What lies there already stays, also another library's (DLPack or
+    `__cuda_array_interface__`)."""
+    if isinstance(x, Array):
         return x
     if not isinstance(x, np.ndarray):
-        return _adopt(x)
+        return _adopt(x) if hasattr(x, "__dlpack__") or hasattr(x, "__cuda_array_interface__") else x
     host = np.ascontiguousarray(x, stored(x.dtype)).reshape(x.shape)
     out = empty(host.shape, host.dtype)
     if host.size:
@@ -184,11 +231,11 @@ def write(out: Array, host: np.ndarray) -> None:
     if SIMULATED:
         out.on_host()[...] = host.view(BITS.get(host.dtype, host.dtype))
         return
+    _not_recorded("a copy to the device")
     from cuda.bindings import driver
 
-    stream = machine().stream
-    _check(driver.cuMemcpyHtoDAsync(out.address, host.__array_interface__["data"][0], host.nbytes, int(stream.handle)))
-    stream.sync()  # the host's memory may go away
+    # Memory that is not pinned is copied aside before the call returns: it may go away then, and no one waits.
+    _check(driver.cuMemcpyHtoDAsync(out.address, host.__array_interface__["data"][0], host.nbytes, machine().handle))
 
 
 def to_host(x: Any) -> np.ndarray:
@@ -199,27 +246,46 @@ def to_host(x: Any) -> np.ndarray:
     if SIMULATED:
         host[...] = x.on_host().view(x.dtype)
     elif host.size:
+        _not_recorded("a copy to the host")
         from cuda.bindings import driver
 
-        place, stream = host.__array_interface__["data"][0], machine().stream
-        _check(driver.cuMemcpyDtoHAsync(place, x.address, host.nbytes, int(stream.handle)))
-        stream.sync()
+        _check(driver.cuMemcpyDtoHAsync(host.__array_interface__["data"][0], x.address, host.nbytes, machine().handle))
+        machine().stream.sync()
     return host.astype(np.float32) if x.activation else host
 
 
 def _adopt(x: Any) -> Array:
     """Another library's device array, without a copy, behind what its own stream still has to do."""
-    face = x.__cuda_array_interface__
-    shape, dtype = tuple(face["shape"]), np.dtype(face["typestr"])
-    if getattr(getattr(x, "dtype", None), "__str__", str)() == "torch.bfloat16":
-        dtype = BF16
+    from cuda.core.utils import StridedMemoryView
+
+    there = machine()
+    view = StridedMemoryView.from_any_interface(x, stream_ptr=int(there.stream.handle))
+    if not view.is_device_accessible:
+        return to_backend(np.from_dlpack(x))
+    dtype, shape = np.dtype(view.dtype), tuple(view.shape)
     if stored(dtype) != dtype:
         raise ValueError(f"array: got dtype {dtype} on the device, wanted int64, float32, float16 or bfloat16")
-    if not SIMULATED and face.get("stream") is not None:
-        from cuda.core import Stream
+    if view.device_id != there.device.device_id:
+        raise ValueError(f"array: got one on GPU {view.device_id}, wanted it on GPU {there.device.device_id}")
+    size = dtype.itemsize
+    strides = _packed(shape, size) if view.strides is None else tuple(size * n for n in view.strides)
+    return Array((x, view), view.ptr, shape, strides, dtype)
 
-        machine().stream.wait(Stream.from_handle(face["stream"]))
-    return Array(x, face["data"][0], shape, face.get("strides") or _packed(shape, dtype.itemsize), dtype)
+
+def _name_bfloat16(capsule: Any) -> None:
+    """Let a DLPack capsule of whole numbers of 16 bits say bfloat16, which cuda.core has no name for: in DLTensor the
+    type's code stands behind an address and three int32, and a versioned capsule has 32 bytes before it."""
+    versioned = "versioned" in repr(capsule)
+    address = ctypes.pythonapi.PyCapsule_GetPointer
+    address.restype, address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    place = address(capsule, b"dltensor_versioned" if versioned else b"dltensor")
+    ctypes.c_uint8.from_address(place + (32 if versioned else 0) + 8 + 3 * 4).value = 4  # kDLBfloat
+
+
+def _not_recorded(what: str) -> None:
+    """A recorded pass would go on with the numbers of the time when it was recorded."""
+    if here.recording is not None:
+        raise RuntimeError(f"cuda: {what} within a pass that is recorded")
 
 
 def _check(result: Any) -> None:

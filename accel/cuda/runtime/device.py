@@ -1,6 +1,7 @@
 """The GPU that this process computes on, and its one stream.
 
-All work of all threads goes to one stream in the order of the calls. Memory that one call frees may therefore be
+All work of all threads goes to one stream in the order of the calls (but what a thread records is launched later, see
+graph.py). Memory that one call frees may therefore be
 given to the next without a wait: whatever still uses it is ahead in the stream. In numba.cuda's simulator
 (NUMBA_ENABLE_CUDASIM=1) there is no device; kernels are then run by the interpreter over NumPy's memory.
 """
@@ -49,20 +50,30 @@ class Machine:
         return self.device.name
 
 
+class Here(threading.local):
+    """What holds in this thread alone."""
+
+    def __init__(self) -> None:
+        self.process: int | None = None  # in which the device was made current
+        self.recording: Any = None  # the stream that launches go to while a graph is recorded, and
+        self.memory: Any = None  # where memory comes from then (graph.py)
+        self.given: dict[Any, Any] = {}  # what a recorded pass reads anew each time (recorded.py)
+
+
 _machines: dict[int, Machine] = {}  # by process: a forked child can use nothing of its parent's
 _lock = threading.Lock()
-_thread = threading.local()
+here = Here()
 
 
 def machine() -> Machine:
     """The device in use, made current in this thread. RuntimeError in one line where there is none that can be used."""
-    if getattr(_thread, "ready", None) == os.getpid():
-        return _machines[_thread.ready]
+    if here.process == os.getpid():
+        return _machines[here.process]
     with _lock:
         found = _machines.get(os.getpid()) or _open()
         found.device.set_current()
         _machines[os.getpid()] = found
-        _thread.ready = os.getpid()
+        here.process = os.getpid()
     return found
 
 
@@ -89,6 +100,28 @@ def _open() -> Machine:
     except Exception as error:  # the driver's own words, whatever class they come in
         raise RuntimeError(f"cuda: found no usable device ({error}); backend='cpu' needs none") from None
     return Machine(device, device.create_stream(), DeviceMemoryResource(device))
+
+
+def device_name() -> str:
+    """The device in use, its compute capability and its memory."""
+    there, gib = machine(), 2**30
+    major, minor = there.capability
+    free, total = memory()
+    return f"{there.name}, compute capability {major}.{minor}, {free / gib:.1f} of {total / gib:.1f} GiB free"
+
+
+def free_memory() -> int:
+    """Bytes of the device that nobody holds."""
+    return memory()[0]
+
+
+def memory() -> tuple[int, int]:
+    """Bytes free on the device and in all; 0 where it does not say."""
+    from cuda.bindings import driver
+
+    machine()
+    _, free, total = driver.cuMemGetInfo()
+    return free or 0, total or 0
 
 
 def synchronize() -> None:

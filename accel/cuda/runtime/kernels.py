@@ -18,7 +18,7 @@ import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +30,7 @@ from numba import cuda, types
 
 from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import BF16, F16, F32, F64, I32, I64, Array
-from accel.cuda.runtime.device import machine
+from accel.cuda.runtime.device import here, machine
 
 CODES = {F32: types.float32, F64: types.float64, I64: types.int64, I32: types.int32}
 CODES |= {F16: types.int16, BF16: types.uint16}  # as bits: see ptx/numbers.py
@@ -141,7 +141,8 @@ class Loaded:
             mine.update(held=held, size=size, extra=extra, address=ctypes.addressof(extra), stream=machine().handle)
         self._form.pack_into(mine["held"], 0, *words)
         x, y, z = (*grid, 1, 1)[:3]
-        (status,) = self._call(self._function, x, y, z, block, 1, 1, shared, mine["stream"], 0, mine["address"])
+        stream = here.recording or mine["stream"]
+        (status,) = self._call(self._function, x, y, z, block, 1, 1, shared, stream, 0, mine["address"])
         if status != self._good:
             raise RuntimeError(f"cuda: {status.name} at a launch of {grid} blocks of {block} threads")
 
@@ -162,6 +163,27 @@ def assemble(text: str, arch: str) -> tuple[bytes, str]:
         if made.returncode != 0:
             raise RuntimeError(f"ptxas: {made.stderr.strip()}")
         return target.read_bytes(), made.stderr
+
+
+_tell: Callable[[str], None] | None = None
+
+
+def tell_compiling(tell: Callable[[str], None] | None) -> None:
+    """Call `tell` with the name of each kernel that is compiled from now on, and with "" when it is done."""
+    global _tell
+    _tell = tell
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    if _tell is None:
+        yield
+        return
+    _tell(name)
+    try:
+        yield
+    finally:
+        _tell("")
 
 
 ENTRY = "thresher_kernel"  # what every kernel is called in its own code object
@@ -231,11 +253,12 @@ def _kept(asked: Kernel, key: tuple, arch: str) -> Any:
     path = _folder() / f"{hashlib.sha256(named.encode()).hexdigest()}.cubin"
     with contextlib.suppress(OSError):
         return ObjectCode.from_cubin(path.read_bytes())
-    text = asked.text(key, arch)
-    try:
-        code, _ = assemble(text, arch)
-    except FileNotFoundError:
-        return ObjectCode.from_ptx(text.encode())  # the driver can assemble too, if it is as new as the compiler
+    with _told(asked.name):
+        text = asked.text(key, arch)
+        try:
+            code, _ = assemble(text, arch)
+        except FileNotFoundError:
+            return ObjectCode.from_ptx(text.encode())  # the driver can assemble too, if it is as new as the compiler
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")

@@ -7,9 +7,10 @@ that used it is gone: whatever the device still does with it is ahead of what co
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 from typing import Any
 
-from accel.cuda.runtime.device import machine
+from accel.cuda.runtime.device import here, machine, memory
 
 SMALLEST = 512  # bytes
 KEPT = 8 << 30  # bytes that may lie about unused before they go back to the driver
@@ -28,7 +29,7 @@ class Block:
 
 
 class Pool:
-    """Buffers that are not in use, by size."""
+    """Buffers that are not in use, by size. What a thread records has buffers of its own (graph.py)."""
 
     def __init__(self) -> None:
         self._free: defaultdict[int, list[Any]] = defaultdict(list)
@@ -37,7 +38,7 @@ class Pool:
     def take(self, nbytes: int) -> Block:
         """At least so many bytes. MemoryError where the device has no more, even after all that is unused went back."""
         size = _rounded(nbytes)
-        free = self._free[size]
+        free = (self._free if here.memory is None else here.memory)[size]
         try:
             return Block(free.pop(), size, free)
         except IndexError:
@@ -54,7 +55,7 @@ class Pool:
                     self.clear()
                     there.stream.sync()
                     continue
-                unused, total = _memory()
+                unused, total = memory()
                 raise MemoryError(
                     f"cuda: wanted {size / 2**30:.2f} GiB more and {unused / 2**30:.2f} of {total / 2**30:.2f} GiB are "
                     f"free; a smaller budget or dtype='bfloat16' needs less ({type(error).__name__})"
@@ -68,18 +69,11 @@ class Pool:
             buffers.clear()
 
 
+@lru_cache(4096)
 def _rounded(nbytes: int) -> int:
     """The size that is asked of the driver: few different ones, an eighth too large at most."""
     step = max(SMALLEST, 1 << max((nbytes - 1).bit_length() - 4, 0))
     return -(-nbytes // step) * step
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes free and in all; 0 where the device does not say."""
-    from cuda.bindings import driver
-
-    _, free, total = driver.cuMemGetInfo()
-    return free or 0, total or 0
 
 
 pool = Pool()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class Columns:
     stop: int
     dtype = I64
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """(KV, B + stop - start)."""
         return self.kept.shape[0], self.kept.shape[1] + self.stop - self.start
@@ -40,10 +41,15 @@ class Columns:
 
 @dataclass(frozen=True)
 class Positions(Lazy):
-    """Positions (KV, S) of a cache, of which the last `run` columns of every head are newest - run + 1 … newest."""
+    """Positions (KV, S) of a cache, of which the last `run` columns of every head are newest - run + 1 … newest.
+
+    In a pass that is recorded they are those of all columns that there is room for, and `ranges` (KV, T, 2) int32 says
+    on the device which of them each query sees.
+    """
 
     newest: int
     run: int
+    ranges: Array | None = None
 
     def at(self, column: int) -> int | None:
         """The position in a column, where it is known and the same in every head."""

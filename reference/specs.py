@@ -1,4 +1,4 @@
-"""The methods by name: how the command line writes a policy, and how a saved state remembers one.
+"""The methods by name: how a policy is written in text, on the command line, in Python and in a saved state.
 
     quoka:budget=1024        keydiff:budget=0.5,sinks=4        caote:base=h2o,budget=2048        fastforward:density=0.5
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
 
@@ -19,7 +18,6 @@ from reference.caote import Caote
 from reference.checks import require
 from reference.fastforward import FastForward
 from reference.keydiff import KeyDiff
-from reference.policy import Policy
 from reference.predictor import FastForwardWeights
 from reference.quoka import Quoka
 from reference.scores import H2O, SnapKV, Tova
@@ -29,6 +27,30 @@ METHODS: dict[str, dict[str, type]] = {
     "evict": {"keydiff": KeyDiff, "h2o": H2O, "tova": Tova, "snapkv": SnapKV, "caote": Caote},
     "ffn": {"fastforward": FastForward},
 }
+
+
+# What the forward pass asks of each part: whatever offers these is a method, also one of a reader's own.
+_OFFERS = {
+    "select": ("resolve", "budget_of", "columns"),
+    "evict": ("resolve", "evict"),
+    "ffn": ("resolve", "check", "run"),
+}
+
+
+def method(part: str, given: Any) -> Any:
+    """The method for the policy part "select", "evict" or "ffn": `given` itself, what it spells, or None.
+
+    ValueError for a spec that is wrong, and for anything that cannot serve there.
+    """
+    if given is None or given == "":
+        return None
+    if isinstance(given, str):
+        return parse(part, given)
+    serves = not isinstance(given, type) and all(callable(getattr(given, name, None)) for name in _OFFERS[part])
+    names = [cls.__name__ for cls in METHODS[part].values()]
+    example = f"{names[0]}(…) or a spec such as {next(iter(METHODS[part]))}:…"
+    require(serves, f"{part}: got {given!r}, wanted a method of {', '.join(names)}: {example}")
+    return given
 
 
 def parse(part: str, spec: str) -> Any:
@@ -103,18 +125,3 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value) if value in ("", "none") or value[0] == '"' or "," in value else value
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def policy_from(specs: Mapping[str, Any]) -> Policy:
-    """A Policy from {"select": spec, …, "overrides": {layer: {…}}}, as `specs_of` writes it; no spec means dense."""
-    parts = {part: parse(part, specs[part]) for part in METHODS if specs.get(part)}
-    overrides = {int(layer): policy_from(inner) for layer, inner in specs.get("overrides", {}).items()}
-    return Policy(**parts, overrides=overrides)
-
-
-def specs_of(policy: Policy) -> dict[str, Any]:
-    """A Policy in words that JSON can hold."""
-    specs: dict[str, Any] = {part: spec(method) for part in METHODS if (method := getattr(policy, part)) is not None}
-    if policy.overrides:
-        specs["overrides"] = {str(layer): specs_of(inner) for layer, inner in policy.overrides.items()}
-    return specs

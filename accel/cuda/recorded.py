@@ -1,0 +1,182 @@
+"""Decoding passes that are recorded once and then launched as a whole.
+
+Decoding makes the same few hundred launches for every token, each from Python, which takes many times as long as the
+device needs. Few of their words change: the ids, the angles of their positions, the column and the position of the new
+key, the range of keys that it sees. In a pass that is recorded these stand in device memory, one block that is
+written before it is launched:
+
+    the first time     the pass runs as ever, but takes its words from the block: all that must be loaded is loaded
+    the second time    it is recorded, and launched
+    from then on       the block is written, the graph launched, and the caches note what the device did
+
+That holds as long as the sequences, their buffers and their policies stay. A layer may be dense, or have a window, or
+be at its KeyDiff budget; other methods rank a past that grows, or depend on the position, and are launched one by one.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from accel.cuda.ptx.simulator import SIMULATED
+from accel.cuda.runtime.arrays import ALIGNED, F32, I32, I64, Array, empty, write
+from accel.cuda.runtime.device import here
+from accel.cuda.runtime.graph import Graph
+from reference import KeyDiff, Model, Policy
+from reference import layers as meaning
+from reference.state import Chunk
+
+TOGETHER = 16  # chunks of a prompt that share a pass: the host's part of a pass hardly grows with its tokens
+Layers = Callable[[Model, Sequence[Chunk]], Any]
+
+
+def run_pass(layers: Layers, model: Model, chunks: Sequence[Chunk]) -> Any:
+    """What `layers` returns, the hidden states (ΣT, E): by a graph, where such a pass was recorded or can be."""
+    caches: list[Any] = [chunk.state.cache for chunk in chunks]
+    if not all(_repeats(model, chunk) for chunk in chunks):
+        for cache in caches:
+            cache.passed = None  # buffers may be about to move: the old ones must not be kept
+        return layers(model, chunks)
+    if caches[0].passed is None or not caches[0].passed.fits(model, chunks):
+        caches[0].passed = None  # its memory goes before the next asks for some
+        caches[0].passed = Recorded(model, chunks)
+    return caches[0].passed.run(layers, model, chunks)
+
+
+def _repeats(model: Model, chunk: Chunk) -> bool:
+    """Whether the pass makes the launches for this chunk that it will make for the next token too."""
+    state = chunk.state
+    if not chunk.decoding or state.trace is not None:
+        return False
+    layers = zip(state.cache.layers, model.config.windows, strict=True)
+    return all(_stays(layer, window, state.policy.at(n)) for n, (layer, window) in enumerate(layers))
+
+
+def _stays(layer: Any, window: int | None, part: Policy) -> bool:
+    if not layer.has_room(1) or layer.received is not None or (part.ffn is not None and part.ffn.decode):
+        return False
+    if window is not None or (part.select is None and part.evict is None):
+        return True
+    return part.select is None and type(part.evict) is KeyDiff and layer.size == part.evict.budget
+
+
+class Recorded:
+    """One pass over some sequences, of one token each. It lives in a cache, and keeps neither that nor the model."""
+
+    def __init__(self, model: Model, chunks: Sequence[Chunk]) -> None:
+        self._model = weakref.ref(model)
+        self._caches = [weakref.ref(chunk.state.cache) for chunk in chunks]
+        self._policies = [chunk.state.policy for chunk in chunks]
+        self._buffers = _buffers(chunks)
+        self._graph: Graph | None = None
+        self._hidden: Any = None
+        self._loaded = False
+
+        config = model.config
+        self._ropes = [rope for rope in dict.fromkeys(config.ropes) if rope is not None]
+        self._windows = np.array([window or 0 for window in config.windows] * len(chunks))
+        parts = [np.zeros(len(chunks), I64)]
+        for rope in self._ropes:
+            half = _table(model, rope, chunks)[0].shape[1]
+            parts += [np.zeros((len(chunks), half), F32), np.zeros((len(chunks), half), F32)]
+        count = len(chunks) * config.layers
+        parts += [np.zeros((count, 2), I64), np.zeros((count, config.kv_heads, 1, 2), I32)]
+        starts = np.cumsum([0] + [-(-part.nbytes // ALIGNED) * ALIGNED for part in parts])
+        self._host = np.zeros(starts[-1], np.uint8)
+        self._block = empty(self._host.shape, self._host.dtype)
+        self._on_host, self._there = [], []
+        for part, start in zip(parts, starts, strict=False):
+            own = self._host[start : start + part.nbytes]
+            self._on_host.append(own.view(part.dtype).reshape(part.shape))
+            there = self._block
+            self._there.append(Array(there.memory, there.address + int(start), part.shape, part.strides, part.dtype))
+
+    def fits(self, model: Model, chunks: Sequence[Chunk]) -> bool:
+        """Whether this is the pass for these sequences as they are now."""
+        if model is not self._model() or len(chunks) != len(self._caches):
+            return False
+        same = zip(chunks, self._caches, self._policies, strict=True)
+        return all(c.state.cache is cache() and c.state.policy is policy for c, cache, policy in same) and all(
+            now is then for now, then in zip(_buffers(chunks), self._buffers, strict=True)
+        )
+
+    def run(self, layers: Layers, model: Model, chunks: Sequence[Chunk]) -> Any:
+        """The pass: hidden states (B, E), which the next one overwrites."""
+        self._write(model, chunks)
+        if self._graph is not None:
+            self._graph.launch()
+            self._note(model, chunks)
+            return self._hidden
+        ids, *tables, places, ranges = self._there
+        given: dict[Any, Any] = {"ids": ids}
+        for n, rope in enumerate(self._ropes):
+            given[rope] = tables[2 * n], tables[2 * n + 1]
+        try:
+            here.given = given
+            for n, layer in enumerate(_cached(chunks)):
+                layer.find_places_in((places[n], ranges[n]))
+            if SIMULATED or not self._loaded:
+                self._loaded = True
+                return layers(model, chunks)
+            graph = Graph()
+            with graph.recorded():
+                self._hidden = layers(model, chunks)
+        finally:
+            here.given = {}
+            for layer in _cached(chunks):
+                layer.find_places_in(None)
+        self._graph = graph
+        graph.launch()
+        return self._hidden
+
+    def _write(self, model: Model, chunks: Sequence[Chunk]) -> None:
+        """What changes from token to token, to the device."""
+        ids, *tables, places, ranges = self._on_host
+        ids[:] = [chunk.token_ids[0] for chunk in chunks]
+        for n, rope in enumerate(self._ropes):
+            tables[2 * n][:], tables[2 * n + 1][:] = _table(model, rope, chunks)
+        oldest, following = np.array([layer.place() for layer in _cached(chunks)]).T
+        places[:, 0] = following
+        places[:, 1] = np.repeat([chunk.first for chunk in chunks], model.config.layers)
+        from_window = np.where(self._windows > 0, following + 1 - self._windows, 0)
+        ranges[..., 0] = np.maximum(oldest, from_window)[:, None, None]
+        ranges[..., 1] = (following + 1)[:, None, None]
+        write(self._block, self._host)
+
+    def _note(self, model: Model, chunks: Sequence[Chunk]) -> None:
+        """On the host, what the pass has done to caches and counts."""
+        config = model.config
+        windows = self._windows[: config.layers]
+        for chunk in chunks:
+            state, counts = chunk.state, chunk.state.counts
+            own: list[Any] = state.cache.layers
+            sizes = np.array(state.cache.sizes)
+            visible = 1 + np.where(windows > 0, np.minimum(sizes, windows), sizes)
+            counts.keys_read += visible
+            counts.keys_visible += visible
+            counts.neurons_run += config.ffn_width
+            counts.neurons_total += config.ffn_width
+            for n, layer in enumerate(own):
+                evict = state.policy.at(n).evict if config.windows[n] is None else None
+                layer.repeat(chunk.first, evict and evict.budget)
+                if evict is not None:
+                    counts.evicted(n, 1)
+
+
+def _cached(chunks: Sequence[Chunk]) -> list[Any]:
+    """The layers of all caches, one sequence after the other."""
+    return [layer for chunk in chunks for layer in chunk.state.cache.layers]
+
+
+def _buffers(chunks: Sequence[Chunk]) -> list[Any]:
+    """The memory that the layers' kernels are given."""
+    return [buffer for layer in _cached(chunks) for buffer in layer.buffers]
+
+
+def _table(model: Model, rope: Any, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of the tokens' positions, (B, D/2) each."""
+    spans = [(chunk.first, 1, chunk.length) for chunk in chunks]
+    return meaning.rotation_tables(rope, model.config.head_dim, spans, F32)
