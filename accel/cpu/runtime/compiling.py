@@ -32,6 +32,7 @@ from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
+from accel.cpu.runtime.linking import linked_at_once
 from accel.cpu.simd import LANES, MATRIX, REGISTERS
 
 PACKAGE = Path(__file__).parents[1]
@@ -129,10 +130,20 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
+class _Callback(CFunc):
+    """Compiled in one go with all that it calls."""
+
+    def _compile_uncached(self) -> CompileResult:
+        with linked_at_once():
+            whole = super()._compile_uncached()
+            whole.library._ensure_finalized()
+        return whole
+
+
 def callback(function: Callable, words: int) -> Any:
     """A function of so many words that other code calls by its address."""
     signature = (types.int64,) * words, types.void
-    code: Any = CFunc(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
+    code: Any = _Callback(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
     return _kept(code, function)
 
 
