@@ -22,6 +22,7 @@ from reference import CHUNK, Model, ModelConfig, Policy, Sampling
 from reference.checks import one_of, require
 from reference.state import check_tokens
 from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settings
+from thresher.kernels import compile_kernels
 from thresher.state import State
 from thresher.text import check_text
 
@@ -50,6 +51,7 @@ class LanguageModel:
     """A model with its tokenizer and backend. `config` is its ModelConfig, `tokenizer` a `tokenizers.Tokenizer`."""
 
     def __init__(self, checkpoint: Checkpoint, backend: Any = reference) -> None:
+        compile_kernels(backend, Policy())
         weights = backend.prepare_weights(checkpoint.weights)
         self.checkpoint = replace(checkpoint, weights=weights)  # a file whose numbers were copied is not kept open
         self.model = Model(checkpoint.config, weights, backend)
@@ -110,7 +112,9 @@ class LanguageModel:
 
     def new_state(self, policy: Policy | None = None, *, trace: bool = False) -> State:
         """An empty sequence under `policy`. ValueError where the policy cannot mean anything for this model."""
-        state = reference.new_state(self.model, self._ready(policy), trace=trace)
+        ready = self._ready(policy)
+        state = reference.new_state(self.model, ready, trace=trace)
+        compile_kernels(self.model.backend, ready)
         return State(**vars(state), given=state.policy, model=self.identity)
 
     def prefill(
@@ -223,6 +227,7 @@ class LanguageModel:
         if not isinstance(state.cache, self.model.backend.KVCache):
             state.cache = self.model.backend.restore_cache([layer.arrays() for layer in state.cache.layers])
         state.given = self._ready(state.given)
+        compile_kernels(self.model.backend, state.given)
         state.resolve(state.length)
         return state
 

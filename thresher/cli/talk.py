@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thresher.cli import console, options, show
-from thresher.cli.kernels import compile_kernels
 
 if TYPE_CHECKING:
+    from reference import Policy
     from thresher.generate import Generation
     from thresher.model import LanguageModel
 
@@ -49,7 +49,7 @@ def generate(
     if not text:
         raise ValueError("prompt: got nothing, wanted --prompt TEXT, --file PATH, or both")
     policy = options.policy(select, evict, ffn)
-    llm = _load(model, backend, dtype, adapter)
+    llm = _load(model, policy, backend, dtype, adapter)
     templated = not raw and llm.checkpoint.template is not None
     ids = llm.encode(_messages([text], system) if templated else text)
     with show.token_progress(len(ids)) as progress:
@@ -103,7 +103,7 @@ def chat(
     A budget that is a fraction grows with the conversation: it is a share of all that was read up to the last message.
     """
     policy = options.policy(select, evict, ffn)
-    llm = _load(model, backend, dtype, adapter)
+    llm = _load(model, policy, backend, dtype, adapter)
     messages = _messages([], system)
     state = llm.new_state(policy)
     while question := console.ask():
@@ -141,7 +141,7 @@ def demo(
 
     policy = options.policy(select, evict, ffn)
     pull(MODEL)
-    llm = _load(MODEL, backend)
+    llm = _load(MODEL, policy, backend)
     ids = llm.encode(_messages([f"{document()}\n\n{QUESTION}"], None))
     print(f"The Tempest, Act 1, with one sentence added: {FACT}")
     print(f"Reading {len(ids):,} tokens, then asking: {QUESTION}\n", flush=True)
@@ -151,11 +151,15 @@ def demo(
     print("\n" + _summary(answer))
 
 
-def _load(model: str, backend: str, dtype: str = "float32", adapter: str | None = None) -> LanguageModel:
+def _load(
+    model: str, policy: Policy, backend: str, dtype: str = "float32", adapter: str | None = None
+) -> LanguageModel:
+    """The model, with all that it needs under the policy compiled before another bar is shown."""
+    from thresher.kernels import compile_kernels
     from thresher.model import load
 
     llm = load(model, backend=backend, dtype=dtype, adapter=adapter)
-    compile_kernels(llm.model.backend)
+    compile_kernels(llm.model.backend, policy)
     return llm
 
 

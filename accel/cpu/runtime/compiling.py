@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, ClassVar
 
 import llvmlite
@@ -71,6 +72,10 @@ class _Kept(NullCache):
     def __init__(self, function: Callable) -> None:
         self._name = f"{function.__module__.removeprefix('accel.cpu.')}.{function.__name__}"
 
+    def is_there(self) -> bool:
+        """Whether there is a file of its code."""
+        return any((folder / f"{self._name}-{self.stamp}.code").is_file() for folder in self.folders)
+
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
         """The code, from the first folder that has it whole."""
         target_context.refresh()
@@ -114,6 +119,16 @@ class _Kept(NullCache):
 _Kept.stamp, _Kept.folders = stamp(), folders()
 
 
+def can_keep() -> bool:
+    """Whether code can be written anywhere: another process could not hand it over otherwise."""
+    for folder in _Kept.folders:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                return True
+    return False
+
+
 def _checksum(code: bytes) -> bytes:
     return zlib.crc32(code).to_bytes(_CHECK, "little")
 
@@ -132,6 +147,10 @@ def _write(path: Path, data: bytes) -> None:
 
 class _Callback(CFunc):
     """Compiled in one go with all that it calls."""
+
+    def is_kept(self) -> bool:
+        """Whether its code lies on disk."""
+        return isinstance(self._cache, _Kept) and self._cache.is_there()
 
     def _compile_uncached(self) -> CompileResult:
         with linked_at_once():
