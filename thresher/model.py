@@ -163,6 +163,7 @@ class LanguageModel:
         policy: Policy | None = None,
         *,
         max_new_tokens: int = 256,
+        min_new_tokens: int = 0,
         sampling: str = "greedy",
         temperature: float | None = None,
         top_k: int | None = None,
@@ -179,7 +180,8 @@ class LanguageModel:
 
         sampling: "greedy", or "model" for what its authors set in generation_config.json; temperature (0 is greedy) to
         repetition_penalty, where given, count before either. `stop` ends the answer before any of these texts; the name
-        of a special token is one too. `variables` reach the chat template.
+        of a special token is one too. A stop token among the first `min_new_tokens` - 1 does not end it: as many as
+        `max_new_tokens` make answers of one length, whose times compare. `variables` reach the chat template.
         `.stats` tells afterwards what was done. Nothing is computed until the first piece is asked for, but bad
         arguments raise ValueError at once, and one that does nothing a UserWarning. A `Batch` of prompts gives an
         iterator of (index, piece).
@@ -199,7 +201,7 @@ class LanguageModel:
         if idle := [name for name in drawing.idle if given[name] is not None]:
             told = f"{', '.join(idle)}: does nothing at temperature 0, which takes the likeliest token"
             warnings.warn(told, stacklevel=2)
-        settings = Settings(drawing, seed, stops, max_new_tokens, chunk, progress)
+        settings = Settings(drawing, seed, stops, max_new_tokens, min_new_tokens, chunk, progress)
         if isinstance(prompt, Batch):
             answers = [self._answer(each, policy, settings, variables) for each in prompt.prompts]
             return BatchGeneration(answers, prompt.places)

@@ -6,12 +6,11 @@ from accel.cpu.runtime.ahead import Progress, compile_all
 from accel.cpu.runtime.kernels import Kernel
 from reference.policy import Policy
 
-# Rooms, or modules in them, whose kernels only a part of a policy calls.
-_CHOOSING = ("linear.columns", "methods.topk")
+# Modules whose kernels only a part of a policy calls.
 _PARTS = {
-    "select": (*_CHOOSING, "methods.quoka"),
-    "evict": (*_CHOOSING, "methods.keydiff", "methods.caote", "attention.received"),
-    "ffn": (*_CHOOSING, "ffn.predictor", "ffn.activation"),
+    "select": ("methods.topk", "methods.quoka"),
+    "evict": ("methods.topk", "methods.keydiff", "methods.caote", "attention.received"),
+    "ffn": ("methods.topk", "ffn.predictor", "ffn.activation"),
 }
 
 
