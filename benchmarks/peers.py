@@ -77,12 +77,12 @@ def started(python: str, settings: dict[str, Any]) -> Iterator[subprocess.Popen[
             process.kill()
 
 
-def contestants(model: str, budget: int) -> dict[str, tuple[str, dict[str, Any]]]:
+def contestants(model: str, budget: int, dtypes: tuple[str, ...]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Name -> (Python, settings) of all that are there."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     weights = str(catalogue.find(model))
     exported = os.environ.get("OPENVINO_MODEL")
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dtypes:
         ours = {"program": "thresher", "model": model, "dtype": dtype}
         found[f"{dtype} dense"] = sys.executable, ours
         found[f"{dtype} QUOKA"] = sys.executable, {**ours, "select": f"quoka:budget={budget}"}
@@ -110,7 +110,7 @@ def run(report: Report) -> None:
     budget = length // 8
     report.settings = {"model": report.model, "prompt_tokens": length, "new_tokens": tokens, "budget": budget}
     ids = prompt(thresher.load(report.model, backend="reference"), length)
-    found = contestants(report.model, budget)
+    found = contestants(report.model, budget, ("float32", "bfloat16") if report.size != "smallest" else ("float32",))
     report.settings["contestants"] = list(found)
     for threads in counts(THREADS) if report.size != "smallest" else [THREADS]:
         with ExitStack() as running:
