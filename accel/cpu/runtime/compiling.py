@@ -148,13 +148,15 @@ def _write(path: Path, data: bytes) -> None:
 class _Callback(CFunc):
     """Compiled in one go with all that it calls."""
 
+    _cache: Any
+
     def is_kept(self) -> bool:
         """Whether its code lies on disk."""
         return isinstance(self._cache, _Kept) and self._cache.is_there()
 
     def _compile_uncached(self) -> CompileResult:
         with linked_at_once():
-            whole = super()._compile_uncached()
+            whole: Any = super()._compile_uncached()  # type: ignore[misc]
             whole.library._ensure_finalized()
         return whole
 

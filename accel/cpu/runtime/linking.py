@@ -16,7 +16,7 @@ import llvmlite.binding as llvm
 from numba import types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.dispatcher import _FunctionCompiler
+from numba.core.dispatcher import _FunctionCompiler  # type: ignore[attr-defined]
 from numba.core.registry import cpu_target
 from numba.core.targetconfig import ConfigStack
 
@@ -80,7 +80,7 @@ def linked_at_once() -> Iterator[None]:
             ours = self.py_func.__module__.startswith("accel.cpu.")
             return signature, tuple(map(types.unliteral, types_of)) if ours else types_of
 
-        changed = {
+        changed: dict[str, Any] = {
             "create_cfunc_wrapper": wrap_kernel,
             "create_cpython_wrapper": lambda *_, **__: None,
             "get_executable": lambda *_: {}.popitem,  # of each its own, and if Python calls it, it raises
