@@ -25,9 +25,6 @@ class _Part(JITCodeLibrary):
     """The code of one function, and which others it calls. With all that it reaches it becomes machine code when
     somebody asks for its address: nobody does but for a kernel."""
 
-    def _optimize_functions(self, ll_module: Any) -> None:
-        ll_module.data_layout = self._codegen._data_layout  # the whole will be optimised
-
     def add_linking_library(self, library: Any) -> None:
         self._linking_libraries.append(library)  # as it is: Numba would finish it first
 
