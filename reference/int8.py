@@ -44,7 +44,8 @@ def quantize(weight: np.ndarray) -> Int8:
     exact = np.asarray(weight, np.float64)
     largest = _grouped(np.abs(exact)).max(axis=-1, initial=0)  # (out, groups)
     most = float(np.finfo(np.float16).max) * _MOST
-    require(bool((largest <= most).all()), f"weight: got {largest.max(initial=0)}, wanted finite numbers of at most {most:g}")
+    found = largest.max(initial=0)
+    require(bool(found <= most), f"weight: got {found}, wanted finite numbers of at most {most:g}")
     scales = (largest / _MOST).astype(np.float16)
     scales = np.where(scales.astype(np.float64) * _MOST < largest, np.nextafter(scales, np.float16(np.inf)), scales)
     by = np.where(scales > 0, scales, 1).astype(np.float64)  # a group of zeros stays one
