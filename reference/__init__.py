@@ -12,6 +12,7 @@ from reference.caote import Caote, caote_scores, joint_eviction_error
 from reference.config import ModelConfig, Rope
 from reference.eviction import Evictor, group_mean
 from reference.fastforward import FastForward, layer_densities, predictor_scores, select_neurons, sparse_ffn
+from reference.int8 import Int8, dequantize, quantize
 from reference.keydiff import KeyDiff, keydiff_scores
 from reference.layers import (
     add,
@@ -63,6 +64,7 @@ __all__ = [  # the names of the contract first
     "FastForward",
     "FastForwardLayer",
     "FastForwardWeights",
+    "Int8",
     "KVCache",
     "KeyDiff",
     "LayerCache",
@@ -82,6 +84,7 @@ __all__ = [  # the names of the contract first
     "backend",
     "cosine_bound",
     "decode",
+    "dequantize",
     "forward",
     "joint_eviction_error",
     "logits",
@@ -90,5 +93,6 @@ __all__ = [  # the names of the contract first
     "pool",
     "predictor_targets",
     "prefill",
+    "quantize",
     "unit",
 ]

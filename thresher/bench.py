@@ -67,6 +67,8 @@ def bench(
     )
     ids = prompt(llm, prompt_tokens)
     costs = [Cost(name) for name in policies]
+    for policy in policies.values():
+        llm.new_state(policy)  # compiles what is not there yet
     llm.prefill(ids[:1])
     forget_peak()
     loaded = resident()

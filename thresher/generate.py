@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 import reference
 from reference import Model, ModelConfig, Sampling
-from reference.checks import whole
+from reference.checks import require, whole
 from thresher.state import State
 from thresher.text import StopTexts, TextStream
 
@@ -81,11 +81,17 @@ class Settings:
     seed: int | None
     stop: Sequence[str]
     max_new_tokens: int
+    min_new_tokens: int
     chunk: int
     progress: Callable[[int], None] | None
 
     def __post_init__(self) -> None:
         whole("max_new_tokens", self.max_new_tokens)
+        whole("min_new_tokens", self.min_new_tokens, least=0)
+        require(
+            self.min_new_tokens <= self.max_new_tokens,
+            f"min_new_tokens: got {self.min_new_tokens}, wanted at most max_new_tokens, {self.max_new_tokens}",
+        )
         whole("chunk", self.chunk)
         if self.seed is not None:
             whole("seed", self.seed, least=0)
@@ -128,7 +134,7 @@ class Answer:
         self.state.pending = token
         self._seen[token] = True
         self._measure()
-        if token in self.llm.stop_ids:
+        if token in self.llm.stop_ids and len(self.token_ids) >= self.settings.min_new_tokens:
             return self._finish("stop")
         name = self._text.special.get(token)
         shown = self._stops.feed(self._text.step(token) if name is None else name, shown=name is None)

@@ -22,6 +22,7 @@ from reference import CHUNK, Model, ModelConfig, Policy, Sampling
 from reference.checks import one_of, require
 from reference.state import check_tokens
 from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settings
+from thresher.kernels import compile_kernels
 from thresher.state import State
 from thresher.text import check_text
 
@@ -32,6 +33,7 @@ class Options(TypedDict, total=False):
     """What `LanguageModel.generate` takes by name; its docstring says what each means."""
 
     max_new_tokens: int
+    min_new_tokens: int
     sampling: str
     temperature: float | None
     top_k: int | None
@@ -72,6 +74,7 @@ class LanguageModel:
     """A model with its tokenizer and backend. `config` is its ModelConfig, `tokenizer` a `tokenizers.Tokenizer`."""
 
     def __init__(self, checkpoint: Checkpoint, backend: Any = reference) -> None:
+        compile_kernels(backend, Policy())
         weights = backend.prepare_weights(checkpoint.weights)
         self.checkpoint = replace(checkpoint, weights=weights)  # a file whose numbers were copied is not kept open
         self.model = Model(checkpoint.config, weights, backend)
@@ -150,7 +153,9 @@ class LanguageModel:
 
     def new_state(self, policy: Policy | None = None, *, trace: bool = False) -> State:
         """An empty sequence under `policy`. ValueError where the policy cannot mean anything for this model."""
-        state = reference.new_state(self.model, self._ready(policy), trace=trace)
+        ready = self._ready(policy)
+        state = reference.new_state(self.model, ready, trace=trace)
+        compile_kernels(self.model.backend, ready)
         return State(**vars(state), given=state.policy, model=self.identity)
 
     def prefill(
@@ -203,6 +208,7 @@ class LanguageModel:
         policy: Policy | None = None,
         *,
         max_new_tokens: int = 256,
+        min_new_tokens: int = 0,
         sampling: str = "greedy",
         temperature: float | None = None,
         top_k: int | None = None,
@@ -219,7 +225,8 @@ class LanguageModel:
 
         sampling: "greedy", or "model" for what its authors set in generation_config.json; temperature (0 is greedy) to
         repetition_penalty, where given, count before either. `stop` ends the answer before any of these texts; the name
-        of a special token is one too. template_variables: as `encode` takes them.
+        of a special token is one too. A stop token among the first `min_new_tokens` - 1 does not end it: as many as
+        `max_new_tokens` make answers of one length, whose times compare. template_variables: as `encode` takes them.
         `.stats` tells afterwards what was done. Nothing is computed until the first piece is asked for, but bad
         arguments raise ValueError at once, and one that does nothing a UserWarning. A `Batch` of prompts gives an
         iterator of (index, piece).
@@ -239,7 +246,7 @@ class LanguageModel:
         if idle := [name for name in drawing.idle if given[name] is not None]:
             told = f"{', '.join(idle)}: does nothing at temperature 0, which takes the likeliest token"
             warnings.warn(told, stacklevel=2)
-        settings = Settings(drawing, seed, stops, max_new_tokens, chunk, progress)
+        settings = Settings(drawing, seed, stops, max_new_tokens, min_new_tokens, chunk, progress)
         if isinstance(prompt, Batch):
             answers = [self._answer(each, policy, settings, template_variables) for each in prompt.prompts]
             return BatchGeneration(answers, prompt.places)
@@ -268,6 +275,7 @@ class LanguageModel:
             state.cache = self.model.backend.restore_cache([layer.arrays() for layer in state.cache.layers])
             state.logits = None if state.logits is None else np.asarray(state.logits)
         state.given = self._ready(state.given)
+        compile_kernels(self.model.backend, state.given)
         state.resolve(state.length)
         return state
 

@@ -1,7 +1,7 @@
 """The kernel contract on the processor: Numba kernels over explicit vectors, float32 arithmetic, all cores.
 
 Same names, arguments, errors and meaning as `reference`, equal to it within rounding (`thresher verify --backend cpu`).
-Kernels are compiled on first use and kept on disk; `warmup` compiles them all.
+Kernels are compiled on first use and kept on disk; `warmup` compiles them ahead.
 """
 
 from accel.cpu.attention.call import attention, attention_each
@@ -33,7 +33,7 @@ from accel.cpu.methods.quoka import (
 )
 from accel.cpu.methods.scores import snapkv_scores, tova_scores
 from accel.cpu.methods.topk import keep_top, select_neurons
-from accel.cpu.runtime.kernels import warmup
+from accel.cpu.runtime.needed import warmup
 from accel.cpu.runtime.team import THREADS, thread_count
 from reference.attention import merge_heads, split_heads
 from reference.backend import NAMES

@@ -65,12 +65,11 @@ def test_a_backend_is_found_by_name() -> None:
         accel.backend("tpu")
 
 
-def test_warmup_compiles_every_kernel_and_says_so() -> None:
+def test_warmup_compiles_every_kernel_and_says_when_it_is_done() -> None:
     told: list[tuple[str, int, int]] = []
     count = cpu.warmup(lambda *step: told.append(step))
     assert count == len(Kernel.known) >= 15
     assert told[-1] == ("", count, count)
-    assert [name for name, _, _ in told[:-1]] == [kernel.name for kernel in Kernel.known]
     assert all(kernel.address for kernel in Kernel.known)
 
 

@@ -204,6 +204,23 @@ def test_a_stop_token_ends_and_is_not_shown(llm: thresher.LanguageModel, monkeyp
     assert answer.stats.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("least", [0, 1, 3, 4, 5, 12])
+def test_a_stop_token_does_not_end_an_answer_that_is_too_short(
+    llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    """257 ends answers; it stands third and sixth."""
+    ids = [*llm.encode("ab"), 257, *llm.encode("cd"), 257, *llm.encode("efghij")]
+    script = iter(ids)
+    monkeypatch.setattr(thresher.generate.Sampling, "draw", lambda *_: next(script))
+    assert 257 in llm.stop_ids
+    answer = llm.generate(TEXT, min_new_tokens=least, max_new_tokens=len(ids))
+    list(answer)
+    expected = {0: 3, 1: 3, 3: 3, 4: 6, 5: 6, 12: 12}[least]
+    assert answer.token_ids == ids[:expected]
+    assert answer.stats.finish_reason == ("length" if expected == 12 else "stop")
+    assert answer.text == "abcdefghij"[: expected - ids[:expected].count(257)]
+
+
 def test_seeds_repeat_and_differ(llm: thresher.LanguageModel) -> None:
     draws = ["".join(llm.generate(TEXT, max_new_tokens=12, temperature=1.5, seed=seed)) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
@@ -225,6 +242,8 @@ def test_the_last_position_ends_an_answer(llm: thresher.LanguageModel) -> None:
         ([300], {}, "token_ids: got ids from 300 to 300, wanted 0 to 257"),
         (["a"], {}, "prompt: got a list of str, wanted text, token ids or messages"),
         ("x", {"max_new_tokens": 0}, "max_new_tokens: got 0"),
+        ("x", {"min_new_tokens": -1}, "min_new_tokens: got -1, wanted a whole number of at least 0"),
+        ("x", {"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens: got 9, wanted at most max_new_tokens, 8"),
         ("x", {"temperature": -1}, "temperature: got -1"),
         ("x", {"stop": [""]}, "stop: got"),
         ("x", {"chunk": 0}, "chunk: got 0"),

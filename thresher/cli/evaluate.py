@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from thresher.cli import console, options, show
-from thresher.cli.kernels import compile_kernels
 
 
 def eval(
@@ -43,11 +42,8 @@ def eval(
     json: options.Json = False,
 ) -> None:
     """Measure what each method costs in quality, on any model."""
-    import accel
     from thresher.evaluation.run import evaluate
 
-    if jobs == 1:
-        compile_kernels(accel.backend(backend))
     with show.cell_progress() as progress:
         groups = evaluate(
             model,
@@ -105,7 +101,6 @@ def show_page(
 
     text, policy = console.read(file), options.policy(select, evict, "")
     llm = load(model, backend=backend, dtype=dtype)
-    compile_kernels(llm.model.backend)
     with show.token_progress(len(llm.encode(text))) as progress:
         page(
             llm,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 def warmup(backend: options.Backend = "auto") -> None:
     """Compile all kernels ahead; they are kept on disk."""
     import accel
+    from thresher.kernels import compile_kernels
 
     found = accel.backend(backend)
     count = compile_kernels(found)
@@ -44,6 +44,7 @@ def verify(
     """Hold a backend's functions to the reference, on this machine."""
     from reference.checks import one_of
     from thresher import verify as checks
+    from thresher.kernels import compile_kernels
     from thresher.verify import files
 
     for name in function or []:
@@ -79,15 +80,3 @@ def _as_dict(result: Result, saved: dict[str, Path]) -> dict[str, object]:
     """A result for JSON; its case stands in the failure, and in the file where it was saved."""
     told = {name: value for name, value in vars(result).items() if name != "case"}
     return told | ({"saved": str(saved[result.name])} if result.name in saved else {})
-
-
-def compile_kernels(backend: ModuleType) -> int:
-    """Compile what is not on disk yet, with a bar: no first call is a silent wait. Returns how many there are. A
-    backend that compiles for what it is called with names each kernel when it does."""
-    if hasattr(backend, "tell_compiling"):
-        backend.tell_compiling(show.compiling)
-    if not hasattr(backend, "warmup"):
-        return 0
-    with show.kernel_progress() as progress:
-        count: int = backend.warmup(progress)
-    return count

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thresher.cli import options, show
-from thresher.cli.kernels import compile_kernels
 
 if TYPE_CHECKING:
     from thresher.bench import Cost
@@ -29,13 +28,14 @@ def bench(
 ) -> None:
     """Time a prompt, dense and under a policy: first token, tokens per second, peak memory."""
     from thresher import bench as benchmark
+    from thresher.kernels import compile_kernels
     from thresher.model import load
 
     policy = options.policy(select, evict, ffn)
     label = " + ".join(filter(None, [select, evict, ffn]))
     policies = {"dense": None, **({label: policy} if label else {})}
     llm = load(model, backend=backend, dtype=dtype)
-    compile_kernels(llm.model.backend)
+    compile_kernels(llm.model.backend, policy)
     with show.token_progress(prompt_tokens * runs * len(policies)) as progress:
         costs = benchmark.bench(
             llm,

@@ -21,6 +21,7 @@ Select = Annotated[str, typer.Option(metavar="SPEC", help="Keys that a chunk rea
 Evict = Annotated[str, typer.Option(metavar="SPEC", help="Cache eviction, e.g. keydiff:budget=2048.")]
 Ffn = Annotated[str, typer.Option(metavar="SPEC", help="Sparse FFN, e.g. fastforward:density=0.5,weights=PATH.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+MinNewTokens = Annotated[int, typer.Option(help="Shortest answer, in tokens: before, no stop token ends it.")]
 Sampling = Annotated[
     str, typer.Option(help="greedy, or model for what its authors set; the five options below count before that.")
 ]

@@ -112,28 +112,6 @@ def cell_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def kernel_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that counts kernels: call it with the next one to compile, how many are done, and how many in all."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-
-    with _bar(TextColumn("Compiling"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")) as bar:
-        task = bar and bar.add_task("")
-
-        def update(name: str, done: int, total: int) -> None:
-            if bar:
-                bar.update(task, description=name, completed=done, total=total)
-
-        yield update
-
-
-def compiling(name: str) -> None:
-    """A line that says which kernel is being compiled, gone again for the name ""."""
-    if sys.stderr.isatty():
-        told = f"Compiling for this GPU, once: {name}" if name else ""
-        print(f"\r\x1b[K{told}", end="", file=sys.stderr, flush=True)
-
-
-@contextmanager
 def check_progress() -> Iterator[Callable[[Any], None]]:
     """A line that names the function last checked, the cases so far, and how many failed."""
     from rich.progress import SpinnerColumn, TextColumn

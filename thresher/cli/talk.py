@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thresher.cli import console, options, show
-from thresher.cli.kernels import compile_kernels
 
 if TYPE_CHECKING:
+    from reference import Policy
     from thresher.generate import Generation
     from thresher.model import LanguageModel
 
@@ -27,6 +27,7 @@ def generate(
     system: options.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     max_new_tokens: options.MaxNewTokens = 256,
+    min_new_tokens: options.MinNewTokens = 0,
     sampling: options.Sampling = "greedy",
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -49,7 +50,7 @@ def generate(
     if not text:
         raise ValueError("prompt: got nothing, wanted --prompt TEXT, --file PATH, or both")
     policy = options.policy(select, evict, ffn)
-    llm = _load(model, backend, dtype, adapter)
+    llm = _load(model, policy, backend, dtype, adapter)
     templated = not raw and llm.checkpoint.template is not None
     ids = llm.encode(_messages([text], system) if templated else text)
     with show.token_progress(len(ids)) as progress:
@@ -57,6 +58,7 @@ def generate(
             ids,
             policy,
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
             sampling=sampling,
             temperature=temperature,
             top_k=top_k,
@@ -103,7 +105,7 @@ def chat(
     A budget that is a fraction grows with the conversation: it is a share of all that was read up to the last message.
     """
     policy = options.policy(select, evict, ffn)
-    llm = _load(model, backend, dtype, adapter)
+    llm = _load(model, policy, backend, dtype, adapter)
     messages = _messages([], system)
     state = llm.new_state(policy)
     while question := console.ask():
@@ -143,16 +145,17 @@ def demo(
     if not (select or evict or ffn):
         select = SELECT
     label = " + ".join(filter(None, [select, evict, ffn]))
-    policies = {"dense": None, label: options.policy(select, evict, ffn)}
+    policy = options.policy(select, evict, ffn)
+    policies = {"dense": None, label: policy}
     pull(model or MODEL)
-    llm = _load(model or MODEL, backend)
+    llm = _load(model or MODEL, policy, backend)
     ids = llm.encode(_messages([f"{document()}\n\n{QUESTION}"], None))
     print(f"The Tempest, Act 1, with one sentence added: {FACT}")
     print(f"Reading {len(ids):,} tokens, then asking: {QUESTION}\n", flush=True)
     answers = []
-    for name, policy in policies.items():
+    for name, each in policies.items():
         with show.token_progress(len(ids)) as progress:
-            answer = llm.generate(ids, policy, max_new_tokens=40, progress=progress)
+            answer = llm.generate(ids, each, max_new_tokens=40, progress=progress)
             print(f"{name}: ", end="", flush=True)
             _stream(answer)
         answers.append(answer)
@@ -175,13 +178,17 @@ def _cost(name: str, answer: Generation, wanted: str) -> list[str]:
     ]
 
 
-def _load(model: str, backend: str, dtype: str = "float32", adapter: str | None = None) -> LanguageModel:
+def _load(
+    model: str, policy: Policy, backend: str, dtype: str = "float32", adapter: str | None = None
+) -> LanguageModel:
+    """The model, with all that it needs under the policy compiled before another bar is shown."""
+    from thresher.kernels import compile_kernels
     from thresher.model import load
 
     llm = load(model, backend=backend, dtype=dtype, adapter=adapter)
     if llm.device != "cpu":
         print(f"On {llm.device}", file=sys.stderr)
-    compile_kernels(llm.model.backend)
+    compile_kernels(llm.model.backend, policy)
     return llm
 
 

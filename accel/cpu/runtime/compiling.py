@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, ClassVar
 
 import llvmlite
@@ -32,6 +33,7 @@ from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
+from accel.cpu.runtime.linking import linked_at_once
 from accel.cpu.simd import LANES, MATRIX, REGISTERS
 
 PACKAGE = Path(__file__).parents[1]
@@ -69,6 +71,10 @@ class _Kept(NullCache):
 
     def __init__(self, function: Callable) -> None:
         self._name = f"{function.__module__.removeprefix('accel.cpu.')}.{function.__name__}"
+
+    def is_there(self) -> bool:
+        """Whether there is a file of its code."""
+        return any((folder / f"{self._name}-{self.stamp}.code").is_file() for folder in self.folders)
 
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
         """The code, from the first folder that has it whole."""
@@ -113,6 +119,16 @@ class _Kept(NullCache):
 _Kept.stamp, _Kept.folders = stamp(), folders()
 
 
+def can_keep() -> bool:
+    """Whether code can be written anywhere: another process could not hand it over otherwise."""
+    for folder in _Kept.folders:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                return True
+    return False
+
+
 def _checksum(code: bytes) -> bytes:
     return zlib.crc32(code).to_bytes(_CHECK, "little")
 
@@ -129,10 +145,26 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
+class _Callback(CFunc):
+    """Compiled in one go with all that it calls."""
+
+    _cache: Any
+
+    def is_kept(self) -> bool:
+        """Whether its code lies on disk."""
+        return isinstance(self._cache, _Kept) and self._cache.is_there()
+
+    def _compile_uncached(self) -> CompileResult:
+        with linked_at_once():
+            whole: Any = super()._compile_uncached()  # type: ignore[misc]
+            whole.library._ensure_finalized()
+        return whole
+
+
 def callback(function: Callable, words: int) -> Any:
     """A function of so many words that other code calls by its address."""
     signature = (types.int64,) * words, types.void
-    code: Any = CFunc(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
+    code: Any = _Callback(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
     return _kept(code, function)
 
 

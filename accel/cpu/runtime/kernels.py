@@ -17,7 +17,7 @@ from struct import pack
 from typing import ClassVar
 
 from accel.cpu.runtime.compiling import callback
-from accel.cpu.runtime.team import THREADS, compile_team, run
+from accel.cpu.runtime.team import THREADS, run
 from accel.cpu.simd import MOST_WORDS
 from reference.checks import require
 
@@ -44,6 +44,10 @@ class Kernel:
             self._address = self._code.address
         return self._address
 
+    def is_kept(self) -> bool:
+        """Whether its machine code is loaded, or lies on disk."""
+        return self._address != 0 or self._code.is_kept()
+
     def __call__(self, *arguments: int | float, workers: int | None = None) -> None:
         """Run on `workers` threads (default: all). Integers and floats become the words of the task, in order.
 
@@ -59,19 +63,6 @@ class Kernel:
         """How `struct` lays the arguments out; the same at every call of one kernel."""
         self._form = "qq" + "".join("d" if isinstance(a, float) else "q" for a in arguments)
         return self._form
-
-
-def warmup(progress: Callable[[str, int, int], None] | None = None) -> int:
-    """Compile every kernel, or load it from disk; returns how many. `progress` gets (name, number from 0, of how many)
-    before each, and ("", n, n) at the end."""
-    compile_team()
-    for n, known in enumerate(Kernel.known):
-        if progress is not None:
-            progress(known.name, n, len(Kernel.known))
-        known.address  # noqa: B018
-    if progress is not None:
-        progress("", len(Kernel.known), len(Kernel.known))
-    return len(Kernel.known)
 
 
 def kernel(function: Callable) -> Kernel:
