@@ -19,6 +19,9 @@ from accel.cuda.runtime.kernels import kernel
 from accel.cuda.runtime.reduce import THREADS
 
 
+AHEAD = 4  # parts that a thread looks at together
+
+
 def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
     """part (C, P, KV, R, D) and stats (C, P, KV, R, 2), peaks and sums, of rows t·G + g -> out (C·T, H, D). A peak is
     in units of `unit` of the exponential's argument: log 2 where a tier counts in powers of two."""
@@ -32,19 +35,28 @@ def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
 def _merge(part, stats, out, parts, group, rows, unit):
     r, head, chunk = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
     place, first = head * rows + r, chunk * parts
+    last = first + parts - 1
     peak = np.float32(-3e38)
-    for p in range(first, first + parts):
-        if stats[p, place, 1] != 0:
-            peak = max(peak, stats[p, place, 0])
+    p = first
+    while p <= last:
+        for u in range(AHEAD):  # asked for together, or each would be waited for
+            m, weight = stats[min(p + u, last), place, 0], stats[min(p + u, last), place, 1]
+            if weight != 0:
+                peak = max(peak, m)
+        p += AHEAD
     d = cuda.threadIdx.x
     while d < part.shape[2]:
         total, x = np.float32(0), np.float32(0)
-        for p in range(first, first + parts):
-            weight = stats[p, place, 1]
-            if weight != 0:
-                e = math.exp((stats[p, place, 0] - peak) * np.float32(unit))
-                total += e * weight
-                x += e * part[p, place, d]
+        p = first
+        while p <= last:
+            for u in range(AHEAD):
+                m, weight = stats[min(p + u, last), place, 0], stats[min(p + u, last), place, 1]
+                y = part[min(p + u, last), place, d]
+                if p + u <= last and weight != 0:
+                    e = math.exp((m - peak) * np.float32(unit))
+                    total += e * weight
+                    x += e * y
+            p += AHEAD
         if total != 0:
             x /= total
         out[chunk * (rows // group) + r // group, head * group + r % group, d] = narrow(out, x)

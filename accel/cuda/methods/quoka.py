@@ -31,9 +31,9 @@ from accel.shared.lazy import Chosen, Keys
 from reference import contract
 
 MOST_DIM, MOST_GROUP = 512, 1024
-ROW_THREADS = 2 if SIMULATED else 512  # of a block that looks through all queries of a head
+ROW_THREADS = 2 if SIMULATED else 1024  # of a block that looks through all queries of a head
 MOST_SUMS = max(ROW_THREADS, MOST_DIM)
-AHEAD = 8  # numbers that a thread asks for at once
+AHEAD = 1 if SIMULATED else 4  # numbers that a thread asks for at once
 
 
 def select_queries(q: Array, n_queries: int) -> Array:
@@ -217,10 +217,13 @@ def _choose(q, cosines, chosen):
                     along[u] += x * np.float64(mean[d])
                     squares[u] += x * x
                 d += WARP
+            own_along, own_squares = 0.0, 0.0  # lane u takes the u-th token
             for u in range(AHEAD):
-                cosine = warp_sum(along[u]) * rate * rate_of(warp_sum(squares[u]))
-                if lane == 0 and first + u < tokens:
-                    cosines[chunk, head, first + u] = cosine
+                x, y = warp_sum(along[u]), warp_sum(squares[u])
+                if lane == u:
+                    own_along, own_squares = x, y
+            if lane < AHEAD and first + lane < tokens:
+                cosines[chunk, head, first + lane] = own_along * rate * rate_of(own_squares)
             first += ROW_THREADS // WARP * AHEAD
         cuda.syncthreads()
         t = thread

@@ -40,8 +40,8 @@ LEVELS = -(-32 // DIGIT)
 EACH = DIGITS // THREADS  # digits that a thread adds up
 SHORT = 4 if SIMULATED else 8192  # columns that one block looks through alone
 LEAST = 2 if SIMULATED else 2048  # columns of a part
-BLOCKS = 12 if SIMULATED else 256  # that all rows are shared out among, about two for every multiprocessor
-AHEAD = 8  # scores that a thread asks for before it looks at the first, or it would wait for each
+BLOCKS = 12 if SIMULATED else 128  # that all rows are shared out among, about one for every multiprocessor
+AHEAD, PARTS_AHEAD = 8, 16  # scores and counts that a thread asks for before it looks at the first, or it would wait for each
 
 
 def keep_top(scores: Array, budget: int, *, sinks: int = 0, recent: int = 0, positions: Any = None) -> Array:
@@ -217,17 +217,21 @@ def _keep(scores, first, step, sinks, recent, positions, out):
 def _gather_counts(counts, level, chunk, row, part, need, digits, sums, digit, seen):
     """Find the digit of a level from the counts of all parts. How many are above it -> seen[0] in this part, seen[1]
     in the parts before it; how many are at it in the parts before -> seen[2]."""
-    thread = cuda.threadIdx.x
+    thread, parts = cuda.threadIdx.x, counts.shape[3]
     mine = cuda.local.array(EACH, np.int32)
     before = cuda.local.array(EACH, np.int32)
     for n in range(EACH):
         d = n * THREADS + thread
-        total, earlier = 0, 0
-        for p in range(counts.shape[3]):
-            count = counts[level, chunk, row, p, d]
-            total += count
-            if p < part:
-                earlier += count
+        total, earlier, first = 0, 0, 0
+        while first < parts:
+            for u in range(PARTS_AHEAD):
+                p = first + u
+                count = counts[level, chunk, row, min(p, parts - 1), d]
+                if p < parts:
+                    total += count
+                if p < part:
+                    earlier += count
+            first += PARTS_AHEAD
         digits[d], before[n], mine[n] = total, earlier, counts[level, chunk, row, part, d]
     if thread == 0:
         seen[0], seen[1], seen[2] = 0, 0, 0
