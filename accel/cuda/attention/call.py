@@ -10,15 +10,14 @@ from typing import Any
 from accel.cuda.attention import by_row
 from accel.cuda.attention.merge import merge
 from accel.cuda.attention.visible import known_start, own_ranges, visible_ranges
-from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.runtime.arrays import BF16, F16, F32, Array, empty
+from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.device import machine
 from accel.cuda.runtime.moves import cast, put, zeros
+from accel.cuda.runtime.tiers import FORMS, tier
 from accel.cuda.runtime.views import Columns, Positions, plain
 from accel.shared.lazy import Chosen
 from reference import contract
 
-FORMS = {BF16: "bf16", F16: "f16"}
 LOG2E = math.log2(math.e)
 
 
@@ -72,7 +71,11 @@ def _attend(reads: Sequence[tuple[Any, ...]], scale: float | None, window: int |
         out = empty((len(run) * tokens, heads, dim), first.v.dtype, activation=True)
         rate = 1 / math.sqrt(dim) if scale is None else scale
         if out.size and first.size:
-            (_hopper if _fits_hopper(first, rate) else _portable)(run, rate, window, out)
+            cores = _tensor_cores(first, rate)
+            if cores is None:
+                _portable(run, rate, window, out)
+            else:
+                _on_tensor_cores(cores, run, rate, window, out)
         elif out.size:
             put(zeros(out.shape, out.dtype), out)
         outs += [out[n * tokens : (n + 1) * tokens] for n in range(len(run))]
@@ -131,13 +134,14 @@ def _step(a: Read, b: Read) -> tuple[int, int, int]:
     )
 
 
-def _fits_hopper(read: Read, scale: float) -> bool:
-    """Whether tensor cores of compute capability 9.0 can do it."""
-    if SIMULATED or machine().capability[0] != 9 or scale <= 0:
-        return False
-    from accel.cuda.attention.hopper import DIMS
+def _tensor_cores(read: Read, scale: float) -> Any:
+    """The tier that computes it on tensor cores, a module, or None where none can."""
+    if tier() == "portable" or scale <= 0 or read.k.dtype not in FORMS or read.k.dtype != read.v.dtype:
+        return None
+    from accel.cuda.attention import ampere, hopper
+    from accel.cuda.attention.tiles import DIMS
 
-    return read.k.dtype in FORMS and read.k.dtype == read.v.dtype and read.q.shape[2] in DIMS
+    return (hopper if tier() == "wgmma" else ampere) if read.q.shape[2] in DIMS else None
 
 
 def _in_lines(x: Array) -> bool:
@@ -155,8 +159,8 @@ def _lined(x: Array) -> Array:
     return out
 
 
-def _hopper(run: list[Read], scale: float, window: int | None, out: Array) -> None:
-    from accel.cuda.attention.hopper import ROWS, THREADS, attend, inverse, tile_keys
+def _on_tensor_cores(cores: Any, run: list[Read], scale: float, window: int | None, out: Array) -> None:
+    from accel.cuda.attention.tiles import inverse
 
     first = run[0]
     if first.q.dtype not in (F32, first.k.dtype):
@@ -171,12 +175,12 @@ def _hopper(run: list[Read], scale: float, window: int | None, out: Array) -> No
     if first.columns is not None:
         kept = first.columns.kept
         columns = (kept.address, columns_step // 8, kept.strides[0] // 8, kept.shape[1], first.columns.start)
-    row_tiles = -(-tokens * group // ROWS)
-    splits = _splits(row_tiles * kv_heads * chunks, first.size, tile_keys(dim))
+    row_tiles = -(-tokens * group // cores.tile_rows(dim))
+    splits = _splits(row_tiles * kv_heads * chunks, first.size, cores.tile_keys(dim))
     part = empty((chunks, splits, kv_heads, tokens * group, dim), F32) if splits > 1 else out
     stats = empty((chunks, splits, kv_heads, tokens * group, 2), F32) if splits > 1 else out
-    attend(dim, FORMS[k.dtype]).launch(
-        (row_tiles, kv_heads, chunks * splits), THREADS,
+    cores.attend(dim, FORMS[k.dtype]).launch(
+        (row_tiles, kv_heads, chunks * splits), cores.THREADS,
         (
             q.address, q_step, q.strides[0], q.strides[1], int(q.dtype == F32),
             k.address, k.strides[0], k.strides[1], v.address, v.strides[0], v.strides[1],

@@ -18,7 +18,7 @@ from numba import cuda
 
 from accel.cuda.attention.call import attention
 from accel.cuda.linear.inverse_norms import rate_of, with_rates
-from accel.cuda.methods.score import eights, hopper_fits, hopper_scores
+from accel.cuda.methods.score import eights, tensor_fits, tensor_scores
 from accel.cuda.methods.topk import keep_top_each
 from accel.cuda.ptx.numbers import narrow, wide
 from accel.cuda.ptx.simulator import SIMULATED
@@ -149,12 +149,12 @@ def _score_chunks(q: Array, keys: Keys, n_queries: int) -> Array:
     scores = empty((chunks, kv_heads, size), F32)
     if not scores.size:
         return scores
-    quick = hopper_fits(keys.held, slots)
+    quick = tensor_fits(keys.held, slots)
     places, dtype = (eights(slots), keys.held.dtype) if quick else (slots, F32)
     means = empty((kv_heads, chunks, places, dim), dtype)
     _slots[(places, kv_heads, chunks), THREADS](q, chosen, means)
     if quick:
-        hopper_scores(means, keys, scores)
+        tensor_scores(means, keys, scores)
     else:
         _score[(blocks(size, THREADS), kv_heads, chunks), THREADS](means, keys.held, keys.rates, scores)
     return scores

@@ -137,3 +137,13 @@ def _unpack(text: str) -> Any:
 # a word of two 16-bit numbers as two float32, the lower first
 unpack_bf16 = _unpack("shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;")
 unpack_f16 = _unpack("{ .reg .b16 l, h; mov.b32 {l, h}, $2; cvt.f32.f16 $0, l; cvt.f32.f16 $1, h; }")
+
+
+@intrinsic
+def lane_again(typing: Any) -> Any:
+    """The thread's place in its warp, asked for anew: what follows from it is then not held in registers over a loop."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return assembly(builder, I32, [], "mov.u32 $0, %laneid;", "=r")
+
+    return types.uint32(), generate
