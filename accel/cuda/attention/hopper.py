@@ -121,7 +121,7 @@ def attend(dim: int, form: str) -> Kernel:
                 place = columns + 8 * (chunk * columns_chunk + head * columns_head)
             own_start = own + chunk * own_chunk
             keys, values = k + head * k_head, v + head * v_head
-            line = (warp & 3) * EACH
+            line = (warp & 3) * (KEYS // 4)
             slot, phase = 0, 1  # the first time round every buffer is empty
             n = 0
             while n < tiles:

@@ -28,36 +28,38 @@ def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
     chunks, parts, kv_heads, rows, dim = part.shape
     group = out.shape[1] // kv_heads
     flat, found = (x.join(0).join(1) for x in (part, stats))  # type: ignore[union-attr]  # (C·P, KV·R, …)
-    _merge[(rows, kv_heads, chunks), min(THREADS, 32 * -(-dim // 32))](flat, found, out, parts, group, rows, unit)
+    _merge[(rows // group, kv_heads, chunks), min(THREADS, 32 * -(-dim // 32))](flat, found, out, parts, group, unit)
 
 
 @kernel
-def _merge(part, stats, out, parts, group, rows, unit):
-    r, head, chunk = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
-    place, first = head * rows + r, chunk * parts
+def _merge(part, stats, out, parts, group, unit):
+    t, head, chunk = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
+    tokens, first = cuda.gridDim.x, chunk * parts
     last = first + parts - 1
-    peak = np.float32(-3e38)
-    p = first
-    while p <= last:
-        for u in range(AHEAD):  # asked for together, or each would be waited for
-            m, weight = stats[min(p + u, last), place, 0], stats[min(p + u, last), place, 1]
-            if weight != 0:
-                peak = max(peak, m)
-        p += AHEAD
-    d = cuda.threadIdx.x
-    while d < part.shape[2]:
-        total, x = np.float32(0), np.float32(0)
+    for g in range(group):
+        place = (head * tokens + t) * group + g
+        peak = np.float32(-3e38)
         p = first
         while p <= last:
-            for u in range(AHEAD):
+            for u in range(AHEAD):  # asked for together, or each would be waited for
                 m, weight = stats[min(p + u, last), place, 0], stats[min(p + u, last), place, 1]
-                y = part[min(p + u, last), place, d]
-                if p + u <= last and weight != 0:
-                    e = math.exp((m - peak) * np.float32(unit))
-                    total += e * weight
-                    x += e * y
+                if weight != 0:
+                    peak = max(peak, m)
             p += AHEAD
-        if total != 0:
-            x /= total
-        out[chunk * (rows // group) + r // group, head * group + r % group, d] = narrow(out, x)
-        d += cuda.blockDim.x
+        d = cuda.threadIdx.x
+        while d < part.shape[2]:
+            total, x = np.float32(0), np.float32(0)
+            p = first
+            while p <= last:
+                for u in range(AHEAD):
+                    m, weight = stats[min(p + u, last), place, 0], stats[min(p + u, last), place, 1]
+                    y = part[min(p + u, last), place, d]
+                    if p + u <= last and weight != 0:
+                        e = math.exp((m - peak) * np.float32(unit))
+                        total += e * weight
+                        x += e * y
+                p += AHEAD
+            if total != 0:
+                x /= total
+            out[chunk * tokens + t, head * group + g, d] = narrow(out, x)
+            d += cuda.blockDim.x

@@ -25,7 +25,7 @@ from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.ptx.warp import warp_sum
 from accel.cuda.runtime.arrays import F32, I64, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
-from accel.cuda.runtime.reduce import THREADS, WARP
+from accel.cuda.runtime.reduce import THREADS, WARP, votes
 from accel.cuda.runtime.views import Columns, plain
 from accel.shared.lazy import Chosen, Keys
 from reference import contract
@@ -33,7 +33,7 @@ from reference import contract
 MOST_DIM, MOST_GROUP = 512, 1024
 ROW_THREADS = 2 if SIMULATED else 1024  # of a block that looks through all queries of a head
 MOST_SUMS = max(ROW_THREADS, MOST_DIM)
-AHEAD = 1 if SIMULATED else 4  # numbers that a thread asks for at once
+AHEAD = 4  # numbers that a thread asks for at once
 
 
 def select_queries(q: Array, n_queries: int) -> Array:
@@ -164,8 +164,6 @@ def _score_chunks(q: Array, keys: Keys, n_queries: int) -> Array:
 def _choose(q, cosines, chosen):
     mean = cuda.shared.array(MOST_DIM, np.float32)
     sums = cuda.shared.array(MOST_SUMS, np.float64)
-    along = cuda.local.array(AHEAD, np.float64)
-    squares = cuda.local.array(AHEAD, np.float64)
     head, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
     tokens, dim = q.shape[2], q.shape[3]
     if tokens <= chosen.shape[2]:
@@ -198,7 +196,7 @@ def _choose(q, cosines, chosen):
             mean[d] = total
             d += ROW_THREADS
         cuda.syncthreads()
-        # Cosines: a warp for AHEAD tokens at a time, each by itself the length of the mean
+        # Cosines: a warp for each token, and each by itself the length of the mean
         lane, warp = thread % WARP, thread // WARP
         whole = 0.0
         d = lane
@@ -206,39 +204,37 @@ def _choose(q, cosines, chosen):
             whole += np.float64(mean[d]) * np.float64(mean[d])
             d += WARP
         rate = rate_of(warp_sum(whole))
-        first = warp * AHEAD
-        while first < tokens:
-            for u in range(AHEAD):
-                along[u], squares[u] = 0.0, 0.0
+        t = warp
+        while t < tokens:
+            along, squares = 0.0, 0.0
             d = lane
             while d < dim:
                 for u in range(AHEAD):
-                    x = np.float64(wide(q[chunk, head, min(first + u, tokens - 1), d]))
-                    along[u] += x * np.float64(mean[d])
-                    squares[u] += x * x
-                d += WARP
-            own_along, own_squares = 0.0, 0.0  # lane u takes the u-th token
-            for u in range(AHEAD):
-                x, y = warp_sum(along[u]), warp_sum(squares[u])
-                if lane == u:
-                    own_along, own_squares = x, y
-            if lane < AHEAD and first + lane < tokens:
-                cosines[chunk, head, first + lane] = own_along * rate * rate_of(own_squares)
-            first += ROW_THREADS // WARP * AHEAD
+                    e = min(d + u * WARP, dim - 1)
+                    x = np.float64(wide(q[chunk, head, t, e]))
+                    if d + u * WARP < dim:
+                        along += x * np.float64(mean[e])
+                        squares += x * x
+                d += AHEAD * WARP
+            along, squares = warp_sum(along), warp_sum(squares)
+            if lane == 0:
+                cosines[chunk, head, t] = along * rate * rate_of(squares)
+            t += ROW_THREADS // WARP
         cuda.syncthreads()
-        t = thread
+        # Ranks: how many are lower, or as low and earlier
+        t = warp
         while t < tokens:
             own, rank = cosines[chunk, head, t], 0
-            first = 0
-            while first < tokens:
+            first = lane
+            while first - lane < tokens:
                 for u in range(AHEAD):
-                    other = cosines[chunk, head, min(first + u, tokens - 1)]
-                    if first + u < tokens and (other < own or (other == own and first + u < t)):
-                        rank += 1
-                first += AHEAD
-            if rank < chosen.shape[2]:
+                    i = first + u * WARP
+                    other = cosines[chunk, head, min(i, tokens - 1)]
+                    rank += cuda.popc(votes(i < tokens and (other < own or (other == own and i < t))))
+                first += AHEAD * WARP
+            if lane == 0 and rank < chosen.shape[2]:
                 chosen[chunk, head, rank] = t
-            t += ROW_THREADS
+            t += ROW_THREADS // WARP
 
 
 @kernel

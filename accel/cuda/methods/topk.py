@@ -37,11 +37,12 @@ WARPS = THREADS // WARP
 DIGIT = 8 if SIMULATED else 11  # bits
 DIGITS = 1 << DIGIT
 LEVELS = -(-32 // DIGIT)
-EACH = DIGITS // THREADS  # digits that a thread adds up
+EACH, PAIRS = DIGITS // THREADS, DIGITS // 2 // THREADS  # digits that a thread adds up, and pairs of them
+LOW = 0xFFFFFFFF
 SHORT = 4 if SIMULATED else 8192  # columns that one block looks through alone
-LEAST = 2 if SIMULATED else 2048  # columns of a part
-BLOCKS = 12 if SIMULATED else 128  # that all rows are shared out among, about one for every multiprocessor
-AHEAD, PARTS_AHEAD = 8, 16  # scores and counts that a thread asks for before it looks at the first, or it would wait for each
+LEAST = 2 if SIMULATED else 4096  # columns of a part
+BLOCKS = 12 if SIMULATED else 256  # that all rows are shared out among, about two for every multiprocessor
+AHEAD = 8  # scores that a thread asks for before it looks at the first, or it would wait for each
 
 
 def keep_top(scores: Array, budget: int, *, sinks: int = 0, recent: int = 0, positions: Any = None) -> Array:
@@ -66,7 +67,7 @@ def keep_top_each(scores: Array, past: int, step: int, budget: int, sinks: int, 
         _keep[(1, rows, chunks), THREADS](scores, past, step, sinks, recent, places, out)
         return out
     span, grid = -(-longest // parts), (parts, rows, chunks)
-    counts, above = empty((LEVELS, chunks, rows, parts, DIGITS), I32), empty((LEVELS, chunks, rows, parts), I32)
+    counts, above = empty((LEVELS, chunks, rows, parts, DIGITS // 2), I64), empty((LEVELS, chunks, rows, parts), I32)
     found = empty((LEVELS, chunks, rows, 2), I64)
     for level in range(LEVELS):
         _count[grid, THREADS](scores, past, step, sinks, recent, places, budget, span, level, counts, above, found)
@@ -215,37 +216,39 @@ def _keep(scores, first, step, sinks, recent, positions, out):
 
 @device
 def _gather_counts(counts, level, chunk, row, part, need, digits, sums, digit, seen):
-    """Find the digit of a level from the counts of all parts. How many are above it -> seen[0] in this part, seen[1]
-    in the parts before it; how many are at it in the parts before -> seen[2]."""
+    """Find the digit of a level from the counts of all parts, two of which are in a word. How many are above it ->
+    seen[0] in this part, seen[1] in the parts before it; how many are at it in the parts before -> seen[2]."""
     thread, parts = cuda.threadIdx.x, counts.shape[3]
-    mine = cuda.local.array(EACH, np.int32)
-    before = cuda.local.array(EACH, np.int32)
-    for n in range(EACH):
-        d = n * THREADS + thread
+    before = cuda.local.array(PAIRS, np.int64)
+    for n in range(PAIRS):
+        pair = n * THREADS + thread
         total, earlier, first = 0, 0, 0
         while first < parts:
-            for u in range(PARTS_AHEAD):
+            for u in range(AHEAD):
                 p = first + u
-                count = counts[level, chunk, row, min(p, parts - 1), d]
+                count = counts[level, chunk, row, min(p, parts - 1), pair]
                 if p < parts:
                     total += count
                 if p < part:
                     earlier += count
-            first += PARTS_AHEAD
-        digits[d], before[n], mine[n] = total, earlier, counts[level, chunk, row, part, d]
+            first += AHEAD
+        digits[2 * pair], digits[2 * pair + 1], before[n] = total & LOW, total >> 32, earlier
     if thread == 0:
         seen[0], seen[1], seen[2] = 0, 0, 0
     cuda.syncthreads()
     _find_digit(digits, sums, need, digit)
-    for n in range(EACH):
-        d = n * THREADS + thread
-        if d > digit[0]:
-            if mine[n] > 0:
-                cuda.atomic.add(seen, 0, mine[n])
-            if before[n] > 0:
-                cuda.atomic.add(seen, 1, before[n])
-        if d == digit[0]:
-            seen[2] = before[n]
+    for n in range(PAIRS):
+        pair = n * THREADS + thread
+        own = counts[level, chunk, row, part, pair]
+        for half in range(2):
+            mine, earlier = (own >> (32 * half)) & LOW, (before[n] >> (32 * half)) & LOW
+            if 2 * pair + half > digit[0]:
+                if mine > 0:
+                    cuda.atomic.add(seen, 0, mine)
+                if earlier > 0:
+                    cuda.atomic.add(seen, 1, earlier)
+            if 2 * pair + half == digit[0]:
+                seen[2] = earlier
     cuda.syncthreads()
 
 
@@ -264,8 +267,9 @@ def _count(scores, first, step, sinks, recent, positions, budget, span, level, c
         prefix, need, higher = (prefix << DIGIT) | digit[0], digit[1], above[level - 1, chunk, row, part] + seen[0]
     start, stop = part * span, min((part + 1) * span, past)
     _count_digits(scores, chunk, row, start, stop, past, sinks, recent, positions, level, prefix, digits)
-    for n in range(EACH):
-        counts[level, chunk, row, part, n * THREADS + thread] = digits[n * THREADS + thread]
+    for n in range(PAIRS):
+        pair = n * THREADS + thread
+        counts[level, chunk, row, part, pair] = digits[2 * pair] | np.int64(digits[2 * pair + 1]) << 32
     if thread == 0:
         above[level, chunk, row, part] = higher
         if part == 0:
