@@ -94,6 +94,28 @@ def test_keys_read_in_pieces_score_as_the_reference_has_it(dim: int, size: int, 
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", [BF16, np.dtype(np.float16)])
+@pytest.mark.parametrize(("tokens", "width", "count"), [(1, 64, 1), (70, 192, 64), (128, 128, 130), (300, 320, 201)])
+@pytest.mark.parametrize("act", ["silu", "gelu_tanh"])
+def test_chosen_neurons_are_read_where_they_stand(
+    form: np.dtype, tokens: int, width: int, count: int, act: str
+) -> None:
+    from accel.cuda import sparse_ffn, to_backend, to_numpy
+    from accel.cuda.ffn.gathered import fits
+
+    wide = 333
+    x, gate, up, down = (random(*shape).astype(form) for shape in ((tokens, width), *[(wide, width)] * 3))
+    neurons = np.sort(np.random.default_rng(0).permutation(wide)[:count])
+    there = [to_backend(array) for array in (gate, up, down)]
+    arguments = to_backend(x), there[0], there[1], there[2].axes(1, 0), to_backend(neurons)
+    assert fits(*arguments[1:], arguments[0])
+    got = to_numpy(sparse_ffn(*arguments, act=act))
+    exact = [array.astype(np.float64) for array in (x, gate, up, down.T)]
+    wanted = reference.sparse_ffn(*exact, neurons, act=act)
+    apart = np.linalg.norm(got - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
+    assert apart.max() < 1e-2
+
+
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("window", [None, 1, 100])
 @pytest.mark.parametrize(("tokens", "size", "group"), [(1, 1, 1), (1, 1000, 4), (70, 300, 3), (300, 300, 2)])

@@ -121,3 +121,16 @@ def test_keydiff_in_pieces_is_assembled(arch: str) -> None:
     for kernel, key in ((add, (*[int] * 8, (F64, 3))), (score, (int,) * 9)):
         _, report = assemble(kernel.text(key, arch), arch)
         assert not complaints(report), report
+
+
+@needs_compiler
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_ffn_of_chosen_neurons_is_assembled(arch: str) -> None:
+    from accel.cuda.ffn.gathered import kernels
+    from accel.cuda.runtime.arrays import BF16
+    from accel.cuda.runtime.kernels import assemble
+
+    hidden, output = kernels("bf16")
+    for kernel, key in ((hidden, (*[int] * 12, (BF16, 2))), (output, (int,) * 11)):
+        _, report = assemble(kernel.text(key, arch), arch)
+        assert not complaints(report), report

@@ -87,35 +87,53 @@ def _listed(first: int, count: int) -> str:
     return ", ".join(f"${first + i}" for i in range(count))
 
 
-def from_shared(tiles: int, n: int, dim: int, a_rows: int, b_rows: int, form: str) -> Any:
-    """The intrinsic (acc, a, b): acc = A·Bᵀ, A (16·tiles, dim) and B (n, dim), both by rows, in panels of so many rows.
-    a: `lane_rows` of the first row; b: `lane_columns` of the first row. n is a multiple of 8."""
-    count, shape = tiles * n // 2, f"mma.sync.aligned.m16n8k16.row.col.f32.{form}.{form}.f32"
-    a, b = f"${count}", f"${count + 1}"
-    lines = ["{ .reg .b32 u, v<4>, w<%d>; .reg .f32 z; mov.f32 z, 0f00000000;" % (4 * tiles)]
-    for step in range(dim // 16):
+def _step(
+    b: str, step: int, n: int, b_rows: int, given: list[list[str]], form: str, turned: bool, onto: bool
+) -> list[str]:
+    """Code for 16 terms: every 16 columns of B are fetched once and multiplied by all tiles of A, whose words are
+    `given`."""
+    shape, lines = f"mma.sync.aligned.m16n8k16.row.col.f32.{form}.{form}.f32", []
+    for j in range(-(-n // 16)):
+        move, place = _at(b, j, b_rows, 16 * step) if turned else _at(b, step, b_rows, 16 * j)
+        lines.append(f"{move} {LOAD_TURNED if turned else LOAD} {{v0, v1, v2, v3}}, {place};")
+        for half in range(min(2, (n - 16 * j) // 8)):
+            for m, words in enumerate(given):
+                sums = _listed(4 * (m * n // 8 + 2 * j + half), 4)
+                lines.append(
+                    f"{shape} {{{sums}}}, {{{', '.join(words)}}}, {{v{2 * half}, v{2 * half + 1}}}, "
+                    f"{{{sums if onto else 'z, z, z, z'}}};"
+                )
+    return lines
+
+
+def from_shared(
+    tiles: int, n: int, terms: int, a_rows: int, b_rows: int, form: str, *, turned: bool = False, onto: bool = False
+) -> Any:
+    """The intrinsic (acc, a, b): acc = A·Bᵀ, or with `onto` +=, A (16·tiles, terms) and B (n, terms), both by rows, in
+    panels of so many rows. With `turned`, B is (terms, n) by rows instead, turned on the way, n a multiple of 16.
+    a: `lane_rows` of the first row; b: `lane_columns` of the first row, or `lane_rows` if turned."""
+    count = tiles * n // 2
+    start = 2 * count if onto else count
+    a = f"${start}"
+    lines = [f"{{ .reg .b32 u, v<4>, w<{4 * tiles}>; .reg .f32 z; mov.f32 z, 0f00000000;"]
+    for step in range(terms // 16):
+        given = [[f"w{4 * m + i}" for i in range(4)] for m in range(tiles)]
         for m in range(tiles):
             move, place = _at(a, step, a_rows, 16 * m)
-            lines.append(f"{move} {LOAD} {{w{4 * m}, w{4 * m + 1}, w{4 * m + 2}, w{4 * m + 3}}}, {place};")
-        for j in range(-(-n // 16)):
-            move, place = _at(b, step, b_rows, 16 * j)
-            lines.append(f"{move} {LOAD} {{v0, v1, v2, v3}}, {place};")
-            for half in range(2 if 16 * j + 8 < n else 1):
-                for m in range(tiles):
-                    at = 4 * (m * n // 8 + 2 * j + half)
-                    before = _listed(at, 4) if step else "z, z, z, z"
-                    lines.append(
-                        f"{shape} {{{_listed(at, 4)}}}, {{w{4 * m}, w{4 * m + 1}, w{4 * m + 2}, w{4 * m + 3}}}, "
-                        f"{{v{2 * half}, v{2 * half + 1}}}, {{{before}}};"
-                    )
+            lines.append(f"{move} {LOAD} {{{', '.join(given[m])}}}, {place};")
+        lines += _step(f"${start + 1}", step, n, b_rows, given, form, turned, step > 0 or onto)
     text = "\n".join([*lines, "}"])
-    constraints = ",".join(["=f"] * count + ["r", "r", "~{memory}"])
+    before = [str(i) for i in range(count)] if onto else []
+    constraints = ",".join(["=f"] * count + before + ["r", "r", "~{memory}"])
 
     @intrinsic
     def product(typing: Any, acc: Any, a: Any, b: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            result = assembly(builder, ir.LiteralStructType([F32] * count), arguments[1:], text, constraints)
-            for i, place in enumerate(places(context, builder, signature.args[0], arguments[0], count)):
+            sums = places(context, builder, signature.args[0], arguments[0], count)
+            held = [builder.load(place) for place in sums] if onto else []
+            kind = ir.LiteralStructType([F32] * count)
+            result = assembly(builder, kind, [*held, *arguments[1:]], text, constraints)
+            for i, place in enumerate(sums):
                 builder.store(builder.extract_value(result, i), place)
             return context.get_dummy_value()
 
@@ -128,20 +146,11 @@ def from_registers(tiles: int, n: int, terms: int, b_rows: int, form: str) -> An
     """The intrinsic (acc, a, b): acc += A·B, A (16·tiles, terms) in registers, B (terms, n) by rows in panels of so many
     rows, turned on the way. b: `lane_rows` of the first row. n is a multiple of 16."""
     count, words = tiles * n // 2, tiles * terms // 4
-    shape = f"mma.sync.aligned.m16n8k16.row.col.f32.{form}.{form}.f32"
-    b = f"${2 * count + words}"
     lines = ["{ .reg .b32 u, v<4>;"]
     for step in range(terms // 16):
-        for j in range(n // 16):
-            move, place = _at(b, j, b_rows, 16 * step)
-            lines.append(f"{move} {LOAD_TURNED} {{v0, v1, v2, v3}}, {place};")
-            for half in range(2):
-                for m in range(tiles):
-                    at, own = 4 * (m * n // 8 + 2 * j + half), 2 * count + 4 * (m * terms // 16 + step)
-                    lines.append(
-                        f"{shape} {{{_listed(at, 4)}}}, {{{_listed(own, 4)}}}, {{v{2 * half}, v{2 * half + 1}}}, "
-                        f"{{{_listed(at, 4)}}};"
-                    )
+        own = [2 * count + 4 * (m * terms // 16 + step) for m in range(tiles)]
+        given = [[f"${first + i}" for i in range(4)] for first in own]
+        lines += _step(f"${2 * count + words}", step, n, b_rows, given, form, True, True)
     text = "\n".join([*lines, "}"])
     constraints = ",".join(["=f"] * count + [str(i) for i in range(count)] + ["r"] * (words + 1) + ["~{memory}"])
 
