@@ -104,7 +104,8 @@ def test_chosen_neurons_are_read_where_they_stand(
     from accel.cuda.ffn.gathered import fits
 
     wide = 333
-    x, gate, up, down = (random(*shape).astype(form) for shape in ((tokens, width), *[(wide, width)] * 3))
+    x = random(tokens, width).astype(form)
+    gate, up, down = (random(wide + n, width)[:wide].astype(form) for n in range(3))  # three different ones
     neurons = np.sort(np.random.default_rng(0).permutation(wide)[:count])
     there = [to_backend(array) for array in (gate, up, down)]
     arguments = to_backend(x), there[0], there[1], there[2].axes(1, 0), to_backend(neurons)
