@@ -6,7 +6,8 @@ Rows. The G query heads of a group read the same keys, so they are folded into t
 Roles. A block has three warpgroups. The third fetches: keys and values come in tiles of 128 (64 where D is 256)
 through a ring of buffers in shared memory, rows whole (each a full line of memory), where they stand: contiguous, or
 at the columns that a selection chose with the chunk's own after them. The other two multiply, 64 rows each, with the
-registers that the third gives up. They meet it at mbarriers, two for each buffer, and never one another.
+registers that the third gives up. They meet it at mbarriers, two for each buffer. Of one another they know whose turn
+it is: one asks for products while the other has its softmax, or both would, and then none.
 
 Overlap. A warpgroup asks for the scores of the next tile and for the weighted values of this one, and while the tensor
 cores work on the latter it takes the softmax of the former:
@@ -32,6 +33,7 @@ from numba import cuda, float32, uint32
 
 from accel.cuda.attention.tiles import LOWEST, divide, query_reader, row_reader, sees
 from accel.cuda.ptx.barrier import (
+    announce,
     barrier_arrive,
     barrier_init,
     barrier_wait,
@@ -166,17 +168,22 @@ def attend(dim: int, form: str) -> Kernel:
             q_at = ((s_q + half * 8192) >> 4) | Q_FORM
             slot, phase = 0, 0  # of the keys; the values are one tile behind
             v_slot, v_phase = 0, 0
+            if half == 1:
+                announce(3, 256)  # the first warpgroup may begin
             n = 0
             while n < tiles:
                 barrier_wait(ready + 8 * slot, phase)
                 fence_shared()
+                meet(3 + half, 256)
                 score(s, q_at, ((s_k + slot * TILE) >> 4) | K_FORM)
                 if n > 0:
                     barrier_wait(ready + 8 * (STAGES + v_slot), v_phase)
                     fence_shared()
                     weigh(o, w, ((s_v + v_slot * TILE) >> 4) | V_FORM)
+                    announce(4 - half, 256)
                     scored(s)
                 else:
+                    announce(4 - half, 256)
                     ended(s)
                 if lane == 0:
                     barrier_arrive(ready + 8 * (2 * STAGES + slot))
