@@ -131,6 +131,22 @@ def test_attention_is_softmax(dim: int, window: int | None, tokens: int, size: i
     assert apart.max() < 1e-2
 
 
+@pytest.mark.parametrize("dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize(("tokens", "size", "group"), [(1, 1, 1), (1, 1000, 4), (70, 300, 3), (300, 300, 2)])
+def test_attention_received_is_right_key_by_key(
+    dim: int, window: int | None, tokens: int, size: int, group: int
+) -> None:
+    """The smallest too: eviction is decided by them."""
+    from accel.cuda import attention_mass, to_backend, to_numpy
+
+    q, k = random(2 * group, tokens, dim), random(2, size, dim)
+    places = np.arange(size - tokens, size), np.broadcast_to(np.arange(size), (2, size))
+    exact = reference.attention_mass(*(x.astype(np.float64) for x in (q, k)), *places, window=window)
+    got = to_numpy(attention_mass(*(to_backend(x) for x in (q, k, *places)), window=window))
+    np.testing.assert_allclose(got, exact, rtol=1e-2, atol=1e-37)
+
+
 def test_chosen_columns_are_read_where_they_stand() -> None:
     """Chunks that share a pass, in one launch, against attention over the columns gathered."""
     from accel.cuda import attention_each, new_cache, select_keys_each, to_backend, to_numpy, with_chunk

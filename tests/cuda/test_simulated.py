@@ -134,3 +134,15 @@ def test_the_ffn_of_chosen_neurons_is_assembled(arch: str) -> None:
     for kernel, key in ((hidden, (*[int] * 12, (BF16, 2))), (output, (int,) * 11)):
         _, report = assemble(kernel.text(key, arch), arch)
         assert not complaints(report), report
+
+
+@needs_compiler
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_attention_received_on_tensor_cores_is_assembled(arch: str) -> None:
+    from accel.cuda.attention.received_tensor import kernels
+    from accel.cuda.runtime.kernels import assemble
+
+    peaks, received = kernels(128, "bf16")
+    for kernel, key in ((peaks, (*[int] * 14, float, int)), (received, (*[int] * 13, float, *[int] * 3))):
+        _, report = assemble(kernel.text(key, arch), arch)
+        assert not complaints(report), report

@@ -194,10 +194,22 @@ def attend(dim: int, form: str) -> Kernel:
         # Where the outputs of row r begin: token by token, or by parts, which are merged
         heads, block_row = cuda.gridDim.y * group, (cuda.blockIdx.z * cuda.gridDim.y + head) * rows
         first_out = chunk * tokens * heads + head * group
-        leave(o, peak, total, 0, 0, row0, rows, first_out, heads, group, by_group, block_row, column, splits, rate, out, out_wide, part, stats)
-        leave(o, peak, total, 0, 1, row0, rows, first_out, heads, group, by_group, block_row, column, splits, rate, out, out_wide, part, stats)
+        leave(
+            o, peak, total, 0, 0, row0, rows, first_out, heads, group, by_group, block_row, column, splits, rate,
+            out, out_wide, part, stats,
+        )  # fmt: skip
+        leave(
+            o, peak, total, 0, 1, row0, rows, first_out, heads, group, by_group, block_row, column, splits, rate,
+            out, out_wide, part, stats,
+        )  # fmt: skip
         if TILES == 2:
-            leave(o, peak, total, 1, 0, row0, rows, first_out, heads, group, by_group, block_row, column, splits, rate, out, out_wide, part, stats)
-            leave(o, peak, total, 1, 1, row0, rows, first_out, heads, group, by_group, block_row, column, splits, rate, out, out_wide, part, stats)
+            leave(
+                o, peak, total, 1, 0, row0, rows, first_out, heads, group, by_group, block_row, column, splits, rate,
+                out, out_wide, part, stats,
+            )  # fmt: skip
+            leave(
+                o, peak, total, 1, 1, row0, rows, first_out, heads, group, by_group, block_row, column, splits, rate,
+                out, out_wide, part, stats,
+            )  # fmt: skip
 
     return attend

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from accel.cuda.attention import by_row
+from accel.cuda.attention.lines import in_lines, lined, on_tensor_cores
 from accel.cuda.attention.merge import merge
 from accel.cuda.attention.visible import known_start, own_ranges, visible_ranges
 from accel.cuda.runtime.arrays import F32, Array, empty
@@ -71,11 +72,8 @@ def _attend(reads: Sequence[tuple[Any, ...]], scale: float | None, window: int |
         out = empty((len(run) * tokens, heads, dim), first.v.dtype, activation=True)
         rate = 1 / math.sqrt(dim) if scale is None else scale
         if out.size and first.size:
-            cores = _tensor_cores(first, rate)
-            if cores is None:
-                _portable(run, rate, window, out)
-            else:
-                _on_tensor_cores(cores, run, rate, window, out)
+            quick = on_tensor_cores(first.k, rate) and first.v.dtype == first.k.dtype
+            (_on_tensor_cores if quick else _portable)(run, rate, window, out)
         elif out.size:
             put(zeros(out.shape, out.dtype), out)
         outs += [out[n * tokens : (n + 1) * tokens] for n in range(len(run))]
@@ -118,7 +116,7 @@ def _alike(run: list[Read], read: Read) -> bool:
         and read.k.address == first.k.address and read.v.address == first.v.address
         and read.start == first.start and read.size == first.size
         and read.columns.kept.memory is first.columns.kept.memory
-        and read.q.dtype in (F32, read.k.dtype) and _in_lines(read.q) and _in_lines(first.q)
+        and read.q.dtype in (F32, read.k.dtype) and in_lines(read.q) and in_lines(first.q)
     )  # fmt: skip
     return same and (len(run) == 1 or _step(last, read) == _step(run[0], run[1]))
 
@@ -134,38 +132,15 @@ def _step(a: Read, b: Read) -> tuple[int, int, int]:
     )
 
 
-def _tensor_cores(read: Read, scale: float) -> Any:
-    """The tier that computes it on tensor cores, a module, or None where none can."""
-    if tier() == "portable" or scale <= 0 or read.k.dtype not in FORMS or read.k.dtype != read.v.dtype:
-        return None
+def _on_tensor_cores(run: list[Read], scale: float, window: int | None, out: Array) -> None:
     from accel.cuda.attention import ampere, hopper
-    from accel.cuda.attention.tiles import DIMS
-
-    return (hopper if tier() == "wgmma" else ampere) if read.q.shape[2] in DIMS else None
-
-
-def _in_lines(x: Array) -> bool:
-    """Whether rows lie without gaps at 16-byte boundaries, as they are copied to shared memory."""
-    whole = x.address % 16 == 0 and all(stride % 16 == 0 for stride in x.strides[:-1])
-    return whole and x.strides[-1] == x.dtype.itemsize
-
-
-def _lined(x: Array) -> Array:
-    """x itself where its rows lie so, or a copy."""
-    if _in_lines(x):
-        return x
-    out = empty(x.shape, x.dtype)
-    put(x, out)
-    return out
-
-
-def _on_tensor_cores(cores: Any, run: list[Read], scale: float, window: int | None, out: Array) -> None:
     from accel.cuda.attention.tiles import inverse
 
+    cores: Any = hopper if tier() == "wgmma" else ampere
     first = run[0]
     if first.q.dtype not in (F32, first.k.dtype):
         first = replace(first, q=cast(first.q, first.k.dtype))
-    q, k, v = (_lined(x) for x in (first.q, first.k, first.v))
+    q, k, v = (lined(x) for x in (first.q, first.k, first.v))
     (heads, tokens, dim), kv_heads, chunks = q.shape, k.shape[0], len(run)
     group = heads // kv_heads
     q_step = columns_step = own_step = 0

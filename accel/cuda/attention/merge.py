@@ -18,8 +18,7 @@ from accel.cuda.runtime.arrays import Array
 from accel.cuda.runtime.kernels import kernel
 from accel.cuda.runtime.reduce import THREADS
 
-
-AHEAD = 4  # parts that a thread looks at together
+AHEAD, MOST_PARTS = 4, 1024  # parts that a thread looks at together, and that there may be
 
 
 def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
@@ -33,33 +32,37 @@ def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
 
 @kernel
 def _merge(part, stats, out, parts, group, unit):
-    t, head, chunk = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
+    peaks = cuda.shared.array(MOST_PARTS, np.float32)
+    weights = cuda.shared.array(MOST_PARTS, np.float32)
+    t, head, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
     tokens, first = cuda.gridDim.x, chunk * parts
-    last = first + parts - 1
     for g in range(group):
         place = (head * tokens + t) * group + g
-        peak = np.float32(-3e38)
-        p = first
-        while p <= last:
-            for u in range(AHEAD):  # asked for together, or each would be waited for
-                m, weight = stats[min(p + u, last), place, 0], stats[min(p + u, last), place, 1]
-                if weight != 0:
-                    peak = max(peak, m)
-            p += AHEAD
-        d = cuda.threadIdx.x
+        p = thread
+        while p < parts:
+            peaks[p], weights[p] = stats[first + p, place, 0], stats[first + p, place, 1]
+            p += cuda.blockDim.x
+        cuda.syncthreads()
+        peak, total = np.float32(-3e38), np.float32(0)
+        for p in range(parts):
+            if weights[p] != 0:
+                peak = max(peak, peaks[p])
+        for p in range(parts):
+            if weights[p] != 0:
+                total += math.exp((peaks[p] - peak) * np.float32(unit)) * weights[p]
+        line = out[chunk * tokens + t, head * group + g]
+        d = thread
         while d < part.shape[2]:
-            total, x = np.float32(0), np.float32(0)
-            p = first
-            while p <= last:
-                for u in range(AHEAD):
-                    m, weight = stats[min(p + u, last), place, 0], stats[min(p + u, last), place, 1]
-                    y = part[min(p + u, last), place, d]
-                    if p + u <= last and weight != 0:
-                        e = math.exp((m - peak) * np.float32(unit))
-                        total += e * weight
-                        x += e * y
+            x = np.float32(0)
+            p = 0
+            while p < parts:
+                for u in range(AHEAD):  # asked for together, or each would be waited for
+                    y = part[first + min(p + u, parts - 1), place, d]
+                    if p + u < parts and weights[p + u] != 0:
+                        x += math.exp((peaks[p + u] - peak) * np.float32(unit)) * y
                 p += AHEAD
             if total != 0:
                 x /= total
-            out[chunk * tokens + t, head * group + g, d] = narrow(out, x)
+            line[d] = narrow(line, x)
             d += cuda.blockDim.x
+        cuda.syncthreads()

@@ -3,9 +3,9 @@
     hidden   h (T, K) = act(W_gate[M] x) · (W_up[M] x)      a block for 64 neurons and 128 tokens
     output   y (T, E) = h W_down[:, M]ᵀ                     a block for 32 numbers of 128 tokens
 
-In the first the neurons are the rows of the product: a warp has the gate's rows of 16 neurons above the up's rows of the
-same, so that a thread ends up with both sums of a neuron and token. In the second the tokens are, and a neuron's row of
-W_down is a term of the sum. W_down lies neuron by neuron. Rows come in tiles of 64 numbers a few tiles ahead, by
+In the first the neurons are the rows of the product: a warp has the gate's rows of 16 neurons above the up's rows of
+the same, so that a thread ends up with both sums of a neuron and token. In the second the tokens are, and a neuron's
+row of W_down is a term of the sum. W_down lies neuron by neuron. Rows come in tiles of 64 numbers a few tiles ahead, by
 cp.async; rows of h are padded with zeros to whole tiles.
 
 What limits it: reading the chosen weights once for every 128 tokens.
@@ -146,13 +146,19 @@ def kernels(form: str) -> tuple[Kernel, Kernel]:
             item += 256
 
     H_TILE, W_TILE, DEEP = TOKENS * ROW, STEP * ROW, 4
-    LEVEL, OUT_SUMS = H_TILE + W_TILE, 2 * OUTS // 2
+    LEVEL, OUT_SUMS, ROWS_EACH = H_TILE + W_TILE, 2 * OUTS // 2, STEP // 32
     weigh = mma.from_shared(2, OUTS, STEP, TOKENS, STEP, form, turned=True, onto=True)
     came = copies_wait(DEEP - 2)
 
     @device
-    def read_more(to, h, h_row, token, tokens, down, down_row, column, neurons, neuron_step, count, step, thread):
-        """A tile of h, and OUTS numbers of the rows of 64 neurons."""
+    def look_up(listed, neurons, neuron_step, count, step, thread):
+        """Which rows a thread copies of a step: long before they are copied, or it would wait for each."""
+        for turn in range(STEP // 32):
+            listed[turn] = load_long(neurons + min(step * STEP + turn * 32 + (thread >> 2), count - 1) * neuron_step)
+
+    @device
+    def read_more(to, h, h_row, token, tokens, down, down_row, column, listed, step, thread):
+        """A tile of h, and OUTS numbers of the rows listed."""
         chunk = thread & 7
         for turn in range(TOKENS // 16):
             row = turn * 16 + (thread >> 3)
@@ -160,8 +166,7 @@ def kernels(form: str) -> tuple[Kernel, Kernel]:
         part = thread & 3
         for turn in range(STEP // 32):
             row = turn * 32 + (thread >> 2)
-            neuron = load_long(neurons + min(step * STEP + row, count - 1) * neuron_step)
-            copy_four(to + H_TILE + _place(row, part), down + neuron * down_row + 2 * column + 16 * part)
+            copy_four(to + H_TILE + _place(row, part), down + listed[turn] * down_row + 2 * column + 16 * part)
 
     @kernel(name=f"output_{form}", threads=128, shared=1024 + DEEP * LEVEL)
     def output(h, h_row, tokens, steps, down, down_row, neurons, neuron_step, count, out, out_row):
@@ -169,13 +174,13 @@ def kernels(form: str) -> tuple[Kernel, Kernel]:
         thread = cuda.threadIdx.x
         warp, lane = thread >> 5, thread & 31
         column, token = cuda.blockIdx.x * OUTS, cuda.blockIdx.y * TOKENS
+        listed = cuda.local.array(ROWS_EACH, np.int64)
         for stage in range(DEEP - 1):
             if stage < steps:
-                to = base + stage * LEVEL
-                read_more(
-                    to, h, h_row, token, tokens, down, down_row, column, neurons, neuron_step, count, stage, thread
-                )
+                look_up(listed, neurons, neuron_step, count, stage, thread)
+                read_more(base + stage * LEVEL, h, h_row, token, tokens, down, down_row, column, listed, stage, thread)
             copies_commit()
+        look_up(listed, neurons, neuron_step, count, DEEP - 1, thread)
         acc = cuda.local.array(OUT_SUMS, float32)
         for i in range(OUT_SUMS):
             acc[i] = float32(0)
@@ -188,9 +193,8 @@ def kernels(form: str) -> tuple[Kernel, Kernel]:
             following = step + DEEP - 1
             if following < steps:
                 to = base + ahead * LEVEL
-                read_more(
-                    to, h, h_row, token, tokens, down, down_row, column, neurons, neuron_step, count, following, thread
-                )
+                read_more(to, h, h_row, token, tokens, down, down_row, column, listed, following, thread)
+                look_up(listed, neurons, neuron_step, count, following + 1, thread)
             copies_commit()
             weigh(acc, a_at + slot * LEVEL, b_at + slot * LEVEL)
             slot = 0 if slot == DEEP - 1 else slot + 1

@@ -22,7 +22,7 @@ from accel.cuda.runtime.views import to_numpy
 from reference import contract
 from reference import fastforward as meaning
 
-PART = 64  # rows of a matrix that a thread goes through
+PART = 32  # rows of a matrix that a thread goes through
 AHEAD = 8  # numbers that a thread asks for at once
 
 
@@ -68,21 +68,30 @@ def _logits(x, query, logits):
 
 @kernel
 def _pool(x, logits, pooled):
-    i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    if i < x.shape[1]:
-        last = x.shape[0] - 1
-        peak = logits[0]
-        for t in range(1, x.shape[0]):
-            peak = max(peak, logits[t])
-        total, sums = np.float32(0), np.float32(0)
+    weights = cuda.shared.array(THREADS, np.float32)
+    i, thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.threadIdx.x
+    tokens, column = x.shape[0], x[:, min(i, x.shape[1] - 1)]
+    peak = logits[0]
+    for t in range(1, tokens):
+        peak = max(peak, logits[t])
+    total, sums = np.float32(0), np.float32(0)
+    first = 0
+    while first < tokens:  # as many tokens at a time as there are threads, each of which knows the weight of one
+        cuda.syncthreads()
+        weights[thread] = math.exp(logits[min(first + thread, tokens - 1)] - peak)
+        if first + thread >= tokens:
+            weights[thread] = 0
+        cuda.syncthreads()
         t = 0
-        while t <= last:
+        while t < THREADS:
             for u in range(AHEAD):  # asked for together, or each would be waited for
-                e, part = math.exp(logits[min(t + u, last)] - peak), wide(x[min(t + u, last), i])
-                if t + u <= last:
-                    total += e
-                    sums += e * part
+                y = wide(column[min(first + t + u, tokens - 1)])
+                if t + u < THREADS and weights[t + u] != 0:
+                    total += weights[t + u]
+                    sums += weights[t + u] * y
             t += AHEAD
+        first += THREADS
+    if i < x.shape[1]:
         pooled[i] = sums / total
 
 
@@ -90,12 +99,12 @@ def _pool(x, logits, pooled):
 def _multiply(given, matrix, sums):
     n, part = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if n < matrix.shape[1]:
-        last = matrix.shape[0] - 1
+        last, column = matrix.shape[0] - 1, matrix[:, n]
         total = np.float32(0)
         for turn in range(PART // AHEAD):
             for u in range(AHEAD):
                 i = part * PART + turn * AHEAD + u
-                product = given[min(i, last)] * wide(matrix[min(i, last), n])
+                product = given[min(i, last)] * wide(column[min(i, last)])
                 if i <= last:
                     total += product
         sums[part, n] = total

@@ -20,7 +20,7 @@ from accel.cuda.runtime.reduce import THREADS, block_sum
 from accel.shared.lazy import Keys
 from reference import contract
 
-PART, PARTS = 128, 64  # least keys that a block sums, and most blocks of a head
+PART, PARTS = 256, 64  # least keys that a block sums, and most blocks of a head
 PIECE = 32  # numbers of each key that are in shared memory at a time
 PITCH = PIECE + 1  # so that a column of them lies in different banks
 AHEAD = 8  # numbers that a thread asks for at once

@@ -130,7 +130,8 @@ def kernels(dim: int, form: str) -> tuple[Kernel, Kernel, int]:
                     along += cuda.shfl_xor_sync(0xFFFFFFFF, along, WIDE >> (n + 1))
                 i = j + u * AT_ONCE
                 if piece == 0 and i < size:
-                    store_real(scores + head * scores_head + 4 * i, -along * load_real(rates + head * rates_head + 4 * i))
+                    rate = load_real(rates + head * rates_head + 4 * i)
+                    store_real(scores + head * scores_head + 4 * i, -along * rate)
             j += AHEAD * AT_ONCE
 
     return add, score, KEYS

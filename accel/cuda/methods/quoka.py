@@ -165,11 +165,12 @@ def _choose(q, cosines, chosen):
     mean = cuda.shared.array(MOST_DIM, np.float32)
     sums = cuda.shared.array(MOST_SUMS, np.float64)
     head, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-    tokens, dim = q.shape[2], q.shape[3]
-    if tokens <= chosen.shape[2]:
+    rows, cosine, kept = q[chunk, head], cosines[chunk, head], chosen[chunk, head]
+    tokens, dim = rows.shape
+    if tokens <= kept.shape[0]:
         t = thread
         while t < tokens:
-            chosen[chunk, head, t] = t
+            kept[t] = t
             t += ROW_THREADS
     else:
         # The sum over the tokens: threads share out the numbers of a row and, where there are more threads, the rows.
@@ -181,7 +182,7 @@ def _choose(q, cosines, chosen):
             t = share
             while t < tokens:
                 for u in range(AHEAD):  # asked for together, or each would be waited for
-                    x = np.float64(wide(q[chunk, head, min(t + u * shares, tokens - 1), d]))
+                    x = np.float64(wide(rows[min(t + u * shares, tokens - 1), d]))
                     if t + u * shares < tokens:
                         total += x
                 t += AHEAD * shares
@@ -204,6 +205,7 @@ def _choose(q, cosines, chosen):
             whole += np.float64(mean[d]) * np.float64(mean[d])
             d += WARP
         rate = rate_of(warp_sum(whole))
+        own_along, own_squares, own, count = 0.0, 0.0, 0, 0
         t = warp
         while t < tokens:
             along, squares = 0.0, 0.0
@@ -211,29 +213,34 @@ def _choose(q, cosines, chosen):
             while d < dim:
                 for u in range(AHEAD):
                     e = min(d + u * WARP, dim - 1)
-                    x = np.float64(wide(q[chunk, head, t, e]))
+                    x = np.float64(wide(rows[t, e]))
                     if d + u * WARP < dim:
                         along += x * np.float64(mean[e])
                         squares += x * x
                 d += AHEAD * WARP
             along, squares = warp_sum(along), warp_sum(squares)
-            if lane == 0:
-                cosines[chunk, head, t] = along * rate * rate_of(squares)
+            if lane == count:  # a lane for each token, since roots and divisions take long
+                own_along, own_squares, own = along, squares, t
+            count += 1
             t += ROW_THREADS // WARP
+            if count == WARP or t >= tokens:
+                if lane < count:
+                    cosine[own] = own_along * rate * rate_of(own_squares)
+                count = 0
         cuda.syncthreads()
         # Ranks: how many are lower, or as low and earlier
         t = warp
         while t < tokens:
-            own, rank = cosines[chunk, head, t], 0
+            lowest, rank = cosine[t], 0
             first = lane
             while first - lane < tokens:
                 for u in range(AHEAD):
                     i = first + u * WARP
-                    other = cosines[chunk, head, min(i, tokens - 1)]
-                    rank += cuda.popc(votes(i < tokens and (other < own or (other == own and i < t))))
+                    other = cosine[min(i, tokens - 1)]
+                    rank += cuda.popc(votes(i < tokens and (other < lowest or (other == lowest and i < t))))
                 first += AHEAD * WARP
-            if lane == 0 and rank < chosen.shape[2]:
-                chosen[chunk, head, rank] = t
+            if lane == 0 and rank < kept.shape[0]:
+                kept[rank] = t
             t += ROW_THREADS // WARP
 
 

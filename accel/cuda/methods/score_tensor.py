@@ -2,9 +2,10 @@
 
     s_cj = rate_j · max over the slots n of chunk c of q̄_cn · k_j
 
-A block has four warps, one warpgroup to wgmma. It holds the slots of one KV head in shared memory and goes through its share of the keys in
-tiles of 64, copied a few tiles ahead: the keys are the rows of the product, the slots its columns. A thread then has
-two keys and two neighbouring slots of every eight; the best of a chunk's is found among its own and three shuffles.
+A block has four warps, one warpgroup to wgmma. It holds the slots of one KV head in shared memory and goes through its
+share of the keys in tiles of 64, copied a few tiles ahead: the keys are the rows of the product, the slots its columns.
+A thread then has two keys and two neighbouring slots of every eight; the best of a chunk's is found among its own and
+three shuffles.
 
 What limits it: reading the keys.
 """

@@ -41,6 +41,7 @@ EACH, PAIRS = DIGITS // THREADS, DIGITS // 2 // THREADS  # digits that a thread 
 LOW = 0xFFFFFFFF
 SHORT = 4 if SIMULATED else 8192  # columns that one block looks through alone
 LEAST = 2 if SIMULATED else 4096  # columns of a part
+MOST_PARTS = 16  # of a row: every block adds up their counts
 BLOCKS = 12 if SIMULATED else 256  # that all rows are shared out among, about two for every multiprocessor
 AHEAD = 8  # scores that a thread asks for before it looks at the first, or it would wait for each
 
@@ -62,7 +63,7 @@ def keep_top_each(scores: Array, past: int, step: int, budget: int, sinks: int, 
         return out
     places = plain(positions) if positions is not None and sinks else empty((scores.shape[1], 0), I64)
     (chunks, rows), longest = scores.shape[:2], past + (scores.shape[0] - 1) * step
-    parts = min(-(-longest // LEAST), BLOCKS // (chunks * rows))
+    parts = min(-(-longest // LEAST), BLOCKS // (chunks * rows), MOST_PARTS)
     if longest <= SHORT or parts < 2:
         _keep[(1, rows, chunks), THREADS](scores, past, step, sinks, recent, places, out)
         return out
@@ -82,9 +83,9 @@ def select_neurons(scores: Array, keep: int) -> Array:
 
 
 @device
-def _order(scores, chunk, row, i, past, sinks, recent, positions):
+def _order(line, row, i, past, sinks, recent, positions):
     """A score's place among all float32, as 0 … 2³² - 1: -0 and 0 are one, what is protected is the last."""
-    x = wide(scores[chunk, row, i])
+    x = wide(line[i])
     found = bits(x)
     if x == 0:
         found = 0
@@ -103,7 +104,7 @@ def _lowest_bit(level):
 
 
 @device
-def _count_digits(scores, chunk, row, start, stop, past, sinks, recent, positions, level, prefix, digits):
+def _count_digits(line, row, start, stop, past, sinks, recent, positions, level, prefix, digits):
     """Count the digits of a level among those scores of start … stop - 1 whose higher digits are `prefix`."""
     places = cuda.local.array(AHEAD, np.int64)
     thread = cuda.threadIdx.x
@@ -114,7 +115,7 @@ def _count_digits(scores, chunk, row, start, stop, past, sinks, recent, position
     i = start + thread
     while i < stop:
         for u in range(AHEAD):
-            places[u] = _order(scores, chunk, row, min(i + u * THREADS, stop - 1), past, sinks, recent, positions)
+            places[u] = _order(line, row, min(i + u * THREADS, stop - 1), past, sinks, recent, positions)
         for u in range(AHEAD):
             if i + u * THREADS < stop and places[u] >> known == prefix:
                 cuda.atomic.add(digits, (places[u] >> shift) & ((1 << (known - shift)) - 1), 1)
@@ -152,7 +153,7 @@ def _find_digit(digits, sums, need, digit):
 
 @device
 def _write_columns(
-    scores, chunk, row, start, stop, past, sinks, recent, positions, cut, need, higher, same, above, equal, out
+    line, row, start, stop, past, sinks, recent, positions, cut, need, higher, same, above, equal, out
 ):  # fmt: skip
     """Write those of start … stop - 1 that are above the cut, and of all that are at it the first `need` of the row.
     Before `start` there are `higher` above the cut and `same` at it."""
@@ -164,7 +165,7 @@ def _write_columns(
     i = first + lane
     while i - lane < last:
         for u in range(AHEAD):
-            places[u] = _order(scores, chunk, row, min(i + u * WARP, stop - 1), past, sinks, recent, positions)
+            places[u] = _order(line, row, min(i + u * WARP, stop - 1), past, sinks, recent, positions)
         for u in range(AHEAD):
             there = i + u * WARP < last
             highers += cuda.popc(votes(there and places[u] > cut))
@@ -180,16 +181,16 @@ def _write_columns(
     i = first + lane
     while i - lane < last:
         for u in range(AHEAD):
-            places[u] = _order(scores, chunk, row, min(i + u * WARP, stop - 1), past, sinks, recent, positions)
+            places[u] = _order(line, row, min(i + u * WARP, stop - 1), past, sinks, recent, positions)
         for u in range(AHEAD):
             there = i + u * WARP < last
             is_higher, is_same = there and places[u] > cut, there and places[u] == cut
             highers, sames = votes(is_higher), votes(is_same)
             own, equals = higher + cuda.popc(highers & earlier), same + cuda.popc(sames & earlier)
             if is_higher:
-                out[chunk, row, own + min(equals, need)] = i + u * WARP
+                out[own + min(equals, need)] = i + u * WARP
             if is_same and equals < need:
-                out[chunk, row, own + equals] = i + u * WARP
+                out[own + equals] = i + u * WARP
             higher += cuda.popc(highers)
             same += cuda.popc(sames)
         i += AHEAD * WARP
@@ -203,22 +204,20 @@ def _keep(scores, first, step, sinks, recent, positions, out):
     above = cuda.shared.array(WARPS, np.int32)
     equal = cuda.shared.array(WARPS, np.int32)
     row, chunk = cuda.blockIdx.y, cuda.blockIdx.z
-    past = first + chunk * step
-    prefix, need = 0, out.shape[2]
+    past, line, kept = first + chunk * step, scores[chunk, row], out[chunk, row]
+    prefix, need = 0, kept.shape[0]
     for level in range(LEVELS):
-        _count_digits(scores, chunk, row, 0, past, past, sinks, recent, positions, level, prefix, digits)
+        _count_digits(line, row, 0, past, past, sinks, recent, positions, level, prefix, digits)
         _find_digit(digits, sums, need, digit)
         prefix, need = (prefix << (32 - DIGIT * level - _lowest_bit(level))) | digit[0], digit[1]
-    _write_columns(
-        scores, chunk, row, 0, past, past, sinks, recent, positions, prefix, need, 0, 0, above, equal, out
-    )  # fmt: skip
+    _write_columns(line, row, 0, past, past, sinks, recent, positions, prefix, need, 0, 0, above, equal, kept)
 
 
 @device
-def _gather_counts(counts, level, chunk, row, part, need, digits, sums, digit, seen):
-    """Find the digit of a level from the counts of all parts, two of which are in a word. How many are above it ->
+def _gather_counts(counts, part, need, digits, sums, digit, seen):
+    """Find a digit from the counts of all parts (P, pairs), two of which are in a word. How many are above it ->
     seen[0] in this part, seen[1] in the parts before it; how many are at it in the parts before -> seen[2]."""
-    thread, parts = cuda.threadIdx.x, counts.shape[3]
+    thread, parts = cuda.threadIdx.x, counts.shape[0]
     before = cuda.local.array(PAIRS, np.int64)
     for n in range(PAIRS):
         pair = n * THREADS + thread
@@ -226,7 +225,7 @@ def _gather_counts(counts, level, chunk, row, part, need, digits, sums, digit, s
         while first < parts:
             for u in range(AHEAD):
                 p = first + u
-                count = counts[level, chunk, row, min(p, parts - 1), pair]
+                count = counts[min(p, parts - 1), pair]
                 if p < parts:
                     total += count
                 if p < part:
@@ -239,7 +238,7 @@ def _gather_counts(counts, level, chunk, row, part, need, digits, sums, digit, s
     _find_digit(digits, sums, need, digit)
     for n in range(PAIRS):
         pair = n * THREADS + thread
-        own = counts[level, chunk, row, part, pair]
+        own = counts[part, pair]
         for half in range(2):
             mine, earlier = (own >> (32 * half)) & LOW, (before[n] >> (32 * half)) & LOW
             if 2 * pair + half > digit[0]:
@@ -259,17 +258,18 @@ def _count(scores, first, step, sinks, recent, positions, budget, span, level, c
     digit = cuda.shared.array(2, np.int64)
     seen = cuda.shared.array(3, np.int32)
     part, row, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
-    past = first + chunk * step
+    past, line = first + chunk * step, scores[chunk, row]
     prefix, need, higher = 0, budget, 0
     if level > 0:
         prefix, need = found[level - 1, chunk, row, 0], found[level - 1, chunk, row, 1]
-        _gather_counts(counts, level - 1, chunk, row, part, need, digits, sums, digit, seen)
+        _gather_counts(counts[level - 1, chunk, row], part, need, digits, sums, digit, seen)
         prefix, need, higher = (prefix << DIGIT) | digit[0], digit[1], above[level - 1, chunk, row, part] + seen[0]
     start, stop = part * span, min((part + 1) * span, past)
-    _count_digits(scores, chunk, row, start, stop, past, sinks, recent, positions, level, prefix, digits)
+    _count_digits(line, row, start, stop, past, sinks, recent, positions, level, prefix, digits)
+    own = counts[level, chunk, row, part]
     for n in range(PAIRS):
         pair = n * THREADS + thread
-        counts[level, chunk, row, part, pair] = digits[2 * pair] | np.int64(digits[2 * pair + 1]) << 32
+        own[pair] = digits[2 * pair] | np.int64(digits[2 * pair + 1]) << 32
     if thread == 0:
         above[level, chunk, row, part] = higher
         if part == 0:
@@ -285,14 +285,14 @@ def _write(scores, first, step, sinks, recent, positions, span, counts, above, f
     highers = cuda.shared.array(WARPS, np.int32)
     equal = cuda.shared.array(WARPS, np.int32)
     part, row, chunk = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
-    past = first + chunk * step
+    past, line = first + chunk * step, scores[chunk, row]
     level = LEVELS - 1
-    _gather_counts(counts, level, chunk, row, part, found[level, chunk, row, 1], digits, sums, digit, seen)
+    _gather_counts(counts[level, chunk, row], part, found[level, chunk, row, 1], digits, sums, digit, seen)
     cut = (found[level, chunk, row, 0] << (32 - DIGIT * level)) | digit[0]
     higher = np.int64(seen[1])
     for p in range(part):
         higher += above[level, chunk, row, p]
     _write_columns(
-        scores, chunk, row, part * span, min((part + 1) * span, past), past, sinks, recent, positions, cut, digit[1],
-        higher, np.int64(seen[2]), highers, equal, out,
+        line, row, part * span, min((part + 1) * span, past), past, sinks, recent, positions, cut, digit[1], higher,
+        np.int64(seen[2]), highers, equal, out[chunk, row],
     )  # fmt: skip

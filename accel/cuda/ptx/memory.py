@@ -141,7 +141,7 @@ unpack_f16 = _unpack("{ .reg .b16 l, h; mov.b32 {l, h}, $2; cvt.f32.f16 $0, l; c
 
 @intrinsic
 def lane_again(typing: Any) -> Any:
-    """The thread's place in its warp, asked for anew: what follows from it is then not held in registers over a loop."""
+    """The thread's place in its warp, asked for anew: what follows from it is not held in registers over a loop."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return assembly(builder, I32, [], "mov.u32 $0, %laneid;", "=r")

@@ -143,8 +143,8 @@ def from_shared(
 
 
 def from_registers(tiles: int, n: int, terms: int, b_rows: int, form: str) -> Any:
-    """The intrinsic (acc, a, b): acc += A·B, A (16·tiles, terms) in registers, B (terms, n) by rows in panels of so many
-    rows, turned on the way. b: `lane_rows` of the first row. n is a multiple of 16."""
+    """The intrinsic (acc, a, b): acc += A·B, A (16·tiles, terms) in registers, B (terms, n) by rows in panels of so
+    many rows, turned on the way. b: `lane_rows` of the first row. n is a multiple of 16."""
     count, words = tiles * n // 2, tiles * terms // 4
     lines = ["{ .reg .b32 u, v<4>;"]
     for step in range(terms // 16):

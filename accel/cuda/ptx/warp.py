@@ -1,6 +1,6 @@
 """Sums over the threads of a warp, which pass numbers to each other without memory.
 
-    x_l += x_(l xor 16), x_l += x_(l xor 8), … , x_l += x_(l xor 1)        in every lane l the same sum, in the same order
+    x_l += x_(l xor 16), x_l += x_(l xor 8), … , x_l += x_(l xor 1)      in every lane l the same sum, in one order
 
 In the simulator, which knows no warps, a thread is a warp by itself.
 """
