@@ -33,36 +33,42 @@ def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
 @kernel
 def _merge(part, stats, out, parts, group, unit):
     peaks = cuda.shared.array(MOST_PARTS, np.float32)
-    weights = cuda.shared.array(MOST_PARTS, np.float32)
+    sums = cuda.shared.array(MOST_PARTS, np.float32)
+    shares = cuda.shared.array(MOST_PARTS, np.float32)
     t, head, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
     tokens, first = cuda.gridDim.x, chunk * parts
     for g in range(group):
         place = (head * tokens + t) * group + g
         p = thread
         while p < parts:
-            peaks[p], weights[p] = stats[first + p, place, 0], stats[first + p, place, 1]
+            peaks[p], sums[p] = stats[first + p, place, 0], stats[first + p, place, 1]
             p += cuda.blockDim.x
         cuda.syncthreads()
-        peak, total = np.float32(-3e38), np.float32(0)
-        for p in range(parts):
-            if weights[p] != 0:
-                peak = max(peak, peaks[p])
-        for p in range(parts):
-            if weights[p] != 0:
-                total += math.exp((peaks[p] - peak) * np.float32(unit)) * weights[p]
-        line = out[chunk * tokens + t, head * group + g]
+        p = thread
+        while p < parts:  # a thread for each part's share: all threads need all of them
+            peak, total = np.float32(-3e38), np.float32(0)
+            for i in range(parts):
+                if sums[i] != 0:
+                    peak = max(peak, peaks[i])
+            for i in range(parts):
+                if sums[i] != 0:
+                    total += math.exp((peaks[i] - peak) * np.float32(unit)) * sums[i]
+            shares[p] = 0
+            if sums[p] != 0:
+                shares[p] = math.exp((peaks[p] - peak) * np.float32(unit)) / total
+            p += cuda.blockDim.x
+        cuda.syncthreads()
+        found, line = part[first : first + parts, place], out[chunk * tokens + t, head * group + g]
         d = thread
-        while d < part.shape[2]:
+        while d < line.shape[0]:
             x = np.float32(0)
             p = 0
             while p < parts:
                 for u in range(AHEAD):  # asked for together, or each would be waited for
-                    y = part[first + min(p + u, parts - 1), place, d]
-                    if p + u < parts and weights[p + u] != 0:
-                        x += math.exp((peaks[p + u] - peak) * np.float32(unit)) * y
+                    y = found[min(p + u, parts - 1), d]
+                    if p + u < parts and shares[p + u] != 0:
+                        x += shares[p + u] * y
                 p += AHEAD
-            if total != 0:
-                x /= total
             line[d] = narrow(line, x)
             d += cuda.blockDim.x
         cuda.syncthreads()

@@ -17,12 +17,12 @@ from numba import cuda
 from accel.cuda.ptx.numbers import wide
 from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
-from accel.cuda.runtime.reduce import THREADS, block_sum
+from accel.cuda.runtime.reduce import THREADS, block_max, block_sum
 from accel.cuda.runtime.views import to_numpy
 from reference import contract
 from reference import fastforward as meaning
 
-PART = 32  # rows of a matrix that a thread goes through
+PART = 32  # rows of a matrix, or tokens, that a thread goes through
 AHEAD = 8  # numbers that a thread asks for at once
 
 
@@ -31,7 +31,10 @@ def predictor_scores(x: Array, predictor: Any) -> Array:
     sizes = contract.predictor_scores(x, predictor)
     logits, pooled = empty((sizes["T"],), F32), empty((sizes["E"],), F32)
     _logits[sizes["T"], THREADS](x, predictor.q_pred, logits)
-    _pool[blocks(sizes["E"], THREADS), THREADS](x, logits, pooled)
+    parts = blocks(sizes["T"], PART)
+    sums = empty((parts, sizes["E"]), F32)
+    _pool[(blocks(sizes["E"], THREADS), parts), THREADS](x, logits, sums)
+    _add_parts[blocks(sizes["E"], THREADS), THREADS](sums, 0, pooled)
     hidden = _through(pooled, predictor.w1, positive=True)
     return _through(hidden, predictor.w2, positive=False)
 
@@ -67,32 +70,39 @@ def _logits(x, query, logits):
 
 
 @kernel
-def _pool(x, logits, pooled):
-    weights = cuda.shared.array(THREADS, np.float32)
+def _pool(x, logits, sums):
+    memory = cuda.shared.array(THREADS, np.float32)
+    weights = cuda.shared.array(PART, np.float32)
     i, thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.threadIdx.x
-    tokens, column = x.shape[0], x[:, min(i, x.shape[1] - 1)]
-    peak = logits[0]
-    for t in range(1, tokens):
-        peak = max(peak, logits[t])
-    total, sums = np.float32(0), np.float32(0)
-    first = 0
-    while first < tokens:  # as many tokens at a time as there are threads, each of which knows the weight of one
-        cuda.syncthreads()
-        weights[thread] = math.exp(logits[min(first + thread, tokens - 1)] - peak)
-        if first + thread >= tokens:
-            weights[thread] = 0
-        cuda.syncthreads()
-        t = 0
-        while t < THREADS:
-            for u in range(AHEAD):  # asked for together, or each would be waited for
-                y = wide(column[min(first + t + u, tokens - 1)])
-                if t + u < THREADS and weights[t + u] != 0:
-                    total += weights[t + u]
-                    sums += weights[t + u] * y
-            t += AHEAD
-        first += THREADS
+    tokens, first = x.shape[0], cuda.blockIdx.y * PART
+    peak, total = np.float32(-np.inf), np.float32(0)
+    t = thread
+    while t < tokens:
+        if not logits[t] <= peak:
+            peak = logits[t]
+        t += THREADS
+    peak = block_max(peak, memory)
+    t = thread
+    while t < tokens:
+        total += math.exp(logits[t] - peak)
+        t += THREADS
+    total = block_sum(total, memory)
+    t = thread
+    while t < PART:
+        weights[t] = 0
+        if first + t < tokens:
+            weights[t] = math.exp(logits[first + t] - peak) / total
+        t += THREADS
+    cuda.syncthreads()
     if i < x.shape[1]:
-        pooled[i] = sums / total
+        column, pooled = x[:, i], np.float32(0)
+        for turn in range(PART // AHEAD):
+            for u in range(AHEAD):  # asked for together, or each would be waited for
+                t = turn * AHEAD + u
+                y = wide(column[min(first + t, tokens - 1)])
+                if first + t < tokens:
+                    pooled += weights[t] * y
+        sums[cuda.blockIdx.y, i] = pooled
 
 
 @kernel

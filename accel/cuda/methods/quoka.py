@@ -180,12 +180,13 @@ def _choose(q, cosines, chosen):
             share, d = item // dim, item % dim
             total = 0.0
             t = share
-            while t < tokens:
+            while t + (AHEAD - 1) * shares < tokens:
                 for u in range(AHEAD):  # asked for together, or each would be waited for
-                    x = np.float64(wide(rows[min(t + u * shares, tokens - 1), d]))
-                    if t + u * shares < tokens:
-                        total += x
+                    total += np.float64(wide(rows[t + u * shares, d]))
                 t += AHEAD * shares
+            while t < tokens:
+                total += np.float64(wide(rows[t, d]))
+                t += shares
             sums[item] = total
             item += ROW_THREADS
         cuda.syncthreads()
@@ -208,16 +209,19 @@ def _choose(q, cosines, chosen):
         own_along, own_squares, own, count = 0.0, 0.0, 0, 0
         t = warp
         while t < tokens:
-            along, squares = 0.0, 0.0
+            along, squares, row = 0.0, 0.0, rows[t]
             d = lane
-            while d < dim:
+            while d + (AHEAD - 1) * WARP < dim:
                 for u in range(AHEAD):
-                    e = min(d + u * WARP, dim - 1)
-                    x = np.float64(wide(rows[t, e]))
-                    if d + u * WARP < dim:
-                        along += x * np.float64(mean[e])
-                        squares += x * x
+                    x = np.float64(wide(row[d + u * WARP]))
+                    along += x * np.float64(mean[d + u * WARP])
+                    squares += x * x
                 d += AHEAD * WARP
+            while d < dim:
+                x = np.float64(wide(row[d]))
+                along += x * np.float64(mean[d])
+                squares += x * x
+                d += WARP
             along, squares = warp_sum(along), warp_sum(squares)
             if lane == count:  # a lane for each token, since roots and divisions take long
                 own_along, own_squares, own = along, squares, t
