@@ -27,7 +27,8 @@ def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
     chunks, parts, kv_heads, rows, dim = part.shape
     group = out.shape[1] // kv_heads
     flat, found = (x.join(0).join(1) for x in (part, stats))  # type: ignore[union-attr]  # (C·P, KV·R, …)
-    _merge[(rows // group, kv_heads, chunks), min(THREADS, 32 * -(-dim // 32))](flat, found, out, parts, group, unit)
+    grid, threads = (rows // group, out.shape[1], chunks), min(THREADS, 32 * -(-dim // 32))
+    _merge[grid, threads](flat, found, out, parts, group, unit)
 
 
 @kernel
@@ -36,39 +37,37 @@ def _merge(part, stats, out, parts, group, unit):
     sums = cuda.shared.array(MOST_PARTS, np.float32)
     shares = cuda.shared.array(MOST_PARTS, np.float32)
     t, head, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
-    tokens, first = cuda.gridDim.x, chunk * parts
-    for g in range(group):
-        place = (head * tokens + t) * group + g
-        p = thread
+    tokens, first, kv = cuda.gridDim.x, chunk * parts, head // group
+    place = (kv * tokens + t) * group + head - kv * group
+    p = thread
+    while p < parts:
+        peaks[p], sums[p] = stats[first + p, place, 0], stats[first + p, place, 1]
+        p += cuda.blockDim.x
+    cuda.syncthreads()
+    p = thread
+    while p < parts:  # a thread for each part's share: all threads need all of them
+        peak, total = np.float32(-3e38), np.float32(0)
+        for i in range(parts):
+            if sums[i] != 0:
+                peak = max(peak, peaks[i])
+        for i in range(parts):
+            if sums[i] != 0:
+                total += math.exp((peaks[i] - peak) * np.float32(unit)) * sums[i]
+        shares[p] = 0
+        if sums[p] != 0:
+            shares[p] = math.exp((peaks[p] - peak) * np.float32(unit)) / total
+        p += cuda.blockDim.x
+    cuda.syncthreads()
+    found, line = part[first : first + parts, place], out[chunk * tokens + t, head]
+    d = thread
+    while d < line.shape[0]:
+        x = np.float32(0)
+        p = 0
         while p < parts:
-            peaks[p], sums[p] = stats[first + p, place, 0], stats[first + p, place, 1]
-            p += cuda.blockDim.x
-        cuda.syncthreads()
-        p = thread
-        while p < parts:  # a thread for each part's share: all threads need all of them
-            peak, total = np.float32(-3e38), np.float32(0)
-            for i in range(parts):
-                if sums[i] != 0:
-                    peak = max(peak, peaks[i])
-            for i in range(parts):
-                if sums[i] != 0:
-                    total += math.exp((peaks[i] - peak) * np.float32(unit)) * sums[i]
-            shares[p] = 0
-            if sums[p] != 0:
-                shares[p] = math.exp((peaks[p] - peak) * np.float32(unit)) / total
-            p += cuda.blockDim.x
-        cuda.syncthreads()
-        found, line = part[first : first + parts, place], out[chunk * tokens + t, head * group + g]
-        d = thread
-        while d < line.shape[0]:
-            x = np.float32(0)
-            p = 0
-            while p < parts:
-                for u in range(AHEAD):  # asked for together, or each would be waited for
-                    y = found[min(p + u, parts - 1), d]
-                    if p + u < parts and shares[p + u] != 0:
-                        x += shares[p + u] * y
-                p += AHEAD
-            line[d] = narrow(line, x)
-            d += cuda.blockDim.x
-        cuda.syncthreads()
+            for u in range(AHEAD):  # asked for together, or each would be waited for
+                y = found[min(p + u, parts - 1), d]
+                if p + u < parts and shares[p + u] != 0:
+                    x += shares[p + u] * y
+            p += AHEAD
+        line[d] = narrow(line, x)
+        d += cuda.blockDim.x

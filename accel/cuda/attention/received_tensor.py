@@ -33,6 +33,7 @@ from accel.cuda.runtime.tiers import FORMS
 THREADS, ROWS, KEYS, QUERIES = 128, 64, 64, 64  # of a block; of a tile of either kernel
 HELD = 128  # keys of a block of the second
 ALONE = inverse(1)
+AHEAD = 8  # parts that a thread looks at together
 
 
 def mass(q: Array, k: Array, ranges: Array | None, start: int, scale: float, window: int, out: Array) -> None:
@@ -58,13 +59,21 @@ def mass(q: Array, k: Array, ranges: Array | None, start: int, scale: float, win
 def _join(found, stats):
     r = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if r < stats.shape[0]:
-        peak, total = np.float32(-3e38), np.float32(0)
-        for p in range(found.shape[0]):
-            if found[p, r, 1] != 0:
-                peak = max(peak, found[p, r, 0])
-        for p in range(found.shape[0]):
-            if found[p, r, 1] != 0:
-                total += found[p, r, 1] * math.pow(np.float32(2), found[p, r, 0] - peak)
+        peak, total, last = np.float32(-3e38), np.float32(0), found.shape[0] - 1
+        p = 0
+        while p <= last:
+            for u in range(AHEAD):  # asked for together, or each would be waited for
+                m, weight = found[min(p + u, last), r, 0], found[min(p + u, last), r, 1]
+                if weight != 0:
+                    peak = max(peak, m)
+            p += AHEAD
+        p = 0
+        while p <= last:
+            for u in range(AHEAD):
+                m, weight = found[min(p + u, last), r, 0], found[min(p + u, last), r, 1]
+                if p + u <= last and weight != 0:
+                    total += weight * math.pow(np.float32(2), m - peak)
+            p += AHEAD
         if total != 0:
             total = np.float32(1) / total
         stats[r, 0], stats[r, 1] = peak, total
