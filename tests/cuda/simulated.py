@@ -3,7 +3,7 @@ model.
 
     NUMBA_ENABLE_CUDASIM=1 python -m tests.cuda.simulated NAME…
 
-checks these names of the contract, "forward", or "repeated". The last line printed is JSON: a failure by name, and the
+checks these names of the contract, "forward", "repeated" or "shared out". The last line printed is JSON: a failure by name, and the
 types that every kernel was called with, for the tests that assemble them. The simulator runs a thread of the operating
 system for every thread of a kernel, so that shapes must be tiny.
 """
@@ -21,6 +21,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import accel.cuda
+from accel.cuda.methods.topk import keep_top_each
 from accel.cuda.runtime.kernels import Kernel
 from reference import (
     H2O,
@@ -34,6 +35,7 @@ from reference import (
     SnapKV,
     State,
     decode,
+    keep_top,
     new_state,
     prefill,
 )
@@ -143,9 +145,29 @@ def repeated() -> str:
     return ""
 
 
+def shared_out() -> str:
+    """Rows that several blocks share: ties across their borders, chunks that end within one, what is protected."""
+    rng = np.random.default_rng(0)
+    for size, step, budget, sinks, recent in ((23, 2, 9, 0, 0), (20, 0, 19, 2, 3), (17, 1, 1, 0, 1), (12, 3, 6, 3, 0)):
+        scores = rng.integers(-1, 2, (2, 2, size)).astype(np.float32)  # few different ones, -0 and 0 among them
+        scores[scores == 0] *= rng.choice([-1, 1])
+        places = np.sort(rng.choice(40, (2, size)), axis=1)
+        there = [accel.cuda.to_backend(x) for x in (scores, places)]
+        got = accel.cuda.to_numpy(keep_top_each(there[0], size - step, step, budget, sinks, recent, there[1]))
+        for chunk, rows in enumerate(scores):
+            past = size - step + chunk * step
+            wanted = keep_top(rows[:, :past], budget, sinks=sinks, recent=recent, positions=places[:, :past])
+            if not np.array_equal(got[chunk], wanted):
+                return f"{size} columns, chunk {chunk}: got {got[chunk].tolist()}, wanted {wanted.tolist()}"
+    return ""
+
+
 def named(kind: Any) -> Any:
     """One argument's type for JSON."""
     return [kind[0].name, kind[1]] if isinstance(kind, tuple) else kind.__name__
+
+
+OWN = {"forward": forward, "repeated": repeated, "shared out": shared_out}
 
 
 def main(names: list[str]) -> None:
@@ -153,8 +175,7 @@ def main(names: list[str]) -> None:
     shrink()
     failures: dict[str, str] = {}
     for name in names:
-        whole = {"forward": forward, "repeated": repeated}.get(name)
-        failure = whole() if whole else check_function(accel.cuda, name, examples=EXAMPLES).failure
+        failure = OWN[name]() if name in OWN else check_function(accel.cuda, name, examples=EXAMPLES).failure
         if failure:
             failures[name] = failure
     keys = {kernel.name: [[named(one) for one in key] for key in kernel.keys] for kernel in Kernel.known}

@@ -51,6 +51,74 @@ def test_wgmma_is_a_matrix_product_in_the_layout_drawn(dim: int, n: int) -> None
     np.testing.assert_allclose(to_numpy(out), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize(("dim", "n", "tiles"), [(64, 16, 1), (80, 32, 2), (128, 64, 2), (256, 32, 1)])
+def test_mma_is_a_matrix_product_in_the_layout_drawn(dim: int, n: int, tiles: int) -> None:
+    from accel.cuda import to_backend, to_numpy
+    from accel.cuda.runtime.arrays import F32, empty
+    from tests.cuda.products import warp_products
+
+    a, b, c = random(16 * tiles, dim), random(n, dim), random(n, dim)
+    there = [to_backend(x) for x in (a, b, c)]
+    first, second = empty((16 * tiles, n), F32), empty((16 * tiles, dim), F32)
+    warp_products(dim, n, tiles)[1, 32](*(x.address for x in there), first, second)
+    wanted = a.astype(np.float64) @ b.astype(np.float64).T
+    np.testing.assert_allclose(to_numpy(first), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    more = to_numpy(first).astype(BF16).astype(np.float64) @ c.astype(np.float64)
+    np.testing.assert_allclose(to_numpy(second), more, rtol=0, atol=1e-5 * np.abs(more).max())
+
+
+@pytest.mark.parametrize("size", [8_192, 8_193, 65_537, 140_001])
+@pytest.mark.parametrize("values", ["different", "few", "equal"])
+def test_rows_shared_out_among_blocks_are_ranked_as_one(size: int, values: str) -> None:
+    """Ties across the borders of blocks, columns beyond 2^16, chunks that end within a block."""
+    from accel.cuda import to_backend, to_numpy
+    from accel.cuda.methods.topk import keep_top_each
+
+    scores = np.random.default_rng(size).standard_normal((3, 2, size)).astype(np.float32)
+    if values != "different":
+        scores = np.round(scores) if values == "few" else np.full_like(scores, -0.3)
+    for budget in (1, 1_000, size // 2, size - 40):
+        got = to_numpy(keep_top_each(to_backend(scores), size - 40, 20, budget, 0, 1, None))
+        for chunk, row in enumerate(scores):
+            wanted = reference.keep_top(row[:, : size - 40 + 20 * chunk], budget, recent=1)
+            assert np.array_equal(got[chunk], wanted)
+
+
+@pytest.mark.parametrize("dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("size", [1, 63, 5_000])
+@pytest.mark.parametrize("anchor", ["normalised", "raw"])
+def test_keys_read_in_pieces_score_as_the_reference_has_it(dim: int, size: int, anchor: str) -> None:
+    from accel.cuda import keydiff_scores, to_backend, to_numpy
+
+    k = random(3, size, dim)
+    got = to_numpy(keydiff_scores(to_backend(k), anchor=anchor))
+    wanted = reference.keydiff_scores(k.astype(np.float64), anchor=anchor)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [BF16, np.dtype(np.float16)])
+@pytest.mark.parametrize(("tokens", "width", "count"), [(1, 64, 1), (70, 192, 64), (128, 128, 130), (300, 320, 201)])
+@pytest.mark.parametrize("act", ["silu", "gelu_tanh"])
+def test_chosen_neurons_are_read_where_they_stand(
+    form: np.dtype, tokens: int, width: int, count: int, act: str
+) -> None:
+    from accel.cuda import sparse_ffn, to_backend, to_numpy
+    from accel.cuda.ffn.gathered import fits
+
+    wide = 333
+    x = random(tokens, width).astype(form)
+    gate, up, down = (random(wide + n, width)[:wide].astype(form) for n in range(3))  # three different ones
+    neurons = np.sort(np.random.default_rng(0).permutation(wide)[:count])
+    there = [to_backend(array) for array in (gate, up, down)]
+    arguments = to_backend(x), there[0], there[1], there[2].axes(1, 0), to_backend(neurons)
+    assert fits(*arguments[1:], arguments[0])
+    got = to_numpy(sparse_ffn(*arguments, act=act))
+    exact = [array.astype(np.float64) for array in (x, gate, up, down.T)]
+    wanted = reference.sparse_ffn(*exact, neurons, act=act)
+    apart = np.linalg.norm(got - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
+    assert apart.max() < 1e-2
+
+
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("window", [None, 1, 100])
 @pytest.mark.parametrize(("tokens", "size", "group"), [(1, 1, 1), (1, 1000, 4), (70, 300, 3), (300, 300, 2)])
@@ -63,6 +131,22 @@ def test_attention_is_softmax(dim: int, window: int | None, tokens: int, size: i
     got = to_numpy(attention(*(to_backend(x) for x in (q, k, v, *places)), window=window))
     apart = np.linalg.norm(got - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
     assert apart.max() < 1e-2
+
+
+@pytest.mark.parametrize("dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize(("tokens", "size", "group"), [(1, 1, 1), (1, 1000, 4), (70, 300, 3), (300, 300, 2)])
+def test_attention_received_is_right_key_by_key(
+    dim: int, window: int | None, tokens: int, size: int, group: int
+) -> None:
+    """The smallest too: eviction is decided by them."""
+    from accel.cuda import attention_mass, to_backend, to_numpy
+
+    q, k = random(2 * group, tokens, dim), random(2, size, dim)
+    places = np.arange(size - tokens, size), np.broadcast_to(np.arange(size), (2, size))
+    exact = reference.attention_mass(*(x.astype(np.float64) for x in (q, k)), *places, window=window)
+    got = to_numpy(attention_mass(*(to_backend(x) for x in (q, k, *places)), window=window))
+    np.testing.assert_allclose(got, exact, rtol=1e-2, atol=1e-37)
 
 
 def test_chosen_columns_are_read_where_they_stand() -> None:

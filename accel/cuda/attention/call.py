@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from accel.cuda.attention import by_row
+from accel.cuda.attention.lines import in_lines, lined, on_tensor_cores
 from accel.cuda.attention.merge import merge
 from accel.cuda.attention.visible import known_start, own_ranges, visible_ranges
-from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.runtime.arrays import BF16, F16, F32, Array, empty
+from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.device import machine
 from accel.cuda.runtime.moves import cast, put, zeros
+from accel.cuda.runtime.tiers import FORMS, tier
 from accel.cuda.runtime.views import Columns, Positions, plain
 from accel.shared.lazy import Chosen
 from reference import contract
 
-FORMS = {BF16: "bf16", F16: "f16"}
 LOG2E = math.log2(math.e)
 
 
@@ -76,7 +76,8 @@ def _attend(reads: Sequence[tuple[Any, ...]], scale: float | None, window: int |
         out = empty((len(run) * tokens, heads, dim), first.v.dtype, activation=True)
         rate = 1 / math.sqrt(dim) if scale is None else scale
         if out.size and first.size:
-            (_hopper if _fits_hopper(first, rate) else _portable)(run, rate, window, out)
+            quick = on_tensor_cores(first.k, rate) and first.v.dtype == first.k.dtype
+            (_on_tensor_cores if quick else _portable)(run, rate, window, out)
         elif out.size:
             put(zeros(out.shape, out.dtype), out)
         outs += out.split(0, len(run))
@@ -121,7 +122,7 @@ def _alike(run: list[Read], read: Read) -> bool:
         and read.k.address == first.k.address and read.v.address == first.v.address
         and read.start == first.start and read.size == first.size
         and read.columns.kept.memory is first.columns.kept.memory
-        and read.q.dtype in (F32, read.k.dtype) and _in_lines(read.q) and _in_lines(first.q)
+        and read.q.dtype in (F32, read.k.dtype) and in_lines(read.q) and in_lines(first.q)
     )  # fmt: skip
     return same and (len(run) == 1 or _step(last, read) == _step(run[0], run[1]))
 
@@ -137,37 +138,15 @@ def _step(a: Read, b: Read) -> tuple[int, int, int]:
     )
 
 
-def _fits_hopper(read: Read, scale: float) -> bool:
-    """Whether tensor cores of compute capability 9.0 can do it."""
-    if SIMULATED or machine().capability[0] != 9 or scale <= 0:
-        return False
-    from accel.cuda.attention.hopper import DIMS
+def _on_tensor_cores(run: list[Read], scale: float, window: int | None, out: Array) -> None:
+    from accel.cuda.attention import ampere, hopper
+    from accel.cuda.attention.tiles import inverse
 
-    return read.k.dtype in FORMS and read.k.dtype == read.v.dtype and read.q.shape[2] in DIMS
-
-
-def _in_lines(x: Array) -> bool:
-    """Whether rows lie without gaps at 16-byte boundaries, as they are copied to shared memory."""
-    whole = x.address % 16 == 0 and all(stride % 16 == 0 for stride in x.strides[:-1])
-    return whole and x.strides[-1] == x.dtype.itemsize
-
-
-def _lined(x: Array) -> Array:
-    """x itself where its rows lie so, or a copy."""
-    if _in_lines(x):
-        return x
-    out = empty(x.shape, x.dtype)
-    put(x, out)
-    return out
-
-
-def _hopper(run: list[Read], scale: float, window: int | None, out: Array) -> None:
-    from accel.cuda.attention.hopper import ROWS, THREADS, attend, inverse
-
+    cores: Any = hopper if tier() == "wgmma" else ampere
     first = run[0]
     if first.q.dtype not in (F32, first.k.dtype):
         first = replace(first, q=cast(first.q, first.k.dtype))
-    q, k, v = (_lined(x) for x in (first.q, first.k, first.v))
+    q, k, v = (lined(x) for x in (first.q, first.k, first.v))
     (heads, tokens, dim), kv_heads, chunks = q.shape, k.shape[0], len(run)
     group = heads // kv_heads
     q_step = columns_step = own_step = 0
@@ -177,12 +156,12 @@ def _hopper(run: list[Read], scale: float, window: int | None, out: Array) -> No
     if first.columns is not None:
         kept = first.columns.kept
         columns = (kept.address, columns_step // 8, kept.strides[0] // 8, kept.shape[1], first.columns.start)
-    row_tiles = -(-tokens * group // ROWS)
+    row_tiles = -(-tokens * group // cores.tile_rows(dim))
     splits = _splits(row_tiles * kv_heads * chunks)
     part = empty((chunks, splits, kv_heads, tokens * group, dim), F32) if splits > 1 else out
     stats = empty((chunks, splits, kv_heads, tokens * group, 2), F32) if splits > 1 else out
-    attend(dim, FORMS[k.dtype]).launch(
-        (row_tiles, kv_heads, chunks * splits), THREADS,
+    cores.attend(dim, FORMS[k.dtype]).launch(
+        (row_tiles, kv_heads, chunks * splits), cores.THREADS,
         (
             q.address, q_step, q.strides[0], q.strides[1], int(q.dtype == F32),
             k.address, k.strides[0], k.strides[1], v.address, v.strides[0], v.strides[1],

@@ -6,7 +6,8 @@ Rows. The G query heads of a group read the same keys, so they are folded into t
 Roles. A block has three warpgroups. The third fetches: keys and values come in tiles of 128 (64 where D is 256)
 through a ring of buffers in shared memory, rows whole (each a full line of memory), where they stand: contiguous, or
 at the columns that a selection chose with the chunk's own after them. The other two multiply, 64 rows each, with the
-registers that the third gives up. They meet it at mbarriers, two for each buffer, and never one another.
+registers that the third gives up. They meet it at mbarriers, two for each buffer. Of one another they know whose turn
+it is: one asks for products while the other has its softmax, or both would, and then none.
 
 Overlap. A warpgroup asks for the scores of the next tile and for the weighted values of this one, and while the tensor
 cores work on the latter it takes the softmax of the former:
@@ -30,7 +31,9 @@ from functools import cache
 import numpy as np
 from numba import cuda, float32, uint32
 
+from accel.cuda.attention.tiles import LOWEST, divide, query_reader, row_reader, sees
 from accel.cuda.ptx.barrier import (
+    announce,
     barrier_arrive,
     barrier_init,
     barrier_wait,
@@ -40,45 +43,25 @@ from accel.cuda.ptx.barrier import (
     meet,
     more_registers,
 )
-from accel.cuda.ptx.copy import copies_arrive, copy_four
-from accel.cuda.ptx.memory import (
-    as_real,
-    load_four,
-    load_long,
-    load_word,
-    pack_bf16,
-    pack_f16,
-    shared_address,
-    store_pair,
-    store_shared_four,
-    store_word,
-)
+from accel.cuda.ptx.copy import copies_arrive
+from accel.cuda.ptx.memory import pack_bf16, pack_f16, shared_address, store_pair, store_word
 from accel.cuda.ptx.numbers import exp2, larger, reciprocal
 from accel.cuda.ptx.wgmma import column_major, from_registers, from_shared, row_major, wait
-from accel.cuda.runtime.kernels import Kernel, device, kernel
+from accel.cuda.runtime.kernels import Kernel, kernel
 
 ROWS = 128  # of a block: two warpgroups of 64
 THREADS = 384  # two warpgroups that multiply and one that fetches
-DIMS = (64, 80, 96, 128, 256)
 MOST_SHARED = 227 * 1024
-LOWEST = np.float32(-3e38)  # peak of a row that has seen nothing yet
+
+
+def tile_rows(dim: int) -> int:
+    """Rows of a block."""
+    return ROWS
 
 
 def tile_keys(dim: int) -> int:
     """Keys of a tile."""
     return 64 if dim == 256 else 128
-
-
-def inverse(divisor: int) -> int:
-    """What `divide` multiplies by. Division itself is a call on the device, and a kernel with a call in it gets its
-    wgmma one after the other."""
-    return 2**32 // divisor + 1
-
-
-@device
-def divide(number, by):
-    """number // divisor for number · divisor below 2³²."""
-    return (number * by) >> 32
 
 
 @cache
@@ -89,10 +72,6 @@ def attend(dim: int, form: str) -> Kernel:
     TILE, Q_TILE = PANELS * KEYS * 128, PANELS * ROWS * 128  # bytes
     STAGES = min((MOST_SHARED - 2048 - Q_TILE) // (2 * TILE), 3)
     SHARED = 1024 + Q_TILE + 2 * STAGES * TILE + 32 * STAGES
-    CHUNKS = dim // 8  # of 16 bytes in a row
-    WIDE = 1 << (CHUNKS - 1).bit_length()  # lanes that share a row
-    SHIFT, AT_ONCE = WIDE.bit_length() - 1, 32 // WIDE if WIDE <= 32 else 1  # rows that a warp copies at once
-    EACH = KEYS // 4  # rows of a tile that each warp copies
     SCORES, SUMS, WORDS = KEYS // 2, dim // 2, KEYS // 4  # registers of a thread: scores, output, weights
     Q_FORM, q_steps = row_major(ROWS, dim)
     K_FORM, k_steps = row_major(KEYS, dim)
@@ -101,20 +80,7 @@ def attend(dim: int, form: str) -> Kernel:
     weigh = from_registers(dim, v_steps, form)
     scored, weighed, ended = wait(1, SCORES), wait(0, SUMS, WORDS), wait(0, SCORES)
     pack = pack_bf16 if form == "bf16" else pack_f16
-
-    @device
-    def read_rows(to, source, row_bytes, columns, kept, own, first, last, lane):
-        """One warp copies EACH rows of dim numbers from column `first` on, those beyond `last` as `last`."""
-        mine = min(first + (lane & (EACH - 1)), last)
-        if columns != 0:
-            mine = load_long(columns + 8 * mine) if mine < kept else own + mine - kept
-        chunk = lane & (WIDE - 1)
-        for turn in range(EACH // AT_ONCE):
-            row = turn * AT_ONCE + (lane >> SHIFT)
-            column = cuda.shfl_sync(0xFFFFFFFF, mine, row)
-            if chunk < CHUNKS:
-                at = (chunk >> 3) * (KEYS * 128) + row * 128 + (((chunk & 7) ^ (row & 7)) << 4)
-                copy_four(to + at, source + column * row_bytes + chunk * 16)
+    read_rows, read_queries = row_reader(dim, KEYS), query_reader(dim, form, ROWS)
 
     @kernel(name=f"attend_{dim}_{form}", threads=THREADS, shared=SHARED, feature="a")
     def attend(
@@ -143,17 +109,9 @@ def attend(dim: int, form: str) -> Kernel:
             fence_barriers()
         cuda.syncthreads()
 
-        lowest_hi = min(before + first_token + 1, held)
-        highest_hi = min(before + last_token + 1, held)
-        lowest_lo, highest_lo = 0, 0
-        if window != 0:
-            lowest_lo = max(before + first_token + 1 - window, 0)
-            highest_lo = max(before + last_token + 1 - window, 0)
-        if bounds != 0:
-            at = bounds + 8 * (head * tokens)
-            lowest_lo, lowest_hi = load_word(at + 8 * first_token), load_word(at + 8 * first_token + 4)
-            highest_lo, highest_hi = load_word(at + 8 * last_token), load_word(at + 8 * last_token + 4)
-            held = min(held, highest_hi)  # what stands beyond may never have been written
+        lowest_lo, lowest_hi = sees(first_token, head, tokens, before, held, window, bounds)
+        highest_lo, highest_hi = sees(last_token, head, tokens, before, held, window, bounds)
+        held = min(held, highest_hi)  # what stands beyond may never have been written
         every = (max(highest_hi - lowest_lo, 0) + KEYS - 1) >> KEY_SHIFT
         each = divide(every + splits - 1, by_splits)
         tiles = min(each, every - split * each)
@@ -166,16 +124,16 @@ def attend(dim: int, form: str) -> Kernel:
                 place = columns + 8 * (chunk * columns_chunk + head * columns_head)
             own_start = own + chunk * own_chunk
             keys, values = k + head * k_head, v + head * v_head
-            line = (warp & 3) * EACH
+            line = (warp & 3) * (KEYS // 4)
             slot, phase = 0, 1  # the first time round every buffer is empty
             n = 0
             while n < tiles:
                 at = start + n * KEYS + line
                 barrier_wait(ready + 8 * (2 * STAGES + slot), phase)
-                read_rows(s_k + slot * TILE + 128 * line, keys, k_row, place, kept, own_start, at, held - 1, lane)
+                read_rows(s_k + slot * TILE + 128 * line, keys, k_row, place, kept, own_start, at, held - 1)
                 copies_arrive(ready + 8 * slot)
                 barrier_wait(ready + 8 * (3 * STAGES + slot), phase)
-                read_rows(s_v + slot * TILE + 128 * line, values, v_row, place, kept, own_start, at, held - 1, lane)
+                read_rows(s_v + slot * TILE + 128 * line, values, v_row, place, kept, own_start, at, held - 1)
                 copies_arrive(ready + 8 * (STAGES + slot))
                 slot += 1
                 if slot == STAGES:
@@ -185,41 +143,18 @@ def attend(dim: int, form: str) -> Kernel:
         else:
             more_registers()
             half = warp >> 2  # the warpgroup
-            # Queries to shared memory: 8 numbers of a row at a time
-            item = thread & 127
-            while item < 64 * WIDE:
-                r = row_tile * ROWS + half * 64 + (item >> SHIFT)
-                c = item & (WIDE - 1)
-                if c < CHUNKS:
-                    a, b, x, y = uint32(0), uint32(0), uint32(0), uint32(0)
-                    if r < rows:
-                        t = divide(r, by_group)
-                        place = q + chunk * q_chunk + (head * group + r - t * group) * q_head + t * q_token
-                        if q_wide != 0:
-                            e, f, g, h = load_four(place + 32 * c)
-                            a, b = pack(as_real(e), as_real(f)), pack(as_real(g), as_real(h))
-                            e, f, g, h = load_four(place + 32 * c + 16)
-                            x, y = pack(as_real(e), as_real(f)), pack(as_real(g), as_real(h))
-                        else:
-                            a, b, x, y = load_four(place + 16 * c)
-                    row = half * 64 + (item >> SHIFT)
-                    store_shared_four(
-                        s_q + (c >> 3) * (ROWS * 128) + row * 128 + (((c & 7) ^ (row & 7)) << 4), a, b, x, y
-                    )
-                item += 128
+            first = row_tile * ROWS + half * 64
+            read_queries(
+                s_q, half * 64, 64, first, rows, q + chunk * q_chunk, q_head, q_token, q_wide, head, group, by_group,
+                thread & 127,
+            )  # fmt: skip
             fence_shared()
             meet(1 + half, 128)
 
             r0 = row_tile * ROWS + half * 64 + (warp & 3) * 16 + (lane >> 2)
             t0, t1 = min(divide(r0, by_group), tokens - 1), min(divide(r0 + 8, by_group), tokens - 1)
-            hi0, hi1 = min(before + t0 + 1, held), min(before + t1 + 1, held)
-            lo0, lo1 = 0, 0
-            if window != 0:
-                lo0, lo1 = max(before + t0 + 1 - window, 0), max(before + t1 + 1 - window, 0)
-            if bounds != 0:
-                at = bounds + 8 * (head * tokens)
-                lo0, hi0 = load_word(at + 8 * t0), load_word(at + 8 * t0 + 4)
-                lo1, hi1 = load_word(at + 8 * t1), load_word(at + 8 * t1 + 4)
+            lo0, hi0 = sees(t0, head, tokens, before, held, window, bounds)
+            lo1, hi1 = sees(t1, head, tokens, before, held, window, bounds)
             column = (lane & 3) * 2
 
             s = cuda.local.array(SCORES, float32)
@@ -234,17 +169,22 @@ def attend(dim: int, form: str) -> Kernel:
             q_at = ((s_q + half * 8192) >> 4) | Q_FORM
             slot, phase = 0, 0  # of the keys; the values are one tile behind
             v_slot, v_phase = 0, 0
+            if half == 1:
+                announce(3, 256)  # the first warpgroup may begin
             n = 0
             while n < tiles:
                 barrier_wait(ready + 8 * slot, phase)
                 fence_shared()
+                meet(3 + half, 256)
                 score(s, q_at, ((s_k + slot * TILE) >> 4) | K_FORM)
                 if n > 0:
                     barrier_wait(ready + 8 * (STAGES + v_slot), v_phase)
                     fence_shared()
                     weigh(o, w, ((s_v + v_slot * TILE) >> 4) | V_FORM)
+                    announce(4 - half, 256)
                     scored(s)
                 else:
+                    announce(4 - half, 256)
                     ended(s)
                 if lane == 0:
                     barrier_arrive(ready + 8 * (2 * STAGES + slot))

@@ -18,7 +18,7 @@ from accel.cuda.runtime.arrays import Array
 from accel.cuda.runtime.kernels import kernel
 from accel.cuda.runtime.reduce import THREADS
 
-AHEAD = 8  # parts that a thread asks for at once
+AHEAD, MOST_PARTS = 4, 1024  # parts that a thread looks at together, and that there may be
 
 
 def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
@@ -27,44 +27,47 @@ def merge(part: Array, stats: Array, out: Array, unit: float) -> None:
     chunks, parts, kv_heads, rows, dim = part.shape
     group = out.shape[1] // kv_heads
     flat, found = (x.join(0).join(1) for x in (part, stats))  # type: ignore[union-attr]  # (C·P, KV·R, …)
-    _merge[(rows, kv_heads, chunks), min(THREADS, 32 * -(-dim // 32))](flat, found, out, parts, group, rows, unit)
+    grid, threads = (rows // group, out.shape[1], chunks), min(THREADS, 32 * -(-dim // 32))
+    _merge[grid, threads](flat, found, out, parts, group, unit)
 
 
 @kernel
-def _merge(part, stats, out, parts, group, rows, unit):
-    r, head, chunk = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
-    place, first = head * rows + r, chunk * parts
-    m = cuda.local.array(AHEAD, np.float32)
-    weight = cuda.local.array(AHEAD, np.float32)
-    y = cuda.local.array(AHEAD, np.float32)
-    peak = np.float32(-3e38)
-    p = 0
+def _merge(part, stats, out, parts, group, unit):
+    peaks = cuda.shared.array(MOST_PARTS, np.float32)
+    sums = cuda.shared.array(MOST_PARTS, np.float32)
+    shares = cuda.shared.array(MOST_PARTS, np.float32)
+    t, head, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
+    tokens, first, kv = cuda.gridDim.x, chunk * parts, head // group
+    place = (kv * tokens + t) * group + head - kv * group
+    p = thread
     while p < parts:
-        for u in range(AHEAD):  # asked for together, or each would be waited for
-            m[u], weight[u] = np.float32(0), np.float32(0)
-            if p + u < parts:
-                m[u], weight[u] = stats[first + p + u, place, 0], stats[first + p + u, place, 1]
-        for u in range(AHEAD):
-            if weight[u] != 0:
-                peak = max(peak, m[u])
-        p += AHEAD
-    d = cuda.threadIdx.x
-    while d < part.shape[2]:
-        total, x = np.float32(0), np.float32(0)
+        peaks[p], sums[p] = stats[first + p, place, 0], stats[first + p, place, 1]
+        p += cuda.blockDim.x
+    cuda.syncthreads()
+    p = thread
+    while p < parts:  # a thread for each part's share: all threads need all of them
+        peak, total = np.float32(-3e38), np.float32(0)
+        for i in range(parts):
+            if sums[i] != 0:
+                peak = max(peak, peaks[i])
+        for i in range(parts):
+            if sums[i] != 0:
+                total += math.exp((peaks[i] - peak) * np.float32(unit)) * sums[i]
+        shares[p] = 0
+        if sums[p] != 0:
+            shares[p] = math.exp((peaks[p] - peak) * np.float32(unit)) / total
+        p += cuda.blockDim.x
+    cuda.syncthreads()
+    found, line = part[first : first + parts, place], out[chunk * tokens + t, head]
+    d = thread
+    while d < line.shape[0]:
+        x = np.float32(0)
         p = 0
         while p < parts:
-            for u in range(AHEAD):
-                m[u], weight[u], y[u] = np.float32(0), np.float32(0), np.float32(0)
-                if p + u < parts:
-                    m[u], weight[u] = stats[first + p + u, place, 0], stats[first + p + u, place, 1]
-                    y[u] = part[first + p + u, place, d]
-            for u in range(AHEAD):
-                if weight[u] != 0:
-                    e = math.exp((m[u] - peak) * np.float32(unit))
-                    total += e * weight[u]
-                    x += e * y[u]
+            for u in range(AHEAD):  # asked for together, or each would be waited for
+                y = found[min(p + u, parts - 1), d]
+                if p + u < parts and shares[p + u] != 0:
+                    x += shares[p + u] * y
             p += AHEAD
-        if total != 0:
-            x /= total
-        out[chunk * (rows // group) + r // group, head * group + r % group, d] = narrow(out, x)
+        line[d] = narrow(line, x)
         d += cuda.blockDim.x

@@ -1,6 +1,7 @@
 """Attention that each key receives, Σ_t a_tj: first every query's peak and sum, then every key's share of each.
 
-Both read the keys once for every query. What limits it: the cache of each multiprocessor.
+Both read the keys once for every query. What limits it: the cache of each multiprocessor. Keys of 16 bits go to the
+tensor cores instead (received_tensor.py).
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import numpy as np
 from numba import cuda
 
 from accel.cuda.attention.by_row import score
+from accel.cuda.attention.lines import lined, on_tensor_cores
 from accel.cuda.attention.visible import known_start, own_ranges, visible_ranges
 from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
+from accel.cuda.runtime.moves import cast
 from accel.cuda.runtime.reduce import THREADS, block_max, block_sum
 from accel.cuda.runtime.views import plain
 from reference import contract
@@ -29,13 +32,20 @@ def attention_mass(
     out = empty((heads, size), F32)
     if not out.size:
         return out
-    start = known_start(q_positions, tokens, k_positions) if window is None else None
+    start, ranges = known_start(q_positions, tokens, k_positions) if window is None else None, None
     if start is None:
         ranges = visible_ranges(q_positions, plain(k_positions), tokens, window)
-    else:
-        ranges = own_ranges(start, tokens, kv_heads, window)
     rate = 1 / math.sqrt(sizes["D"]) if scale is None else scale
-    stats, keys = empty((heads, max(tokens, 1), 2), F32), plain(k)
+    keys = plain(k)
+    if tokens and on_tensor_cores(keys, rate):
+        from accel.cuda.attention import received_tensor
+
+        q, keys = (lined(x) for x in (q if q.dtype == F32 else cast(q, keys.dtype), keys))
+        received_tensor.mass(q, keys, ranges, start or 0, rate, 0, out)
+        return out
+    if ranges is None:
+        ranges = own_ranges(start or 0, tokens, kv_heads, window)
+    stats = empty((heads, max(tokens, 1), 2), F32)
     if tokens:
         _peaks[(tokens, heads), THREADS](q, keys, ranges, float(rate), stats)
     _mass[(blocks(size, THREADS), heads), THREADS](q, keys, ranges, float(rate), stats, out)

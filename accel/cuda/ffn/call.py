@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
+from accel.cuda.ffn import gathered
 from accel.cuda.ffn.activation import gated
 from accel.cuda.linear.inverse_norms import write_rates
 from accel.cuda.linear.maps import linear, linear_each
@@ -38,11 +39,15 @@ def sparse_ffn(
 ) -> Array:
     """W_down[:, M] (act(W_gate[M] x) * (W_up[M] x)) + C2 act(C1 x): x (T, E), M = neurons (K,) ascending -> (T, E).
 
-    The chosen rows are gathered first, W_down's too, which lie neuron by neuron.
+    On tensor cores the weights are read where they stand; elsewhere the chosen rows are gathered first, W_down's too,
+    which lie neuron by neuron.
     """
     contract.sparse_ffn(x, w_gate, w_up, w_down, neurons, compensator, act)
-    gate, up, down = (_rows(w, neurons) for w in (w_gate, w_up, w_down.axes(1, 0)))
-    y = gated_ffn(x, gate, up, down.axes(1, 0), act=act)
+    if gathered.fits(w_gate, w_up, w_down, neurons, x):
+        y = gathered.gathered_ffn(x, w_gate, w_up, w_down, neurons, act)
+    else:
+        gate, up, down = (_rows(w, neurons) for w in (w_gate, w_up, w_down.axes(1, 0)))
+        y = gated_ffn(x, gate, up, down.axes(1, 0), act=act)
     if compensator is None:
         return y
     hidden = gated(linear(x, compensator.c1), None, act, compensator.c2.dtype)

@@ -2,7 +2,8 @@
 
     a = softmax(q_pred·Xᵀ / √E) X,   s = ReLU(a W1) W2
 
-Matrices are read once, a thread for each column. What limits it: memory.
+Matrices are read once, a thread for each column of PART rows; what the parts find is added up in their order where it
+is used next. What limits it: memory.
 """
 
 from __future__ import annotations
@@ -16,22 +17,36 @@ from numba import cuda
 from accel.cuda.ptx.numbers import wide
 from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
-from accel.cuda.runtime.reduce import THREADS, block_sum
+from accel.cuda.runtime.reduce import THREADS, block_max, block_sum
 from accel.cuda.runtime.views import to_numpy
 from reference import contract
 from reference import fastforward as meaning
+
+PART = 32  # rows of a matrix, or tokens, that a thread goes through
+AHEAD = 8  # numbers that a thread asks for at once
 
 
 def predictor_scores(x: Array, predictor: Any) -> Array:
     """s from a block x (T, E) of at least one token -> (F,) float32."""
     sizes = contract.predictor_scores(x, predictor)
     logits, pooled = empty((sizes["T"],), F32), empty((sizes["E"],), F32)
-    hidden, scores = empty((sizes["r"],), F32), empty((sizes["F"],), F32)
     _logits[sizes["T"], THREADS](x, predictor.q_pred, logits)
-    _pool[blocks(sizes["E"], THREADS), THREADS](x, logits, pooled)
-    _through[blocks(sizes["r"], THREADS), THREADS](pooled, predictor.w1, 1, hidden)
-    _through[blocks(sizes["F"], THREADS), THREADS](hidden, predictor.w2, 0, scores)
-    return scores
+    parts = blocks(sizes["T"], PART)
+    sums = empty((parts, sizes["E"]), F32)
+    _pool[(blocks(sizes["E"], THREADS), parts), THREADS](x, logits, sums)
+    _add_parts[blocks(sizes["E"], THREADS), THREADS](sums, 0, pooled)
+    hidden = _through(pooled, predictor.w1, positive=True)
+    return _through(hidden, predictor.w2, positive=False)
+
+
+def _through(given: Array, matrix: Array, *, positive: bool) -> Array:
+    """given (in,) times a matrix (in, out), negative sums as 0 if so wanted -> (out,)."""
+    ins, outs = matrix.shape
+    parts, out = blocks(ins, PART), empty((outs,), F32)
+    sums = empty((parts, outs), F32)
+    _multiply[(blocks(outs, THREADS), parts), THREADS](given, matrix, sums)
+    _add_parts[blocks(outs, THREADS), THREADS](sums, int(positive), out)
+    return out
 
 
 def layer_densities(importance: Any, density: float) -> np.ndarray:
@@ -55,27 +70,69 @@ def _logits(x, query, logits):
 
 
 @kernel
-def _pool(x, logits, pooled):
-    i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+def _pool(x, logits, sums):
+    memory = cuda.shared.array(THREADS, np.float32)
+    weights = cuda.shared.array(PART, np.float32)
+    i, thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.threadIdx.x
+    tokens, first = x.shape[0], cuda.blockIdx.y * PART
+    peak, total = np.float32(-np.inf), np.float32(0)
+    t = thread
+    while t < tokens:
+        if not logits[t] <= peak:
+            peak = logits[t]
+        t += THREADS
+    peak = block_max(peak, memory)
+    t = thread
+    while t < tokens:
+        total += math.exp(logits[t] - peak)
+        t += THREADS
+    total = block_sum(total, memory)
+    t = thread
+    while t < PART:
+        weights[t] = 0
+        if first + t < tokens:
+            weights[t] = math.exp(logits[first + t] - peak) / total
+        t += THREADS
+    cuda.syncthreads()
     if i < x.shape[1]:
-        peak = logits[0]
-        for t in range(1, x.shape[0]):
-            peak = max(peak, logits[t])
-        total, sums = np.float32(0), np.float32(0)
-        for t in range(x.shape[0]):
-            e = math.exp(logits[t] - peak)
-            total += e
-            sums += e * wide(x[t, i])
-        pooled[i] = sums / total
+        column, pooled = x[:, i], np.float32(0)
+        for turn in range(PART // AHEAD):
+            for u in range(AHEAD):  # asked for together, or each would be waited for
+                t = turn * AHEAD + u
+                y = wide(column[min(first + t, tokens - 1)])
+                if first + t < tokens:
+                    pooled += weights[t] * y
+        sums[cuda.blockIdx.y, i] = pooled
 
 
 @kernel
-def _through(given, matrix, positive, out):
-    n = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+def _multiply(given, matrix, sums):
+    n, part = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if n < matrix.shape[1]:
+        last, column = matrix.shape[0] - 1, matrix[:, n]
         total = np.float32(0)
-        for i in range(matrix.shape[0]):
-            total += given[i] * wide(matrix[i, n])
+        for turn in range(PART // AHEAD):
+            for u in range(AHEAD):
+                i = part * PART + turn * AHEAD + u
+                product = given[min(i, last)] * wide(column[min(i, last)])
+                if i <= last:
+                    total += product
+        sums[part, n] = total
+
+
+@kernel
+def _add_parts(sums, positive, out):
+    n = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    if n < out.shape[0]:
+        last = sums.shape[0] - 1
+        total = np.float32(0)
+        part = 0
+        while part <= last:
+            for u in range(AHEAD):
+                x = sums[min(part + u, last), n]
+                if part + u <= last:
+                    total += x
+            part += AHEAD
         if positive != 0:
             total = max(total, np.float32(0))
         out[n] = total

@@ -2,7 +2,8 @@
 
 Parts of the keys are summed by a block each, in float64, and the parts in their order. For the scores a block brings
 its keys to shared memory piece by piece, neighbouring threads reading neighbouring numbers, and then every thread has a
-key of its own. A thread asks for several numbers before it looks at the first. What limits it: memory.
+key of its own. A thread asks for several numbers before it looks at the first. Keys of 16 bits are read in pieces of 16
+bytes instead (keydiff_wide.py). What limits it: memory.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 from numba import cuda
 
 from accel.cuda.linear.inverse_norms import rate_of, with_rates
+from accel.cuda.methods import keydiff_wide
 from accel.cuda.ptx.numbers import wide
 from accel.cuda.runtime.arrays import F32, F64, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
@@ -31,12 +33,19 @@ def keydiff_scores(k: Array | Keys, *, anchor: str = "normalised") -> Array:
     keys, scores = with_rates(k), empty((sizes["KV"], sizes["S"]), F32)
     if scores.size:
         parts = min(blocks(sizes["S"], PART), PARTS)
-        each = blocks(sizes["S"], parts)
+        each, raw = blocks(sizes["S"], parts), anchor == "raw"
         sums, towards = empty((parts, sizes["KV"], sizes["D"]), F64), empty((sizes["KV"], sizes["D"]), F32)
-        _sum[(parts, sizes["KV"]), THREADS](keys.held, keys.rates, int(anchor == "raw"), each, sums)
+        in_pieces = keydiff_wide.fits(keys.held)
+        if in_pieces:
+            keydiff_wide.sum_keys(keys.held, keys.rates, raw, each, sums)
+        else:
+            _sum[(parts, sizes["KV"]), THREADS](keys.held, keys.rates, int(raw), each, sums)
         _anchor[sizes["KV"], THREADS](sums, towards)
-        grid = blocks(sizes["S"], THREADS), sizes["KV"]
-        _score[grid, THREADS](keys.held, keys.rates, towards, scores)
+        if in_pieces:
+            keydiff_wide.score_keys(keys.held, keys.rates, towards, scores)
+        else:
+            grid = blocks(sizes["S"], THREADS), sizes["KV"]
+            _score[grid, THREADS](keys.held, keys.rates, towards, scores)
     return scores
 
 
@@ -70,8 +79,13 @@ def _anchor(sums, towards):
     d = thread
     while d < towards.shape[1]:
         total = 0.0
-        for part in range(sums.shape[0]):
-            total += sums[part, head, d]
+        part = 0
+        while part < sums.shape[0]:
+            for u in range(AHEAD):
+                x = sums[min(part + u, sums.shape[0] - 1), head, d]
+                if part + u < sums.shape[0]:
+                    total += x
+            part += AHEAD
         whole[d] = total
         squares += total * total
         d += THREADS

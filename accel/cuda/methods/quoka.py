@@ -1,9 +1,9 @@
-"""QUOKA on the device: the chunks of a pass choose together, in four launches.
+"""QUOKA on the device: the chunks of a pass choose together, in few launches.
 
     choose     one block for each chunk and head: the mean query, every query's cosine to it, the N lowest in order
     slots      the mean over a group of the chosen queries' directions, (KV, C·N, D)
     score      the best slot of each chunk for every key: one reading of the keys, whose lengths the cache knows
-    keep_top   one block for each chunk and head
+    keep_top   one block for each chunk and head, or several
 
 Then attention reads the chosen columns where they stand. What limits it: the reading of the keys.
 """
@@ -18,18 +18,22 @@ from numba import cuda
 
 from accel.cuda.attention.call import attention
 from accel.cuda.linear.inverse_norms import rate_of, with_rates
-from accel.cuda.methods.score import eights, hopper_fits, hopper_scores
+from accel.cuda.methods.score import eights, tensor_fits, tensor_scores
 from accel.cuda.methods.topk import keep_top_each
 from accel.cuda.ptx.numbers import narrow, wide
+from accel.cuda.ptx.simulator import SIMULATED
+from accel.cuda.ptx.warp import warp_sum
 from accel.cuda.runtime.arrays import F32, I64, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
-from accel.cuda.runtime.reduce import THREADS, block_sum
+from accel.cuda.runtime.reduce import THREADS, WARP, votes
 from accel.cuda.runtime.views import Columns, plain
 from accel.shared.lazy import Chosen, Keys
 from reference import contract
 
-MOST_DIM = 512
-AHEAD = 8  # numbers that a thread asks for at once
+MOST_DIM, MOST_GROUP = 512, 1024
+ROW_THREADS = 2 if SIMULATED else 1024  # of a block that looks through all queries of a head
+MOST_SUMS = max(ROW_THREADS, MOST_DIM)
+AHEAD = 4  # numbers that a thread asks for at once
 
 
 def select_queries(q: Array, n_queries: int) -> Array:
@@ -134,7 +138,7 @@ def _choose_queries(q: Array, n_queries: int) -> Array:
     chunks, heads, tokens, _ = q.shape
     chosen = empty((chunks, heads, min(n_queries, tokens)), I64)
     cosines = empty((chunks, heads, tokens), F32)
-    _choose[(heads, chunks), THREADS](q, cosines, chosen)
+    _choose[(heads, chunks), ROW_THREADS](q, cosines, chosen)
     return chosen
 
 
@@ -145,96 +149,134 @@ def _score_chunks(q: Array, keys: Keys, n_queries: int) -> Array:
     scores = empty((chunks, kv_heads, size), F32)
     if not scores.size:
         return scores
-    quick = hopper_fits(keys.held, slots)
+    quick = tensor_fits(keys.held, slots)
     places, dtype = (eights(slots), keys.held.dtype) if quick else (slots, F32)
     means = empty((kv_heads, chunks, places, dim), dtype)
     _slots[(places, kv_heads, chunks), THREADS](q, chosen, means)
     if quick:
-        hopper_scores(means, keys, scores)
+        tensor_scores(means, keys, scores)
     else:
         _score[(blocks(size, THREADS), kv_heads, chunks), THREADS](means, keys.held, keys.rates, scores)
     return scores
 
 
-@kernel
+@kernel(threads=ROW_THREADS)
 def _choose(q, cosines, chosen):
     mean = cuda.shared.array(MOST_DIM, np.float32)
-    memory = cuda.shared.array(THREADS, np.float64)
+    sums = cuda.shared.array(MOST_SUMS, np.float64)
     head, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-    tokens, dim = q.shape[2], q.shape[3]
-    if tokens <= chosen.shape[2]:
+    rows, cosine, kept = q[chunk, head], cosines[chunk, head], chosen[chunk, head]
+    tokens, dim = rows.shape
+    if tokens <= kept.shape[0]:
         t = thread
         while t < tokens:
-            chosen[chunk, head, t] = t
-            t += THREADS
+            kept[t] = t
+            t += ROW_THREADS
     else:
-        squares = 0.0
+        # The sum over the tokens: threads share out the numbers of a row and, where there are more threads, the rows.
+        shares = max(ROW_THREADS // dim, 1)
+        item = thread
+        while item < shares * dim:
+            share, d = item // dim, item % dim
+            total = 0.0
+            t = share
+            while t + (AHEAD - 1) * shares < tokens:
+                for u in range(AHEAD):  # asked for together, or each would be waited for
+                    total += np.float64(wide(rows[t + u * shares, d]))
+                t += AHEAD * shares
+            while t < tokens:
+                total += np.float64(wide(rows[t, d]))
+                t += shares
+            sums[item] = total
+            item += ROW_THREADS
+        cuda.syncthreads()
         d = thread
         while d < dim:
             total = 0.0
-            t = 0
-            while t < tokens:
-                for u in range(AHEAD):  # asked for together, or each would be waited for
-                    x = np.float64(wide(q[chunk, head, min(t + u, tokens - 1), d]))
-                    if t + u < tokens:
-                        total += x
-                t += AHEAD
+            for share in range(shares):
+                total += sums[share * dim + d]
             mean[d] = total
-            squares += total * total
-            d += THREADS
-        rate = rate_of(block_sum(squares, memory))
-        t = thread
+            d += ROW_THREADS
+        cuda.syncthreads()
+        # Cosines: a warp for each token, and each by itself the length of the mean
+        lane, warp = thread % WARP, thread // WARP
+        whole = 0.0
+        d = lane
+        while d < dim:
+            whole += np.float64(mean[d]) * np.float64(mean[d])
+            d += WARP
+        rate = rate_of(warp_sum(whole))
+        own_along, own_squares, own, count = 0.0, 0.0, 0, 0
+        t = warp
         while t < tokens:
-            along, squares = 0.0, 0.0
-            for d in range(dim):
-                x = np.float64(wide(q[chunk, head, t, d]))
+            along, squares, row = 0.0, 0.0, rows[t]
+            d = lane
+            while d + (AHEAD - 1) * WARP < dim:
+                for u in range(AHEAD):
+                    x = np.float64(wide(row[d + u * WARP]))
+                    along += x * np.float64(mean[d + u * WARP])
+                    squares += x * x
+                d += AHEAD * WARP
+            while d < dim:
+                x = np.float64(wide(row[d]))
                 along += x * np.float64(mean[d])
                 squares += x * x
-            cosines[chunk, head, t] = along * rate * rate_of(squares)
-            t += THREADS
+                d += WARP
+            along, squares = warp_sum(along), warp_sum(squares)
+            if lane == count:  # a lane for each token, since roots and divisions take long
+                own_along, own_squares, own = along, squares, t
+            count += 1
+            t += ROW_THREADS // WARP
+            if count == WARP or t >= tokens:
+                if lane < count:
+                    cosine[own] = own_along * rate * rate_of(own_squares)
+                count = 0
         cuda.syncthreads()
-        t = thread
+        # Ranks: how many are lower, or as low and earlier
+        t = warp
         while t < tokens:
-            own, rank = cosines[chunk, head, t], 0
-            for u in range(tokens):
-                other = cosines[chunk, head, u]
-                if other < own or (other == own and u < t):
-                    rank += 1
-            if rank < chosen.shape[2]:
-                chosen[chunk, head, rank] = t
-            t += THREADS
+            lowest, rank = cosine[t], 0
+            first = lane
+            while first - lane < tokens:
+                for u in range(AHEAD):
+                    i = first + u * WARP
+                    other = cosine[min(i, tokens - 1)]
+                    rank += cuda.popc(votes(i < tokens and (other < lowest or (other == lowest and i < t))))
+                first += AHEAD * WARP
+            if lane == 0 and rank < kept.shape[0]:
+                kept[rank] = t
+            t += ROW_THREADS // WARP
 
 
 @kernel
 def _slots(q, chosen, means):
-    memory = cuda.shared.array(THREADS, np.float64)
-    sums = cuda.shared.array(MOST_DIM, np.float32)
+    rates = cuda.shared.array(MOST_GROUP, np.float64)
     place, kv, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
     group, dim = q.shape[1] // means.shape[0], q.shape[3]
     slot = place
     if slot >= chosen.shape[2]:
         slot = 0  # more places than slots: the first once more, which changes no maximum
-    d = thread
-    while d < dim:
-        sums[d] = 0
-        d += THREADS
-    for g in range(group):
-        head = kv * group + g
-        t = chosen[chunk, head, slot]
+    lane, g = thread % WARP, thread // WARP  # a warp for each head of the group
+    while g < group:
+        t = chosen[chunk, kv * group + g, slot]
         squares = 0.0
-        d = thread
+        d = lane
         while d < dim:
-            x = np.float64(wide(q[chunk, head, t, d]))
+            x = np.float64(wide(q[chunk, kv * group + g, t, d]))
             squares += x * x
-            d += THREADS
-        rate = rate_of(block_sum(squares, memory))
-        d = thread
-        while d < dim:
-            sums[d] += np.float32(np.float64(wide(q[chunk, head, t, d])) * rate / group)
-            d += THREADS
+            d += WARP
+        squares = warp_sum(squares)
+        if lane == 0:
+            rates[g] = rate_of(squares)
+        g += THREADS // WARP
+    cuda.syncthreads()
     d = thread
     while d < dim:
-        means[kv, chunk, place, d] = narrow(means, sums[d])
+        total = np.float32(0)
+        for g in range(group):
+            t = chosen[chunk, kv * group + g, slot]
+            total += np.float32(np.float64(wide(q[chunk, kv * group + g, t, d])) * rates[g] / group)
+        means[kv, chunk, place, d] = narrow(means, total)
         d += THREADS
 
 

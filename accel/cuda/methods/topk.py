@@ -1,11 +1,20 @@
 """The one rule by which every method chooses, on the device: the highest scores, ties to the lower index, ascending.
 
-A score becomes a whole number of 32 bits in the same order, what is protected the highest of all. Four passes over a
-row find the number at the cut, eight bits at a time: a pass counts how often each digit occurs among the scores that
-share the digits found so far, and the digit at which the count from above reaches the budget is the next. Two more
-passes, in which every warp has a stretch of the row, count and write the columns: those above the cut, and of those
-at the cut the first ones. A thread asks for eight scores before it looks at the first of them, or it would wait for
-each. What limits it: the row is read six times, from the cache for all but the longest.
+A score becomes a whole number of 32 bits in the same order, what is protected the highest of all. Its digits are of 11,
+11 and 10 bits. Three passes over a row find the number at the cut, a digit each: a pass counts how often each digit
+occurs among the scores that share the digits found so far, and the digit at which the count from above reaches the
+budget is the next. A last pass writes the columns: those above the cut, and of those at the cut the first ones.
+
+A row of up to SHORT columns is one block's, in one launch. A longer one is shared out among several blocks, in parts of
+neighbouring columns, and every pass is a launch:
+
+    count   part p counts its digits; counts[level, p] holds them
+    count   every block adds up the parts' counts, finds the digit, and counts the next
+    count
+    write   every block finds the last digit, and from the counts of the parts before its own where its columns go
+
+Nothing is added up in an order that could change. What limits it: the launches for one chunk, else reading the row
+four times, from the cache for all but the longest.
 """
 
 from __future__ import annotations
@@ -17,16 +26,24 @@ from numba import cuda
 
 from accel.cuda.ptx.numbers import bits, wide
 from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.runtime.arrays import I64, Array, empty
+from accel.cuda.runtime.arrays import I32, I64, Array, empty
 from accel.cuda.runtime.kernels import device, kernel
 from accel.cuda.runtime.reduce import WARP, votes
 from accel.cuda.runtime.views import plain
 from reference import contract
 
-THREADS = 2 if SIMULATED else 1024  # of a block, which has one row
+THREADS = 2 if SIMULATED else 512  # of a block
 WARPS = THREADS // WARP
-DIGITS = 256
-AHEAD = 8  # scores that a thread asks for at once
+DIGIT = 8 if SIMULATED else 11  # bits
+DIGITS = 1 << DIGIT
+LEVELS = -(-32 // DIGIT)
+EACH, PAIRS = DIGITS // THREADS, DIGITS // 2 // THREADS  # digits that a thread adds up, and pairs of them
+LOW = 0xFFFFFFFF
+SHORT = 4 if SIMULATED else 8192  # columns that one block looks through alone
+LEAST = 2 if SIMULATED else 4096  # columns of a part
+MOST_PARTS = 16  # of a row: every block adds up their counts
+BLOCKS = 12 if SIMULATED else 256  # that all rows are shared out among, about two for every multiprocessor
+AHEAD = 8  # scores that a thread asks for before it looks at the first, or it would wait for each
 
 
 def keep_top(scores: Array, budget: int, *, sinks: int = 0, recent: int = 0, positions: Any = None) -> Array:
@@ -42,9 +59,20 @@ def keep_top(scores: Array, budget: int, *, sinks: int = 0, recent: int = 0, pos
 def keep_top_each(scores: Array, past: int, step: int, budget: int, sinks: int, recent: int, positions: Any) -> Array:
     """The same for every chunk c of scores (C, KV, S), among its first past + c · step columns -> (C, KV, B)."""
     out = empty((*scores.shape[:2], budget), I64)
-    if out.size:
-        places = plain(positions) if positions is not None and sinks else empty((scores.shape[1], 0), I64)
-        _keep[scores.shape[1::-1], THREADS](scores, past, step, sinks, recent, places, out)
+    if not out.size:
+        return out
+    places = plain(positions) if positions is not None and sinks else empty((scores.shape[1], 0), I64)
+    (chunks, rows), longest = scores.shape[:2], past + (scores.shape[0] - 1) * step
+    parts = min(-(-longest // LEAST), BLOCKS // (chunks * rows), MOST_PARTS)
+    if longest <= SHORT or parts < 2:
+        _keep[(1, rows, chunks), THREADS](scores, past, step, sinks, recent, places, out)
+        return out
+    span, grid = -(-longest // parts), (parts, rows, chunks)
+    counts, above = empty((LEVELS, chunks, rows, parts, DIGITS // 2), I64), empty((LEVELS, chunks, rows, parts), I32)
+    found = empty((LEVELS, chunks, rows, 2), I64)
+    for level in range(LEVELS):
+        _count[grid, THREADS](scores, past, step, sinks, recent, places, budget, span, level, counts, above, found)
+    _write[grid, THREADS](scores, past, step, sinks, recent, places, span, counts, above, found, out)
     return out
 
 
@@ -55,9 +83,9 @@ def select_neurons(scores: Array, keep: int) -> Array:
 
 
 @device
-def _order(scores, chunk, row, i, past, sinks, recent, positions):
+def _order(line, row, i, past, sinks, recent, positions):
     """A score's place among all float32, as 0 … 2³² - 1: -0 and 0 are one, what is protected is the last."""
-    x = wide(scores[chunk, row, i])
+    x = wide(line[i])
     found = bits(x)
     if x == 0:
         found = 0
@@ -69,80 +97,202 @@ def _order(scores, chunk, row, i, past, sinks, recent, positions):
     return place
 
 
-@kernel(threads=THREADS)
-def _keep(scores, first, step, sinks, recent, positions, out):
-    counts = cuda.shared.array(DIGITS, np.int32)
-    found = cuda.shared.array(2, np.int64)
-    above = cuda.shared.array(WARPS, np.int32)
-    equal = cuda.shared.array(WARPS, np.int32)
-    places = cuda.local.array(AHEAD, np.int64)
-    row, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-    past = first + chunk * step
-    need = out.shape[2]  # of those that share the digits found so far
-    prefix = 0
-    shift = 24
-    while shift >= 0:
-        d = thread
-        while d < DIGITS:
-            counts[d] = 0
-            d += THREADS
-        cuda.syncthreads()
-        i = thread
-        while i < past:
-            for u in range(AHEAD):
-                places[u] = _order(scores, chunk, row, min(i + u * THREADS, past - 1), past, sinks, recent, positions)
-            for u in range(AHEAD):
-                if i + u * THREADS < past and places[u] >> (shift + 8) == prefix:
-                    cuda.atomic.add(counts, (places[u] >> shift) & 255, 1)
-            i += AHEAD * THREADS
-        cuda.syncthreads()
-        d = thread
-        while d < DIGITS:
-            higher = 0
-            for e in range(DIGITS - 1, d, -1):
-                higher += counts[e]
-            if higher < need and need <= higher + counts[d]:
-                found[0], found[1] = d, need - higher
-            d += THREADS
-        cuda.syncthreads()
-        prefix, need = (prefix << 8) | found[0], found[1]
-        cuda.syncthreads()
-        shift -= 8
+@device
+def _lowest_bit(level):
+    """How many bits stand below the digit of a level."""
+    return max(32 - DIGIT * (level + 1), 0)
 
-    warp, lane = thread // WARP, thread % WARP
-    stretch = (past + WARPS - 1) // WARPS
-    start, stop = warp * stretch, min((warp + 1) * stretch, past)
-    higher, same = 0, 0
-    i = start + lane
-    while i - lane < stop:
+
+@device
+def _count_digits(line, row, start, stop, past, sinks, recent, positions, level, prefix, digits):
+    """Count the digits of a level among those scores of start … stop - 1 whose higher digits are `prefix`."""
+    places = cuda.local.array(AHEAD, np.int64)
+    thread = cuda.threadIdx.x
+    shift, known = _lowest_bit(level), 32 - DIGIT * level
+    for n in range(EACH):
+        digits[n * THREADS + thread] = 0
+    cuda.syncthreads()
+    i = start + thread
+    while i < stop:
         for u in range(AHEAD):
-            places[u] = _order(scores, chunk, row, min(i + u * WARP, past - 1), past, sinks, recent, positions)
+            places[u] = _order(line, row, min(i + u * THREADS, stop - 1), past, sinks, recent, positions)
         for u in range(AHEAD):
-            there = i + u * WARP < stop
-            higher += cuda.popc(votes(there and places[u] > prefix))
-            same += cuda.popc(votes(there and places[u] == prefix))
+            if i + u * THREADS < stop and places[u] >> known == prefix:
+                cuda.atomic.add(digits, (places[u] >> shift) & ((1 << (known - shift)) - 1), 1)
+        i += AHEAD * THREADS
+    cuda.syncthreads()
+
+
+@device
+def _find_digit(digits, sums, need, digit):
+    """The digit at which the count from above reaches `need`, and how many are needed of that one -> digit[0 … 1]."""
+    thread = cuda.threadIdx.x
+    own = 0
+    for n in range(EACH):
+        own += digits[thread * EACH + n]
+    sums[thread] = own
+    cuda.syncthreads()
+    step = 1
+    while step < THREADS:  # sums over this thread and all after it
+        other = 0
+        if thread + step < THREADS:
+            other = sums[thread + step]
+        cuda.syncthreads()
+        sums[thread] += other
+        cuda.syncthreads()
+        step <<= 1
+    higher = sums[thread] - own
+    if higher < need and need <= higher + own:
+        d = thread * EACH + EACH - 1
+        while higher + digits[d] < need:
+            higher += digits[d]
+            d -= 1
+        digit[0], digit[1] = d, need - higher
+    cuda.syncthreads()
+
+
+@device
+def _write_columns(
+    line, row, start, stop, past, sinks, recent, positions, cut, need, higher, same, above, equal, out
+):  # fmt: skip
+    """Write those of start … stop - 1 that are above the cut, and of all that are at it the first `need` of the row.
+    Before `start` there are `higher` above the cut and `same` at it."""
+    places = cuda.local.array(AHEAD, np.int64)
+    warp, lane = cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP
+    stretch = (stop - start + WARPS - 1) // WARPS
+    first, last = start + warp * stretch, min(start + (warp + 1) * stretch, stop)
+    highers, sames = 0, 0
+    i = first + lane
+    while i - lane < last:
+        for u in range(AHEAD):
+            places[u] = _order(line, row, min(i + u * WARP, stop - 1), past, sinks, recent, positions)
+        for u in range(AHEAD):
+            there = i + u * WARP < last
+            highers += cuda.popc(votes(there and places[u] > cut))
+            sames += cuda.popc(votes(there and places[u] == cut))
         i += AHEAD * WARP
     if lane == 0:
-        above[warp], equal[warp] = higher, same
+        above[warp], equal[warp] = highers, sames
     cuda.syncthreads()
-    higher, same = 0, 0
     for w in range(warp):  # what the stretches before this one hold
         higher += above[w]
         same += equal[w]
     earlier = (1 << lane) - 1
-    i = start + lane
-    while i - lane < stop:
+    i = first + lane
+    while i - lane < last:
         for u in range(AHEAD):
-            places[u] = _order(scores, chunk, row, min(i + u * WARP, past - 1), past, sinks, recent, positions)
+            places[u] = _order(line, row, min(i + u * WARP, stop - 1), past, sinks, recent, positions)
         for u in range(AHEAD):
-            there = i + u * WARP < stop
-            is_higher, is_same = there and places[u] > prefix, there and places[u] == prefix
+            there = i + u * WARP < last
+            is_higher, is_same = there and places[u] > cut, there and places[u] == cut
             highers, sames = votes(is_higher), votes(is_same)
             own, equals = higher + cuda.popc(highers & earlier), same + cuda.popc(sames & earlier)
             if is_higher:
-                out[chunk, row, own + min(equals, need)] = i + u * WARP
+                out[own + min(equals, need)] = i + u * WARP
             if is_same and equals < need:
-                out[chunk, row, own + equals] = i + u * WARP
+                out[own + equals] = i + u * WARP
             higher += cuda.popc(highers)
             same += cuda.popc(sames)
         i += AHEAD * WARP
+
+
+@kernel(threads=THREADS)
+def _keep(scores, first, step, sinks, recent, positions, out):
+    digits = cuda.shared.array(DIGITS, np.int32)
+    sums = cuda.shared.array(THREADS, np.int32)
+    digit = cuda.shared.array(2, np.int64)
+    above = cuda.shared.array(WARPS, np.int32)
+    equal = cuda.shared.array(WARPS, np.int32)
+    row, chunk = cuda.blockIdx.y, cuda.blockIdx.z
+    past, line, kept = first + chunk * step, scores[chunk, row], out[chunk, row]
+    prefix, need = 0, kept.shape[0]
+    for level in range(LEVELS):
+        _count_digits(line, row, 0, past, past, sinks, recent, positions, level, prefix, digits)
+        _find_digit(digits, sums, need, digit)
+        prefix, need = (prefix << (32 - DIGIT * level - _lowest_bit(level))) | digit[0], digit[1]
+    _write_columns(line, row, 0, past, past, sinks, recent, positions, prefix, need, 0, 0, above, equal, kept)
+
+
+@device
+def _gather_counts(counts, part, need, digits, sums, digit, seen):
+    """Find a digit from the counts of all parts (P, pairs), two of which are in a word. How many are above it ->
+    seen[0] in this part, seen[1] in the parts before it; how many are at it in the parts before -> seen[2]."""
+    thread, parts = cuda.threadIdx.x, counts.shape[0]
+    before = cuda.local.array(PAIRS, np.int64)
+    for n in range(PAIRS):
+        pair = n * THREADS + thread
+        total, earlier, first = 0, 0, 0
+        while first < parts:
+            for u in range(AHEAD):
+                p = first + u
+                count = counts[min(p, parts - 1), pair]
+                if p < parts:
+                    total += count
+                if p < part:
+                    earlier += count
+            first += AHEAD
+        digits[2 * pair], digits[2 * pair + 1], before[n] = total & LOW, total >> 32, earlier
+    if thread == 0:
+        seen[0], seen[1], seen[2] = 0, 0, 0
+    cuda.syncthreads()
+    _find_digit(digits, sums, need, digit)
+    for n in range(PAIRS):
+        pair = n * THREADS + thread
+        own = counts[part, pair]
+        for half in range(2):
+            mine, earlier = (own >> (32 * half)) & LOW, (before[n] >> (32 * half)) & LOW
+            if 2 * pair + half > digit[0]:
+                if mine > 0:
+                    cuda.atomic.add(seen, 0, mine)
+                if earlier > 0:
+                    cuda.atomic.add(seen, 1, earlier)
+            if 2 * pair + half == digit[0]:
+                seen[2] = earlier
+    cuda.syncthreads()
+
+
+@kernel(threads=THREADS)
+def _count(scores, first, step, sinks, recent, positions, budget, span, level, counts, above, found):
+    digits = cuda.shared.array(DIGITS, np.int32)
+    sums = cuda.shared.array(THREADS, np.int32)
+    digit = cuda.shared.array(2, np.int64)
+    seen = cuda.shared.array(3, np.int32)
+    part, row, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
+    past, line = first + chunk * step, scores[chunk, row]
+    prefix, need, higher = 0, budget, 0
+    if level > 0:
+        prefix, need = found[level - 1, chunk, row, 0], found[level - 1, chunk, row, 1]
+        _gather_counts(counts[level - 1, chunk, row], part, need, digits, sums, digit, seen)
+        prefix, need, higher = (prefix << DIGIT) | digit[0], digit[1], above[level - 1, chunk, row, part] + seen[0]
+    start, stop = part * span, min((part + 1) * span, past)
+    _count_digits(line, row, start, stop, past, sinks, recent, positions, level, prefix, digits)
+    own = counts[level, chunk, row, part]
+    for n in range(PAIRS):
+        pair = n * THREADS + thread
+        own[pair] = digits[2 * pair] | np.int64(digits[2 * pair + 1]) << 32
+    if thread == 0:
+        above[level, chunk, row, part] = higher
+        if part == 0:
+            found[level, chunk, row, 0], found[level, chunk, row, 1] = prefix, need
+
+
+@kernel(threads=THREADS)
+def _write(scores, first, step, sinks, recent, positions, span, counts, above, found, out):
+    digits = cuda.shared.array(DIGITS, np.int32)
+    sums = cuda.shared.array(THREADS, np.int32)
+    digit = cuda.shared.array(2, np.int64)
+    seen = cuda.shared.array(3, np.int32)
+    highers = cuda.shared.array(WARPS, np.int32)
+    equal = cuda.shared.array(WARPS, np.int32)
+    part, row, chunk = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
+    past, line = first + chunk * step, scores[chunk, row]
+    level = LEVELS - 1
+    _gather_counts(counts[level, chunk, row], part, found[level, chunk, row, 1], digits, sums, digit, seen)
+    cut = (found[level, chunk, row, 0] << (32 - DIGIT * level)) | digit[0]
+    higher = np.int64(seen[1])
+    for p in range(part):
+        higher += above[level, chunk, row, p]
+    _write_columns(
+        line, row, part * span, min((part + 1) * span, past), past, sinks, recent, positions, cut, digit[1], higher,
+        np.int64(seen[2]), highers, equal, out[chunk, row],
+    )  # fmt: skip

@@ -22,6 +22,7 @@ barrier_wait = effect(
 fence_barriers = effect("fence.mbarrier_init.release.cluster;")  # new mbarriers become known to the copy engine too
 fence_shared = effect("fence.proxy.async.shared::cta;")  # shared memory written so far becomes known to wgmma
 meet = effect("bar.sync $0, $1;", U32, U32)  # all of $1 threads at the named barrier $0 (1 to 15)
+announce = effect("bar.arrive $0, $1;", U32, U32)  # counts as having come there, and goes on
 
 # A kernel of three warpgroups starts with 168 registers a thread; the third gives up what the other two take.
 more_registers = effect("setmaxnreg.inc.sync.aligned.u32 216;")

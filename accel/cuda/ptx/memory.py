@@ -14,7 +14,7 @@ from numba.cuda.extending import intrinsic
 
 from accel.cuda.ptx.emit import F32, I32, I64, VOID, assembly
 
-FOUR = types.UniTuple(types.uint32, 4)
+FOUR, TWO = types.UniTuple(types.uint32, 4), types.UniTuple(types.float32, 2)
 
 
 @intrinsic
@@ -119,3 +119,31 @@ def _pack(name: str) -> Any:
 
 
 pack_bf16, pack_f16 = _pack("bf16"), _pack("f16")  # two float32 as one word of two 16-bit numbers, the first lower
+
+
+def _unpack(text: str) -> Any:
+    @intrinsic
+    def unpack(typing: Any, word: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = ir.LiteralStructType([F32] * 2)
+            found = assembly(builder, kind, arguments, text, "=f,=f,r", pure=True)
+            return context.make_tuple(builder, TWO, [builder.extract_value(found, i) for i in range(2)])
+
+        return TWO(types.uint32), generate
+
+    return unpack
+
+
+# a word of two 16-bit numbers as two float32, the lower first
+unpack_bf16 = _unpack("shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;")
+unpack_f16 = _unpack("{ .reg .b16 l, h; mov.b32 {l, h}, $2; cvt.f32.f16 $0, l; cvt.f32.f16 $1, h; }")
+
+
+@intrinsic
+def lane_again(typing: Any) -> Any:
+    """The thread's place in its warp, asked for anew: what follows from it is not held in registers over a loop."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return assembly(builder, I32, [], "mov.u32 $0, %laneid;", "=r")
+
+    return types.uint32(), generate

@@ -1,10 +1,11 @@
-"""QUOKA's scores on Hopper's tensor cores: every key against the slots of all chunks of a pass, in one reading.
+"""QUOKA's scores on tensor cores: every key against the slots of all chunks of a pass, in one reading.
 
     s_cj = rate_j · max over the slots n of chunk c of q̄_cn · k_j
 
-A block is one warpgroup. It holds the slots of one KV head in shared memory and goes through its share of the keys in
-tiles of 64, copied a few tiles ahead: the keys are the rows of the product, the slots its columns. A thread then has
-two keys and two neighbouring slots of every eight; the best of a chunk's is found among its own and three shuffles.
+A block has four warps, one warpgroup to wgmma. It holds the slots of one KV head in shared memory and goes through its
+share of the keys in tiles of 64, copied a few tiles ahead: the keys are the rows of the product, the slots its columns.
+A thread then has two keys and two neighbouring slots of every eight; the best of a chunk's is found among its own and
+three shuffles.
 
 What limits it: reading the keys.
 """
@@ -16,6 +17,7 @@ from functools import cache
 import numpy as np
 from numba import cuda, float32, uint32
 
+from accel.cuda.ptx import mma
 from accel.cuda.ptx.barrier import fence_shared
 from accel.cuda.ptx.copy import copies_commit, copies_wait, copy_four
 from accel.cuda.ptx.memory import load_four, load_real, shared_address, store_real, store_shared_four
@@ -25,23 +27,52 @@ from accel.cuda.runtime.kernels import Kernel, device, kernel
 
 KEYS = 64
 THREADS = 128
-MOST_SHARED = 110 * 1024  # two blocks a multiprocessor
+MOST_SHARED, LEAST_SHARED = 110 * 1024, 99 * 1024  # two blocks a Hopper multiprocessor; the most of any other's block
 
 
 @cache
-def score(dim: int, form: str, chunks: int, places: int) -> Kernel:
-    """The kernel for so many chunks of so many slots each, a multiple of eight."""
+def score(dim: int, form: str, chunks: int, places: int, wgmma: bool) -> Kernel:
+    """The kernel for so many chunks of so many slots each, a multiple of eight, by wgmma or else mma.sync."""
     N, PANELS = chunks * places, -(-dim // 64)
     TILE, SLOTS = PANELS * KEYS * 128, PANELS * N * 128  # bytes
-    STAGES = max(2, min(6, (MOST_SHARED - 1024 - SLOTS) // TILE))
+    STAGES = max(2, min(6, ((MOST_SHARED if wgmma else LEAST_SHARED) - 1024 - SLOTS) // TILE))
     SHARED = 1024 + SLOTS + STAGES * TILE
     CHUNKS = dim // 8  # of 16 bytes in a row
     WIDE = 1 << (CHUNKS - 1).bit_length()  # threads that share a row
     SHIFT, AT_ONCE = WIDE.bit_length() - 1, THREADS // WIDE
     ACC, EIGHTS = N // 2, places // 8
-    K_FORM, k_steps = row_major(KEYS, dim)
-    S_FORM, s_steps = row_major(N, dim)
-    multiply, ended = from_shared(N, k_steps, s_steps, form), wait(0, ACC)
+    if wgmma:
+        K_FORM, k_steps = row_major(KEYS, dim)
+        S_FORM, s_steps = row_major(N, dim)
+        product, done = from_shared(N, k_steps, s_steps, form), wait(0, ACC)
+
+        @device
+        def multiply(acc, tile, slots, warp, lane):
+            product(acc, (tile >> 4) | K_FORM, (slots >> 4) | S_FORM)
+
+        @device
+        def ended(acc):
+            done(acc)
+
+        @device
+        def written():
+            fence_shared()
+
+    else:
+        product = mma.from_shared(1, N, dim, KEYS, N, form)
+
+        @device
+        def multiply(acc, tile, slots, warp, lane):
+            product(acc, mma.lane_rows(tile + warp * 2048, lane), mma.lane_columns(slots, lane))
+
+        @device
+        def ended(acc):
+            pass
+
+        @device
+        def written():
+            pass
+
     arrived = copies_wait(STAGES - 2)
 
     @device
@@ -54,7 +85,10 @@ def score(dim: int, form: str, chunks: int, places: int) -> Kernel:
                 at = (chunk >> 3) * (KEYS * 128) + row * 128 + (((chunk & 7) ^ (row & 7)) << 4)
                 copy_four(to + at, source + min(first + row, last) * row_bytes + chunk * 16)
 
-    @kernel(name=f"score_{dim}_{form}_{chunks}_{places}", threads=THREADS, shared=SHARED, feature="a")
+    @kernel(
+        name=f"score_{dim}_{form}_{chunks}_{places}_{'wgmma' if wgmma else 'mma'}", threads=THREADS, shared=SHARED,
+        feature="a" if wgmma else "",
+    )  # fmt: skip
     def score(
         means, means_head, count, k, k_head, k_row, rates, rates_head, size, tiles, each, scores, scores_chunk,
         scores_head,
@@ -85,12 +119,12 @@ def score(dim: int, form: str, chunks: int, places: int) -> Kernel:
         n = first
         while n < stop:
             arrived()
-            fence_shared()
+            written()
             cuda.syncthreads()
             if n + STAGES - 1 < stop:
                 read_keys(s_k + ahead * TILE, keys, k_row, (n + STAGES - 1) * KEYS, size - 1, thread)
             copies_commit()
-            multiply(acc, ((s_k + slot * TILE) >> 4) | K_FORM, (s_slots >> 4) | S_FORM)
+            multiply(acc, s_k + slot * TILE, s_slots, warp, lane)
             j0 = n * KEYS + warp * 16 + (lane >> 2)
             rate0 = load_real(rates + head * rates_head + 4 * min(j0, size - 1))
             rate1 = load_real(rates + head * rates_head + 4 * min(j0 + 8, size - 1))
