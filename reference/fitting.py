@@ -110,7 +110,7 @@ class Adam:
         self._steps = 0
 
     def step(self, gradients: Sequence[np.ndarray], rate: float) -> None:
-        """m = β₁m + (1 − β₁)g, v = β₂v + (1 − β₂)g², then θ −= rate · m̂ / (√v̂ + ε), with m̂ and v̂ the unbiased m and v."""
+        """m += (1 − β₁)(g − m), v += (1 − β₂)(g² − v), then θ −= rate · m̂ / (√v̂ + ε), with m̂ and v̂ unbiased."""
         require(rate >= 0, f"rate: got {rate}, wanted at least 0")
         self._steps += 1
         for array, gradient, first, second in zip(self.arrays, gradients, self._first, self._second, strict=True):

@@ -16,7 +16,6 @@ import reference
 from loaders import Checkpoint, load_checkpoint
 from loaders.catalogue import find
 from loaders.chat import Message
-from loaders.fastforward import load_fastforward
 from loaders.generation import Suggested
 from reference import CHUNK, Model, ModelConfig, Policy, Sampling
 from reference.checks import one_of, require
@@ -24,6 +23,7 @@ from reference.state import check_tokens
 from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settings
 from thresher.state import State
 from thresher.text import check_text
+from thresher.trained import weights_for
 
 Prompt = str | Sequence[int] | Sequence[Message] | State
 
@@ -227,11 +227,11 @@ class LanguageModel:
         return state
 
     def _ready(self, policy: Policy | None) -> Policy:
-        """The policy with FastForward's weights read from the file that it names."""
+        """The policy with FastForward's weights read from the file that it names, or that comes with the package."""
         policy = policy or Policy()
         ffn = policy.ffn
-        if ffn is not None and isinstance(ffn.weights, str):
-            ffn = replace(ffn, weights=load_fastforward(os.path.abspath(ffn.weights)))  # a saved state may move
+        if ffn is not None and (ffn.weights is None or isinstance(ffn.weights, str)):
+            ffn = replace(ffn, weights=weights_for(self.checkpoint.source, ffn))
         overrides = {layer: self._ready(inner) for layer, inner in policy.overrides.items()}
         return replace(policy, ffn=ffn, overrides=overrides)
 

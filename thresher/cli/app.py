@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from thresher.cli import catalogue, kernels, measure, talk
+from thresher.cli import catalogue, fit, kernels, measure, talk
 
 app = typer.Typer(
     help="Long-context language-model inference made cheap, and proved to stay right.",
@@ -27,3 +27,4 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(fit.app, name="fit")
