@@ -146,9 +146,12 @@ class Layer:
         width, neurons = self.x.shape[2], len(self.w_gate)
         rank = predictor_rank(width)
         rng = self._rng(0)
+        w1 = rng.standard_normal((width, rank)) / np.sqrt(width)
+        # Blocks are much alike: each unit starts on the side where they are, or its ReLU would never open.
+        w1 *= np.where(self.x[: self.train].mean(axis=(0, 1)) @ w1 < 0, -1, 1)
         start = Predictor(
             np.zeros(width, np.float32),  # the plain mean
-            (rng.standard_normal((width, rank)) / np.sqrt(width)).astype(np.float32),
+            w1.astype(np.float32),
             (rng.standard_normal((rank, neurons)) / np.sqrt(rank)).astype(np.float32),
         )
         x, labels, weights = self._labelled(statistics, self._held_blocks)
