@@ -12,7 +12,7 @@ import sys
 
 from benchmarks.common import RESULTS
 
-NAMES = ("attention", "selection", "eviction", "ffn", "start", "memory", "decode", "shares", "ttft")
+NAMES = ("attention", "selection", "eviction", "ffn", "start", "memory", "decode", "shares", "ttft", "fastforward")
 
 
 def main() -> None:

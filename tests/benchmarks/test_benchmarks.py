@@ -27,6 +27,7 @@ TARGETS = {  # how many rows stand beside a target
     "decode": 1,
     "shares": 0,
     "ttft": 4,
+    "fastforward": 3,
 }
 
 
