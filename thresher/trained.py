@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 from importlib.resources import as_file, files
-from pathlib import Path
 
-from loaders.fastforward import fingerprint, load_fastforward
-from loaders.source import Source
-from loaders.tensors import TensorFile
+from loaders.fastforward import load_fastforward
 from reference.checks import require
 from reference.fastforward import FastForward
 from reference.predictor import FastForwardWeights
@@ -17,36 +15,34 @@ from reference.predictor import FastForwardWeights
 SUFFIX = ".fastforward.safetensors"  # of the files in thresher/data
 
 
-def weights_for(source: Source, ffn: FastForward) -> FastForwardWeights | None:
-    """What `ffn` is to run with on this model, or None where it needs nothing trained.
+def weights_for(ffn: FastForward, fingerprint: str, model: object) -> FastForwardWeights | None:
+    """What `ffn` is to run with on the model of this fingerprint, or None where it needs nothing trained.
 
-    ValueError for a file that was trained for another model, and where there is none for this one.
+    ValueError for weights that were trained for another model, and where there are none for this one.
     """
-    needed = ffn.neurons == "predictor" or ffn.schedule == "layerwise"
-    if ffn.weights is None and not needed:
-        return None
-    own = fingerprint(source)
-    if ffn.weights is not None:
-        path = os.path.abspath(str(ffn.weights))  # a saved state may move
-        weights = load_fastforward(path)
-        base = weights.metadata.get("base_sha256", own)  # a file of random weights has none
-        require(
-            base == own,
-            f"{path}: got weights trained for {weights.metadata.get('base_model')}, wanted some for {source.path}",
-        )
-        return weights
-    found = _packaged().get(own)
+    weights = ffn.weights
+    if weights is None:
+        needed = ffn.neurons == "predictor" or ffn.schedule == "layerwise"
+        return _packaged(fingerprint, str(model)) if needed else None
+    if isinstance(weights, str):
+        weights = load_fastforward(os.path.abspath(weights))  # a saved state may move
+    told = weights.metadata
     require(
-        found is not None,
-        f"weights: got none, and none come along for {source.path}: train them with "
-        f"`thresher fit fastforward {source.path} --out FILE`, and name the file with weights=FILE",
+        told.get("base_sha256", fingerprint) == fingerprint,
+        f"{told.get('path', 'weights')}: got weights trained for {told.get('base_model')}, wanted some for {model}",
     )
-    return load_fastforward(str(found))
+    return weights
 
 
 @cache
-def _packaged() -> dict[str, Path]:
-    """The files that come with the package, by the fingerprint of their model."""
+def _packaged(fingerprint: str, model: str) -> FastForwardWeights:
+    """Those that come with the package. Their path is empty: a saved state finds them wherever it is taken up."""
     with as_file(files("thresher") / "data") as folder:
-        paths = sorted(folder.glob(f"*{SUFFIX}"))
-        return {TensorFile(path).metadata["base_sha256"]: path for path in paths}
+        for file in sorted(folder.glob(f"*{SUFFIX}")):
+            weights = load_fastforward(file)
+            if weights.metadata.get("base_sha256") == fingerprint:
+                return replace(weights, metadata={**weights.metadata, "path": ""})
+    raise ValueError(
+        f"weights: got none, and none come along for {model}: train them with "
+        f"`thresher fit fastforward {model} --out FILE`, and name the file with weights=FILE"
+    )
