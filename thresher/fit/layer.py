@@ -160,7 +160,8 @@ class Layer:
         def slope(now: Any, step: int) -> Any:
             rng, count = self._rng(0, step), self.recipe.predictor_blocks
             where = rng.integers(self.train, size=count), rng.integers(self.per_block, last + 1, size=count)
-            return predictor_loss(self._cut(*where), now, *self._labelled(statistics, where)[1:])[1]
+            x, labels, weights = self._labelled(statistics, where)
+            return predictor_loss(x, now, labels, weights)[1]
 
         def held_loss(now: Any) -> float:
             return cross_entropy(score_blocks(x, now), labels, weights)[0]

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
@@ -27,15 +28,15 @@ from loaders.catalogue import find
 from loaders.fastforward import fingerprint, save_fastforward
 from loaders.tensors import TensorFile, write_tensors
 from reference import Compensator, FastForwardLayer, FastForwardWeights, Predictor, layer_densities
-from reference.checks import one_of, require, whole
+from reference.checks import require, whole
 from reference.neurons import check_density
 from thresher.fit import activations, corpus
 from thresher.fit.layer import Layer, Recipe
 from thresher.fit.text import held_out, make_prompts, read_documents
+from thresher.fit.workers import check_backend, workers
 from thresher.model import LanguageModel
 from thresher.state import write_atomically
 
-JOBLIB_BACKENDS = ("loky", "dask", "ray")
 FORMAT = "thresher-fit-layer-1"
 SPARE = 1 << 28  # bytes that must stay free beside the recorded inputs
 
@@ -82,7 +83,7 @@ def fastforward(
         whole(name, value)
     whole("context", context, least=3 * block)
     require(context % block == 0, f"context: got {context}, wanted a multiple of the block, {block}")
-    one_of("joblib_backend", joblib_backend, JOBLIB_BACKENDS)
+    check_backend(joblib_backend)
     told, out = progress or Progress(), Path(out)
     checkpoint = load_checkpoint(find(os.fspath(model)))
     positions = checkpoint.config.max_positions
@@ -164,36 +165,24 @@ def _fit_layers(
     told: Progress,
 ) -> list[tuple[dict[str, Any], FastForwardLayer]]:
     """Train the layers that are not trained yet, side by side, and read all of them."""
-    import joblib
-
-    config, weights = checkpoint.config, checkpoint.weights
+    config = checkpoint.config
     (work / "layers").mkdir(exist_ok=True)
     missing = [n for n in range(config.layers) if not _layer_file(work, n).exists()]
-    if joblib_backend == "ray":
-        from ray.util.joblib import register_ray
-
-        register_ray()
     if missing:
-        calls = [
-            joblib.delayed(_fit_layer)(
-                work.absolute(),
-                n,
-                prompts.shape,
-                tuple(
-                    np.asarray(w) for w in (weights.layers[n].w_gate, weights.layers[n].w_up, weights.layers[n].w_down)
-                ),
-                config.activation,
-                recipe,
-            )
-            for n in missing
-        ]
-        # Ray hands results back only when all are there.
-        kind = "list" if joblib_backend == "ray" else "generator_unordered"
-        with joblib.parallel_config(backend=joblib_backend, n_jobs=jobs):
-            results = joblib.Parallel(return_as=kind, pre_dispatch="n_jobs", batch_size=1)(calls)
-        for count, (n, told_of) in enumerate(results, config.layers - len(missing) + 1):
-            told.layer(count, config.layers, {"layer": n, **told_of})
+        with workers(joblib_backend, jobs) as parallel:
+            for count, (n, told_of) in enumerate(
+                parallel(_call(checkpoint, work, n, prompts.shape, recipe) for n in missing),
+                config.layers - len(missing) + 1,
+            ):
+                told.layer(count, config.layers, {"layer": n, **told_of})
     return [_read_layer(_layer_file(work, n)) for n in range(config.layers)]
+
+
+def _call(checkpoint: Checkpoint, work: Path, n: int, shape: tuple[int, ...], recipe: Recipe) -> Any:
+    """The training of one layer, to be sent to a worker with the FFN that it needs."""
+    w = checkpoint.weights.layers[n]
+    ffn = tuple(np.asarray(matrix) for matrix in (w.w_gate, w.w_up, w.w_down))
+    return joblib.delayed(_fit_layer)(work.absolute(), n, shape, ffn, checkpoint.config.activation, recipe)
 
 
 def _fit_layer(
