@@ -87,7 +87,6 @@ class _Compare:
 
     trained: Any
     shares: list[list[float]]
-    weights: None = None
     block: int = field(default=ENDS)
 
     def resolve(self, length: int) -> _Compare:

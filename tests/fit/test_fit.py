@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import thresher
 from loaders.fastforward import load_fastforward
@@ -230,17 +231,23 @@ def test_a_full_disk_is_told_before_anything_is_recorded(
     assert not (tmp_path / "weights").exists()
 
 
-def test_weights_of_another_model_are_refused(trained: Path, tmp_path: Path) -> None:
-    same_shape = write_checkpoint(tmp_path / "other", rms_norm_eps=1e-6)
-    llm = thresher.load(same_shape, backend="reference")
+def test_weights_of_another_model_are_refused(model: Path, trained: Path, tmp_path: Path) -> None:
     policy = thresher.Policy(ffn=thresher.FastForward(weights=str(trained)))
-    llm.prefill([1, 2, 3], policy)  # the same norms: taken for the same model
-    shaped = thresher.load(write_checkpoint(tmp_path / "wide", intermediate_size=64), backend="reference")
+
+    def run(directory: Path) -> None:
+        thresher.load(directory, backend="reference").prefill([1, 2, 3], policy)
+
+    twin = write_checkpoint(tmp_path / "twin", seed=1)  # the same norms, so it might be the same model in another dtype
+    run(twin)
+    tensors = load_file(twin / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + np.float32(1e-3)
+    save_file(tensors, twin / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"weights\.safetensors: got weights trained for small, wanted some for .*twin"
+    ):
+        run(twin)
     with pytest.raises(ValueError, match=r"layers\.0\.w2: got shape \(2, 48\), wanted \(2, 64\)"):
-        shaped.prefill([1, 2, 3], policy)
-    named = write_checkpoint(tmp_path / "deeper", num_hidden_layers=3)
-    with pytest.raises(ValueError, match="got weights trained for small, wanted some for"):
-        thresher.load(named, backend="reference").prefill([1, 2, 3], policy)
+        run(write_checkpoint(tmp_path / "wide", intermediate_size=64))
 
 
 def test_a_damaged_file_is_named(model: Path, trained: Path, tmp_path: Path) -> None:

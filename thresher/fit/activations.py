@@ -29,8 +29,6 @@ CHUNK = 512  # tokens per chunk: nothing is selected or evicted here, so large p
 class Recorder:
     """A Policy's FFN part that runs every block dense and keeps its input, (T, E) in pieces, for every layer."""
 
-    weights = None
-
     def __init__(self, layers: int, block: int) -> None:
         self.block = block
         self.inputs: list[list[np.ndarray]] = [[] for _ in range(layers)]
