@@ -59,10 +59,8 @@ def _contestants(trained: Any) -> dict[str, Any]:
         "fastforward 70 %": replace(trained, density=0.7),
         "fastforward 60 %": replace(trained, density=0.6),
         "fastforward 50 %": trained,
-        "uniform 70 %": replace(trained, density=0.7, schedule="uniform"),
         "uniform 50 %": replace(trained, schedule="uniform"),
         "without compensator 50 %": replace(trained, compensate=False),
-        "uniform without compensator 50 %": replace(trained, compensate=False, schedule="uniform"),
         **{f"{name} 50 %": part for name, part in half.items()},
         "oracle 70 %": thresher.FastForward(0.7, neurons="oracle"),
     }

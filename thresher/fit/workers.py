@@ -35,12 +35,13 @@ def workers(name: str, jobs: int) -> Iterator[Any]:
     """A joblib Parallel whose results come in any order."""
     with ExitStack() as stack:
         if name == "dask":
-            from distributed import Client, get_client
+            import distributed
 
+            new_client: Any = distributed.Client
             try:
-                get_client()
+                distributed.get_client()
             except ValueError:
-                stack.enter_context(Client())
+                stack.enter_context(new_client())
         elif name == "ray":
             from ray.util.joblib import register_ray
 
