@@ -8,6 +8,7 @@ from functools import cache
 from importlib.resources import as_file, files
 
 from loaders.fastforward import load_fastforward
+from loaders.tensors import TensorFile
 from reference.checks import require
 from reference.fastforward import FastForward
 from reference.predictor import FastForwardWeights
@@ -39,8 +40,8 @@ def _packaged(fingerprint: str, model: str) -> FastForwardWeights:
     """Those that come with the package. Their path is empty: a saved state finds them wherever it is taken up."""
     with as_file(files("thresher") / "data") as folder:
         for file in sorted(folder.glob(f"*{SUFFIX}")):
-            weights = load_fastforward(file)
-            if weights.metadata.get("base_sha256") == fingerprint:
+            if TensorFile(file).metadata.get("base_sha256") == fingerprint:
+                weights = load_fastforward(file)
                 return replace(weights, metadata={**weights.metadata, "path": ""})
     raise ValueError(
         f"weights: got none, and none come along for {model}: train them with "
