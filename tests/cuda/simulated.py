@@ -3,9 +3,9 @@ model.
 
     NUMBA_ENABLE_CUDASIM=1 python -m tests.cuda.simulated NAME…
 
-checks these names of the contract, "forward", "repeated" or "shared out". The last line printed is JSON: a failure by name, and the
-types that every kernel was called with, for the tests that assemble them. The simulator runs a thread of the operating
-system for every thread of a kernel, so that shapes must be tiny.
+checks these names of the contract, "forward", "repeated" or "shared out". The last line printed is JSON: a failure by
+name, and the types that every kernel was called with, for the tests that assemble them. The simulator runs a thread of
+the operating system for every thread of a kernel, so that shapes must be tiny.
 """
 
 from __future__ import annotations

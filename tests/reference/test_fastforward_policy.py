@@ -189,9 +189,7 @@ def test_the_neurons_kept_are_rounded_and_at_least_one(density: float, keep: int
         ({"density": 1.5}, "density: got 1.5"),
         ({"density": float("nan")}, "density: got nan"),
         ({"density": "half"}, "density: got 'half'"),
-        ({}, "weights: got none, wanted trained FastForward weights for neurons='predictor'"),
         ({"neurons": "best"}, "neurons: got 'best', wanted one of predictor, griffin, oracle, random, magnitude"),
-        ({"neurons": "oracle", "schedule": "layerwise"}, "schedule: got 'layerwise' without weights"),
         ({"neurons": "oracle", "schedule": "cosine"}, "schedule: got 'cosine', wanted one of layerwise, uniform"),
         ({"neurons": "oracle", "block": 0}, "block: got 0"),
         ({"neurons": "oracle", "dense_last": -1}, "dense_last: got -1"),
@@ -200,6 +198,18 @@ def test_the_neurons_kept_are_rounded_and_at_least_one(density: float, keep: int
 def test_bad_settings(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FastForward(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (FastForward(), "weights: got none, wanted trained FastForward weights for neurons='predictor'"),
+        (FastForward(neurons="oracle", schedule="layerwise"), "schedule: got 'layerwise' without weights"),
+    ],
+)
+def test_a_model_runs_no_part_that_lacks_its_weights(part: FastForward, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        new_state(small_model(), Policy(ffn=part))
 
 
 def test_weights_for_another_model() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from thresher.cli import catalogue, evaluate, kernels, measure, talk
+from thresher.cli import catalogue, evaluate, fit, kernels, measure, talk
 
 app = typer.Typer(
     help="Long-context language-model inference made cheap, and proved to stay right.",
@@ -30,3 +30,4 @@ COMMANDS = (
 for command in COMMANDS:
     app.command()(command)
 app.command("show")(evaluate.show_page)
+app.add_typer(fit.app, name="fit")

@@ -112,6 +112,35 @@ def cell_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def fit_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int, dict[str, Any]], None]]]:
+    """A bar for the tokens read, and then one for every layer trained, which says what came of it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with _bar(*columns) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(kind: str, done: int, total: int, description: str) -> None:
+            if bar:
+                if kind not in tasks:
+                    tasks[kind] = bar.add_task(description, total=total)
+                bar.update(tasks[kind], completed=done, total=total, description=description)
+
+        def layer(done: int, total: int, told: dict[str, Any]) -> None:
+            losses = told["losses"]
+            update(
+                "layers",
+                done,
+                total,
+                f"Layer {told['layer']}: loss {losses['predictor'][0]:.2f} to {min(losses['predictor']):.3f}, "
+                f"{told['overlap']:.0%} of the oracle's neurons, "
+                f"{min(losses['predicted_masks']):.0%} of the error left",
+            )
+
+        yield lambda done, total: update("tokens", done, total, "Reading tokens"), layer
+
+
+@contextmanager
 def check_progress() -> Iterator[Callable[[Any], None]]:
     """A line that names the function last checked, the cases so far, and how many failed."""
     from rich.progress import SpinnerColumn, TextColumn

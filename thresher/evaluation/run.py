@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from joblib import delayed
+
 from loaders.catalogue import find
 from reference.checks import one_of, require, whole
 from reference.policy import Policy
@@ -20,6 +22,7 @@ from thresher.evaluation.folder import Folder, Key, key
 from thresher.evaluation.metrics import summarise
 from thresher.evaluation.samples import QUESTIONS, Document, Task, Tools, prompt
 from thresher.evaluation.tasks import chosen
+from thresher.workers import check_backend, workers
 
 TRIES = 3  # rounds in which not one cell came back, before a lost worker counts as an error
 Progress = Callable[[int, int], None]  # cells done, cells in all
@@ -64,7 +67,7 @@ def evaluate(
     whole("seed", seed, least=0)
     for question in questions:
         one_of("questions", question, QUESTIONS)
-    one_of("joblib_backend", joblib_backend, ("loky", "dask", "ray"))
+    check_backend(joblib_backend)
     path = find(os.fspath(model))
     engine = Engine(os.path.abspath(path), backend, dtype, chunk)
     from thresher.model import load
@@ -181,10 +184,11 @@ def compute(
     while left:
         before = len(left)
         try:
-            for number, rows in _parallel(left, jobs, joblib_backend, scheduler):
-                write(rows)
-                del left[number]
-                report(len(cells) - len(left), len(cells))
+            with workers(joblib_backend, jobs if joblib_backend == "loky" or jobs > 1 else -1, scheduler) as parallel:
+                for number, rows in parallel(delayed(_numbered)(*each) for each in list(left.items())):
+                    write(rows)
+                    del left[number]
+                    report(len(cells) - len(left), len(cells))
         except _lost() as error:
             fruitless = fruitless + 1 if len(left) == before else 0
             if fruitless == TRIES:
@@ -196,35 +200,6 @@ def _lost() -> tuple[type[BaseException], ...]:
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
     return (BrokenProcessPool,)
-
-
-def _parallel(
-    cells: dict[int, Cell], jobs: int, joblib_backend: str, scheduler: str | None
-) -> Iterator[tuple[int, list[Row]]]:
-    """(number, rows) of each cell, in the order in which they come."""
-    import joblib
-
-    here, client = joblib_backend == "loky", None
-    if joblib_backend == "dask":
-        try:
-            from distributed import Client
-        except ModuleNotFoundError:
-            raise FileNotFoundError("joblib_backend: dask is not installed: pip install 'thresher[cluster]'") from None
-        client = Client(scheduler) if scheduler else Client()
-    elif joblib_backend == "ray":
-        try:
-            from ray.util.joblib import register_ray
-        except ModuleNotFoundError:
-            raise FileNotFoundError("joblib_backend: ray is not installed: pip install ray") from None
-        register_ray()
-    try:
-        with joblib.parallel_config(backend=joblib_backend, n_jobs=jobs if here or jobs > 1 else -1):
-            yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="2 * n_jobs")(
-                joblib.delayed(_numbered)(number, cell) for number, cell in cells.items()
-            )
-    finally:
-        if client is not None:
-            client.close()
 
 
 def _numbered(number: int, cell: Cell) -> tuple[int, list[Row]]:

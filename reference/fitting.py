@@ -1,0 +1,120 @@
+"""What FastForward's training minimises, with the gradients written out.
+
+    predictor     a = Σ_t p_t x_t,  p = softmax(X q / √E);   s = ReLU(a W1) W2
+                  L = Σ_f w_f (log(1 + e^{s_f}) − y_f s_f) / Σ_f w_f          weighted cross-entropy on σ(s)
+    compensator   ŷ = C2 act(C1 x);   L = mean (ŷ − y)²                       y: what the neurons left out would write
+
+Labels y_f and weights w_f of the first are `predictor_targets`. Every gradient is the chain rule, read from the loss
+back to the weights; a name like d_s stands for ∂L/∂s. Nothing here knows how a minimum is sought, but for one step of
+Adam at the end.
+
+Source: FastForward (arXiv 2602.00397) for the losses; Kingma & Ba (arXiv 1412.6980) for Adam. Dtype: the input's.
+Chosen: the loss of the predictor is divided by the sum of its weights, so that an untrained one stands at log 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reference.checks import match, require
+from reference.layers import activate, sigmoid
+from reference.predictor import Compensator, Predictor
+
+
+def pool_blocks(x: np.ndarray, q_pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks pooled by attention to q_pred: x (N, T, E), q_pred (E,) -> shares p (N, T) and a (N, E)."""
+    logits = x @ q_pred / np.sqrt(x.shape[-1]).astype(x.dtype)  # (N, T)
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    return shares, (shares[:, None] @ x)[:, 0]
+
+
+def score_blocks(x: np.ndarray, predictor: Predictor) -> np.ndarray:
+    """`predictor_scores` of many blocks at once: x (N, T, E) -> (N, F)."""
+    _, pooled = pool_blocks(x, predictor.q_pred)
+    return np.maximum(pooled @ predictor.w1, 0) @ predictor.w2
+
+
+def cross_entropy(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """Σ w (log(1 + e^s) − y s) / Σ w, and its gradient for the scores: (N, F) each."""
+    total = weights.sum()
+    # log(1 + e^s) = max(s, 0) + log(1 + e^-|s|), which does not overflow.
+    losses = np.maximum(scores, 0) + np.log1p(np.exp(-np.abs(scores))) - labels * scores
+    return float((weights * losses).sum() / total), weights * (sigmoid(scores) - labels) / total
+
+
+def predictor_loss(
+    x: np.ndarray, predictor: Predictor, labels: np.ndarray, weights: np.ndarray
+) -> tuple[float, Predictor]:
+    """The predictor's loss on N blocks and its gradient, an array for each of the predictor's.
+
+    x (N, T, E); labels (N, F), 0 or 1; weights (N, F) > 0.
+    """
+    match(x=(x, "N T E"), labels=(labels, "N F"), weights=(weights, "N F"))
+    shares, pooled = pool_blocks(x, predictor.q_pred)  # (N, T), (N, E)
+    hidden = pooled @ predictor.w1  # (N, r)
+    rectified = np.maximum(hidden, 0)
+    loss, d_scores = cross_entropy(rectified @ predictor.w2, labels, weights)  # (N, F)
+
+    d_w2 = rectified.T @ d_scores
+    d_hidden = (d_scores @ predictor.w2.T) * (hidden > 0)
+    d_w1 = pooled.T @ d_hidden
+    d_pooled = d_hidden @ predictor.w1.T  # (N, E)
+    d_shares = (x @ d_pooled[:, :, None])[:, :, 0]  # (N, T)
+    d_logits = shares * (d_shares - (shares * d_shares).sum(axis=1, keepdims=True))  # through the softmax
+    d_q_pred = np.einsum("nt,nte->e", d_logits, x) / np.sqrt(x.shape[-1]).astype(x.dtype)
+    return loss, Predictor(d_q_pred, d_w1, d_w2)
+
+
+def compensator_loss(
+    x: np.ndarray, compensator: Compensator, target: np.ndarray, *, act: str = "silu"
+) -> tuple[float, Compensator]:
+    """mean (C2 act(C1 x) − target)² and its gradient: x and target (T, E)."""
+    match(x=(x, "T E"), target=(target, "T E"))
+    before = x @ compensator.c1.T  # (T, hidden)
+    hidden = activate(before, act)
+    error = hidden @ compensator.c2.T - target  # (T, E)
+
+    d_output = error * (2 / error.size)
+    d_c2 = d_output.T @ hidden
+    d_before = (d_output @ compensator.c2) * activation_slope(before, act)
+    return float(np.square(error).mean()), Compensator(d_before.T @ x, d_c2)
+
+
+def activation_slope(x: np.ndarray, act: str) -> np.ndarray:
+    """The derivative of `activate`. Both activations are x · σ(u(x)), so it is σ(u) (1 + x u' (1 − σ(u)))."""
+    if act == "silu":
+        u, slope = x, np.ones((), x.dtype)
+    else:
+        scale = np.sqrt(8 / np.pi).astype(x.dtype)
+        u, slope = scale * (x + 0.044715 * x * x * x), scale * (1 + 3 * 0.044715 * x * x)
+    gate = sigmoid(u)
+    return gate * (1 + x * slope * (1 - gate))
+
+
+@dataclass
+class Adam:
+    """Adam over a list of arrays, which `step` changes in place. Its β and ε are the paper's."""
+
+    arrays: Sequence[np.ndarray]
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        self._first = [np.zeros_like(array) for array in self.arrays]
+        self._second = [np.zeros_like(array) for array in self.arrays]
+        self._steps = 0
+
+    def step(self, gradients: Sequence[np.ndarray], rate: float) -> None:
+        """m += (1 − β₁)(g − m), v += (1 − β₂)(g² − v), then θ −= rate · m̂ / (√v̂ + ε), with m̂ and v̂ unbiased."""
+        require(rate >= 0, f"rate: got {rate}, wanted at least 0")
+        self._steps += 1
+        for array, gradient, first, second in zip(self.arrays, gradients, self._first, self._second, strict=True):
+            first += (1 - self.beta1) * (gradient - first)
+            second += (1 - self.beta2) * (gradient * gradient - second)
+            mean, square = first / (1 - self.beta1**self._steps), second / (1 - self.beta2**self._steps)
+            array -= rate * mean / (np.sqrt(square) + self.eps)

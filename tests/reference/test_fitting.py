@@ -1,0 +1,119 @@
+"""FastForward's losses against their formulas, written out by loops, and the gradients against finite differences."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from reference import Compensator, Predictor, predictor_targets
+from reference.fitting import Adam, activation_slope, compensator_loss, predictor_loss
+
+RNG = np.random.default_rng
+SIZES = {"n": st.integers(1, 3), "t": st.integers(1, 5), "e": st.integers(1, 5), "seed": st.integers(0, 999)}
+
+
+def predictor_by_hand(x: np.ndarray, p: Predictor, labels: np.ndarray, weights: np.ndarray) -> float:
+    """The loss from the formula, one number after the other."""
+    total = 0.0
+    for block, y, w in zip(x, labels, weights, strict=True):
+        logits = [float(row @ p.q_pred) / math.sqrt(len(row)) for row in block]
+        shares = [math.exp(logit) for logit in logits]
+        pooled = sum(share / sum(shares) * row for share, row in zip(shares, block, strict=True))
+        hidden = [max(0.0, float(pooled @ column)) for column in p.w1.T]
+        for f in range(p.w2.shape[1]):
+            chance = 1 / (1 + math.exp(-sum(h * float(p.w2[i, f]) for i, h in enumerate(hidden))))
+            total -= w[f] * math.log(chance if y[f] else 1 - chance)
+    return total / weights.sum()
+
+
+def least_before_relu(x: np.ndarray, p: Predictor) -> float:
+    shares = np.exp(x @ p.q_pred / math.sqrt(x.shape[2]))
+    pooled = (shares[:, :, None] * x).sum(axis=1) / shares.sum(axis=1)[:, None]
+    return float(np.abs(pooled @ p.w1).min())
+
+
+def act_by_hand(x: float, act: str) -> float:
+    if act == "silu":
+        return x / (1 + math.exp(-x))
+    return x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def differences(loss, array: np.ndarray, step: float = 1e-6) -> np.ndarray:
+    """∂loss/∂array by central differences."""
+    slopes = np.empty_like(array)
+    for at in np.ndindex(array.shape):
+        kept = array[at]
+        array[at] = kept + step
+        above = loss()
+        array[at] = kept - step
+        slopes[at] = (above - loss()) / (2 * step)
+        array[at] = kept
+    return slopes
+
+
+@given(r=st.integers(1, 3), f=st.integers(2, 12), **SIZES)
+def test_predictor_loss_and_gradient(n: int, t: int, e: int, r: int, f: int, seed: int) -> None:
+    rng = RNG(seed)
+    x = rng.standard_normal((n, t, e))
+    p = Predictor(rng.standard_normal(e), rng.standard_normal((e, r)), rng.standard_normal((r, f)))
+    drawn = [predictor_targets(rng.random(f)) for _ in range(n)]
+    labels, weights = np.array([y for y, _ in drawn], float), np.array([w for _, w in drawn])
+    loss, gradient = predictor_loss(x, p, labels, weights)
+    assert math.isclose(loss, predictor_by_hand(x, p, labels, weights), rel_tol=1e-9)
+    assume(least_before_relu(x, p) > 1e-4)  # or the kink of the ReLU may lie inside the difference
+    for name in ("q_pred", "w1", "w2"):
+        expected = differences(lambda: predictor_by_hand(x, p, labels, weights), getattr(p, name))
+        np.testing.assert_allclose(getattr(gradient, name), expected, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+@given(hidden=st.integers(1, 3), act=st.sampled_from(["silu", "gelu_tanh"]), **SIZES)
+def test_compensator_loss_and_gradient(n: int, t: int, e: int, hidden: int, act: str, seed: int) -> None:
+    rng = RNG(seed)
+    x, target = rng.standard_normal((n * t, e)), rng.standard_normal((n * t, e))
+    c = Compensator(rng.standard_normal((hidden, e)), rng.standard_normal((e, hidden)))
+
+    def by_hand() -> float:
+        errors = [
+            sum(c.c2[i, j] * act_by_hand(float(c.c1[j] @ row), act) for j in range(hidden)) - wanted[i]
+            for row, wanted in zip(x, target, strict=True)
+            for i in range(e)
+        ]
+        return sum(error * error for error in errors) / len(errors)
+
+    loss, gradient = compensator_loss(x, c, target, act=act)
+    assert math.isclose(loss, by_hand(), rel_tol=1e-9)
+    for name in ("c1", "c2"):
+        expected = differences(by_hand, getattr(c, name))
+        np.testing.assert_allclose(getattr(gradient, name), expected, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu_tanh"])
+def test_slope_of_an_activation(act: str) -> None:
+    x = np.linspace(-6, 6, 41)
+    expected = [(act_by_hand(v + 1e-6, act) - act_by_hand(v - 1e-6, act)) / 2e-6 for v in x]
+    np.testing.assert_allclose(activation_slope(x, act), expected, atol=1e-8)
+
+
+def test_scores_far_out_do_not_overflow() -> None:
+    p = Predictor(np.zeros(1), np.array([[1.0, 0.0]]), np.array([[1.0, -1.0], [0.0, 0.0]]))
+    x = np.full((1, 1, 1), 5000.0)
+    loss, gradient = predictor_loss(x, p, np.array([[0.0, 1.0]]), np.array([[1.0, 3.0]]))
+    assert math.isclose(loss, 5000.0)
+    assert all(np.isfinite(array).all() for array in vars(gradient).values())
+
+
+def test_adam_by_hand() -> None:
+    """Two steps on one number, from the paper's algorithm."""
+    theta = np.array([1.0])
+    adam = Adam([theta])
+    m = v = 0.0
+    expected = 1.0
+    for n, g in enumerate((0.5, -2.0), 1):
+        adam.step([np.array([g])], 0.1)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        expected -= 0.1 * (m / (1 - 0.9**n)) / (math.sqrt(v / (1 - 0.999**n)) + 1e-8)
+        assert math.isclose(theta[0], expected, rel_tol=1e-12)

@@ -1,0 +1,74 @@
+"""The commands that train: `fit fastforward`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thresher.cli import options, show
+
+app = typer.Typer(help="Train what a method must learn.", no_args_is_help=True)
+
+
+@app.callback()
+def fit() -> None:
+    """Train what a method must learn."""
+
+
+@app.command()
+def fastforward(
+    model: options.ModelName,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The safetensors file to write.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text files, folders or JSON Lines; may be given again. By default, text from packages."),
+    ] = None,
+    density: Annotated[float, typer.Option(help="Share of the neurons to train for.")] = 0.5,
+    tokens: Annotated[int, typer.Option(help="How much text is read; a tenth is held out.")] = 60_000,
+    context: Annotated[int, typer.Option(help="Tokens per prompt.")] = 2048,
+    steps: Annotated[int, typer.Option(help="Steps of Adam, for each of three trainings per layer.")] = 400,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
+    backend: options.Backend = "auto",
+    jobs: Annotated[int, typer.Option(help="Layers trained at a time; -1 for one per core.")] = -1,
+    joblib_backend: Annotated[str, typer.Option(help="loky, or dask or ray on a cluster.")] = "loky",
+    json: options.Json = False,
+) -> None:
+    """Train FastForward's predictors and compensators for a model.
+
+    What is done is kept in FILE.work: a run that was stopped goes on where it was.
+    """
+    from thresher.fit import Progress
+    from thresher.fit import fastforward as train
+
+    with show.byte_progress() as download, show.fit_progress() as (tokens_read, layer_done):
+        train(
+            model,
+            data or (),
+            out=out,
+            density=density,
+            tokens=tokens,
+            context=context,
+            steps=steps,
+            seed=seed,
+            backend=backend,
+            jobs=jobs,
+            joblib_backend=joblib_backend,
+            progress=Progress(download, _tell_disk, tokens_read, layer_done),
+        )
+    if json:
+        show.emit_json(_facts(out))
+    else:
+        print(f"{out}, {show.size(out.stat().st_size)}: use it with --ffn fastforward:weights={out}", file=sys.stderr)
+
+
+def _tell_disk(size: int, folder: Path) -> None:
+    print(f"The inputs of all layers take {show.size(size)} in {folder}, until it is done.", file=sys.stderr)
+
+
+def _facts(out: Path) -> dict[str, Any]:
+    from loaders.tensors import TensorFile
+
+    return {"file": str(out), "bytes": out.stat().st_size, **TensorFile(out).metadata}

@@ -1,0 +1,211 @@
+"""`fastforward`: from a checkpoint and text to one file of trained weights, through a folder that remembers every step.
+
+WORK/run.json           what the run was asked for: another run must ask for the same to go on with it
+WORK/inputs …           what `activations` recorded
+WORK/layers/NNN.*       what was trained, layer by layer
+OUT                     written last, whole, and WORK is then deleted
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+import accel
+from loaders import Checkpoint, load_checkpoint
+from loaders.catalogue import find
+from loaders.fastforward import fingerprint, save_fastforward
+from loaders.tensors import TensorFile, write_tensors
+from reference import Compensator, FastForwardLayer, FastForwardWeights, Predictor, layer_densities
+from reference.checks import require, whole
+from reference.neurons import check_density
+from thresher.fit import activations, corpus
+from thresher.fit.layer import Layer, Recipe
+from thresher.fit.text import held_out, make_prompts, read_documents
+from thresher.model import LanguageModel
+from thresher.state import write_atomically
+from thresher.workers import check_backend, workers
+
+FORMAT = "thresher-fit-layer-1"
+SPARE = 1 << 28  # bytes that must stay free beside the recorded inputs
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What to call while it works; by default, nothing."""
+
+    download: Callable[[int, int, str], None] = lambda done, total, what: None
+    disk: Callable[[int, Path], None] = lambda size, folder: None  # before anything is recorded
+    tokens: Callable[[int, int], None] = lambda done, total: None
+    layer: Callable[[int, int, dict[str, Any]], None] = lambda done, total, told: None
+
+
+def fastforward(
+    model: str | os.PathLike[str],
+    data: Sequence[str | os.PathLike[str]] = (),
+    *,
+    out: str | os.PathLike[str],
+    density: float = 0.5,
+    tokens: int = 60_000,
+    context: int = 2048,
+    block: int = 128,
+    steps: int = 400,
+    seed: int = 0,
+    backend: str = "auto",
+    jobs: int = -1,
+    joblib_backend: str = "loky",
+    progress: Progress | None = None,
+) -> Path:
+    """Train FastForward's predictors and compensators for a model, and write them to `out`, a safetensors file.
+
+    model: as `thresher.load` takes it. data: text files, folders, JSON Lines; by default prose and plays from the
+    package index. density: share of the neurons that is trained for. tokens: how much text is read, in prompts of
+    `context` tokens, a tenth of which is held out. steps: of Adam, for each of three trainings in each layer. backend:
+    what runs the dense model. jobs: layers trained at a time; -1 for one per core. joblib_backend: loky, or dask or ray
+    on a cluster whose machines share the folder of `out`.
+
+    A run that is killed goes on where it was when it is started again, and the same seed gives the same file. Raises
+    ValueError for text that is too short and for an unfinished run with other settings, OSError for a full disk.
+    """
+    check_density(density)
+    for name, value in {"block": block, "steps": steps, "tokens": tokens}.items():
+        whole(name, value)
+    whole("context", context, least=3 * block)
+    require(context % block == 0, f"context: got {context}, wanted a multiple of the block, {block}")
+    check_backend(joblib_backend)
+    told, out = progress or Progress(), Path(out)
+    checkpoint = load_checkpoint(find(os.fspath(model)))
+    positions = checkpoint.config.max_positions
+    require(context <= positions, f"context: got {context}, wanted at most the model's {positions} positions")
+    documents = read_documents(data) if data else corpus.documents(told.download)
+    prompts = make_prompts(documents, checkpoint.tokenizer, tokens=tokens, context=context, seed=seed)
+    recipe = Recipe(density=density, block=block, steps=steps, seed=seed)
+    asked = {
+        "base_sha256": fingerprint(checkpoint.source),
+        "data": " ".join(Path(path).name for path in data) or f"{corpus.PROSE} {corpus.PLAYS}",
+        "data_sha256": hashlib.sha256(prompts.tobytes()).hexdigest(),
+        "tokens": str(prompts.size),
+        "context": str(context),
+        "recipe": json.dumps(asdict(recipe)),
+    }
+    work = out.with_name(f"{out.name}.work")
+    _begin(work, asked)
+    _record(checkpoint, prompts, work, backend, block, told)
+    config = checkpoint.config
+    fitted = _fit_layers(checkpoint, prompts, work, recipe, jobs, joblib_backend, told)
+    importance = activations.importance_of(work, config.layers)
+    densities = layer_densities(importance, density)
+    metadata = {
+        "base_model": Path(os.fspath(model)).name,
+        **asked,
+        "importance": json.dumps([round(float(s), 6) for s in importance]),
+        "held_out": json.dumps([{key: one[key] for key in ("losses", "overlap")} for one, _ in fitted]),
+        "optimiser": "Adam, linear decay, best of ten looks by held-out loss",
+        "version": version("thresher"),
+    }
+    layers = [replace(layer, density=float(b)) for (_, layer), b in zip(fitted, densities, strict=True)]
+    write_atomically(out, lambda path: save_fastforward(path, FastForwardWeights(layers, metadata)))
+    shutil.rmtree(work)
+    return out
+
+
+def _begin(work: Path, asked: dict[str, str]) -> None:
+    """Make the folder, or go on with it. ValueError where its run was asked for something else."""
+    work.mkdir(parents=True, exist_ok=True)
+    note = work / "run.json"
+    if not note.exists():
+        write_atomically(note, lambda path: path.write_text(json.dumps(asked)))
+        return
+    found = json.loads(note.read_text())
+    other = [name for name, value in asked.items() if found.get(name) != value]
+    require(
+        not other,
+        f"{work}: got an unfinished run with another {', '.join(other)}, wanted the same, or the folder deleted",
+    )
+
+
+def _record(checkpoint: Checkpoint, prompts: np.ndarray, work: Path, backend: str, block: int, told: Progress) -> None:
+    """Record what is not recorded yet; the disk that it takes is told, and checked, beforehand."""
+    if activations.recorded(work) == len(prompts):
+        return
+    model = LanguageModel(checkpoint, accel.backend(backend)).model
+    size = activations.bytes_needed(model, prompts)
+    told.disk(size, work)
+    free = shutil.disk_usage(work).free + activations.bytes_held(work)
+    if free < size + SPARE:
+        raise OSError(f"{work}: got {free:,} bytes free, wanted {size + SPARE:,} for the inputs of all layers")
+    done = 0
+
+    def count(read: int) -> None:
+        nonlocal done
+        done += read
+        told.tokens(done, prompts.size)
+
+    activations.record(model, prompts, work, block=block, progress=count)
+
+
+def _fit_layers(
+    checkpoint: Checkpoint,
+    prompts: np.ndarray,
+    work: Path,
+    recipe: Recipe,
+    jobs: int,
+    joblib_backend: str,
+    told: Progress,
+) -> list[tuple[dict[str, Any], FastForwardLayer]]:
+    """Train the layers that are not trained yet, side by side, and read all of them."""
+    config = checkpoint.config
+    (work / "layers").mkdir(exist_ok=True)
+    missing = [n for n in range(config.layers) if not _layer_file(work, n).exists()]
+    if missing:
+        with workers(joblib_backend, jobs) as parallel:
+            for count, (n, told_of) in enumerate(
+                parallel(_call(checkpoint, work, n, prompts.shape, recipe) for n in missing),
+                config.layers - len(missing) + 1,
+            ):
+                told.layer(count, config.layers, {"layer": n, **told_of})
+    return [_read_layer(_layer_file(work, n)) for n in range(config.layers)]
+
+
+def _call(checkpoint: Checkpoint, work: Path, n: int, shape: tuple[int, ...], recipe: Recipe) -> Any:
+    """The training of one layer, to be sent to a worker with the FFN that it needs."""
+    w = checkpoint.weights.layers[n]
+    ffn = tuple(np.asarray(matrix) for matrix in (w.w_gate, w.w_up, w.w_down))
+    return joblib.delayed(_fit_layer)(work.absolute(), n, shape, ffn, checkpoint.config.activation, recipe)
+
+
+def _fit_layer(
+    work: Path, n: int, shape: tuple[int, ...], ffn: tuple[np.ndarray, ...], act: str, recipe: Recipe
+) -> tuple[int, dict[str, Any]]:
+    """Train one layer and leave it in its file: in a process of its own, maybe on another machine."""
+    # One thread, wherever: how a product is split among threads may change its last bits.
+    with threadpool_limits(1):
+        inputs = activations.inputs_of(work, n, *shape)
+        fitted = Layer(inputs, ffn, act, layer=n, held=held_out(shape[0]), recipe=recipe).fit()
+    told = {"losses": fitted.losses, "overlap": fitted.overlap}
+    arrays = {**vars(fitted.predictor), **vars(fitted.compensator)}
+    metadata = {"format": FORMAT, "told": json.dumps(told)}
+    write_atomically(_layer_file(work, n), lambda path: write_tensors(path, arrays, metadata))
+    return n, told
+
+
+def _read_layer(path: Path) -> tuple[dict[str, Any], FastForwardLayer]:
+    file = TensorFile(path)
+    arrays = file.arrays(FORMAT)
+    predictor = Predictor(arrays["q_pred"], arrays["w1"], arrays["w2"])
+    return json.loads(file.metadata["told"]), FastForwardLayer(predictor, Compensator(arrays["c1"], arrays["c2"]), 1.0)
+
+
+def _layer_file(work: Path, n: int) -> Path:
+    return work / "layers" / f"{n:03}.safetensors"
