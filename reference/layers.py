@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from reference import contract
-from reference.checks import one_of, require, widen
+from reference.checks import one_of, widen
 from reference.config import Rope
 from reference.contract import ACTIVATIONS
 from reference.predictor import FastForwardWeights
@@ -26,7 +26,8 @@ def embed(token_ids: np.ndarray, table: np.ndarray, *, scale: float = 1.0) -> np
     """Rows of the embedding table times `scale`: token_ids (T,) of 0 ≤ id < V, table (V, E) -> (T, E)."""
     vocab_size = contract.embed(token_ids, table)["V"]
     outside = token_ids[(token_ids < 0) | (token_ids >= vocab_size)]
-    require(outside.size == 0, f"token_ids: got id {outside[:1]}, wanted 0 to {vocab_size - 1}")
+    if outside.size:
+        raise ValueError(f"token_ids: got id {outside[0]}, wanted 0 to {vocab_size - 1}")
     rows = widen(table[token_ids])  # (T, E)
     return rows * rows.dtype.type(scale)
 

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.equivalence.calling import call
+
 
 def kept_of_row(scores: list[float], budget: int, sinks: int, recent: int, positions: list[int]) -> list[int]:
     """The columns of one row: what is protected, and of the others the best, among equals the lower index."""
@@ -46,9 +48,9 @@ def test_the_best_of_what_is_not_protected(
     positions = np.sort([rng.choice(keys + 20, keys, replace=False) for _ in range(heads)]).astype(dtype)
     if sinks + recent > budget and budget < keys:
         with pytest.raises(ValueError, match=rf"sinks \+ recent: got {sinks} \+ {recent}, wanted at most the budget"):
-            backend.keep_top(scores, budget, sinks=sinks, recent=recent, positions=positions)
+            call(backend, "keep_top", scores, budget, sinks=sinks, recent=recent, positions=positions)
         return
-    got = backend.keep_top(scores, budget, sinks=sinks, recent=recent, positions=positions)
+    got = call(backend, "keep_top", scores, budget, sinks=sinks, recent=recent, positions=positions)
     assert got.dtype == np.int64
     wanted = [
         kept_of_row(row.tolist(), budget, sinks, recent, where.tolist())
@@ -61,4 +63,4 @@ def test_a_score_that_is_no_number_is_refused_where_it_is_protected_too(backend:
     scores = np.zeros((2, 6), np.float32)
     scores[1, 5] = np.nan
     with pytest.raises(ValueError, match="scores: got NaN, wanted numbers that can be ranked"):
-        backend.keep_top(scores, 3, recent=2)
+        call(backend, "keep_top", scores, 3, recent=2)

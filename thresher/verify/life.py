@@ -150,10 +150,10 @@ class Life:
         exact = meant.k.astype(np.float64)
         wanted = reference.key_scores(q.astype(np.float64), exact[:, :count], 5)
         got = self.back(self.module.key_scores(self.there(q), ours.keys(count), 5))
-        _cosines(f"key_scores of the first {count}", got, wanted)
+        self._cosines(f"key_scores of the first {count}", got, wanted)
         sums = reference.unit(exact).sum(axis=1)
         known = np.linalg.norm(sums, axis=-1) > 0.1  # else the directions cancel, and the mean has none
-        _cosines(
+        self._cosines(
             "keydiff_scores",
             self.back(self.module.keydiff_scores(ours.keys()))[known],
             reference.keydiff_scores(exact)[known],
@@ -211,6 +211,10 @@ class Life:
             setattr(meant, name, array)
             setattr(ours, name, self.there(array.copy()))
 
+    def _cosines(self, name: str, got: Any, wanted: np.ndarray) -> None:
+        apart = np.abs(np.asarray(got, np.float64) - wanted)
+        assert apart.max(initial=0) <= self.tolerance, f"{name}: off by {apart.max():.2e}"
+
     def _columns(self, number: int, least: int = 0) -> np.ndarray:
         """Some columns of every head, ascending: none, one, all or any number."""
         rng = np.random.default_rng(number)
@@ -233,8 +237,3 @@ def same_bits(name: str, got: np.ndarray, wanted: np.ndarray) -> None:
         unequal = np.frombuffer(got.tobytes(), np.uint8) != np.frombuffer(wanted.tobytes(), np.uint8)
         at = tuple(int(i) for i in np.unravel_index(unequal.argmax() // got.itemsize, got.shape))
         raise AssertionError(f"{name} at {at}: got {got[at]}, wanted {wanted[at]}")
-
-
-def _cosines(name: str, got: Any, wanted: np.ndarray) -> None:
-    apart = np.abs(np.asarray(got, np.float64) - wanted)
-    assert apart.max(initial=0) <= 1e-5, f"{name}: off by {apart.max():.2e}"

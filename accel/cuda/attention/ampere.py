@@ -69,7 +69,7 @@ def attend(dim: int, form: str) -> Kernel:
             x = larger(x, larger(s[m * S_TILE + 4 * i + 2 * half], s[m * S_TILE + 4 * i + 2 * half + 1]))
         x = larger(x, cuda.shfl_xor_sync(0xFFFFFFFF, x, 1))
         x = larger(x, cuda.shfl_xor_sync(0xFFFFFFFF, x, 2))
-        fade, y = exp2((peak[2 * m + half] - x) * rate), x * rate
+        fade, y = exp2((peak[2 * m + half] - x) * rate), larger(x * rate, LOWEST)  # which may be -inf
         sums = total[2 * m + half] * fade
         for i in range(KEYS // 8):
             first = exp2(s[m * S_TILE + 4 * i + 2 * half] * rate - y)
@@ -131,12 +131,12 @@ def attend(dim: int, form: str) -> Kernel:
         last_token = min(divide(row_tile * ROWS + ROWS - 1, by_group), tokens - 1)
         lowest_lo, lowest_hi = sees(first_token, head, tokens, before, held, window, bounds)
         highest_lo, highest_hi = sees(last_token, head, tokens, before, held, window, bounds)
-        held = min(held, highest_hi)  # what stands beyond may never have been written
         every = (max(highest_hi - lowest_lo, 0) + KEYS - 1) >> KEY_SHIFT
         each = divide(every + splits - 1, by_splits)
         tiles = min(each, every - split * each)
         start = lowest_lo + split * each * KEYS
 
+        last = np.int32(highest_hi - 1)  # what stands beyond may never have been written
         place = columns
         if columns != 0:
             place = columns + 8 * (chunk * columns_chunk + head * columns_head)
@@ -144,8 +144,8 @@ def attend(dim: int, form: str) -> Kernel:
         keys, values = k + head * k_head, v + head * v_head
         line = warp * (KEYS // 4)
         if tiles > 0:
-            read_rows(s_k + 128 * line, keys, k_row, place, kept, own_start, start + line, held - 1)
-            read_rows(s_v + 128 * line, values, v_row, place, kept, own_start, start + line, held - 1)
+            read_rows(s_k + 128 * line, keys, k_row, place, kept, own_start, start + line, last)
+            read_rows(s_v + 128 * line, values, v_row, place, kept, own_start, start + line, last)
         copies_commit()
         read_queries(
             base, 0, ROWS, row_tile * ROWS, rows, q + chunk * q_chunk, q_head, q_token, q_wide, head, group, by_group,
@@ -173,8 +173,8 @@ def attend(dim: int, form: str) -> Kernel:
             cuda.syncthreads()
             if at + KEYS < end:
                 to, following = (slot ^ 1) * TILE + 128 * line, at + KEYS + line
-                read_rows(s_k + to, keys, k_row, place, kept, own_start, following, held - 1)
-                read_rows(s_v + to, values, v_row, place, kept, own_start, following, held - 1)
+                read_rows(s_k + to, keys, k_row, place, kept, own_start, following, last)
+                read_rows(s_v + to, values, v_row, place, kept, own_start, following, last)
             copies_commit()
             score(s, q_at, k_at + slot * TILE)
             if at < highest_lo or at + KEYS > lowest_hi:

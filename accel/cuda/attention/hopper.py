@@ -111,7 +111,7 @@ def attend(dim: int, form: str) -> Kernel:
 
         lowest_lo, lowest_hi = sees(first_token, head, tokens, before, held, window, bounds)
         highest_lo, highest_hi = sees(last_token, head, tokens, before, held, window, bounds)
-        held = min(held, highest_hi)  # what stands beyond may never have been written
+        held = highest_hi  # what stands beyond may never have been written
         every = (max(highest_hi - lowest_lo, 0) + KEYS - 1) >> KEY_SHIFT
         each = divide(every + splits - 1, by_splits)
         tiles = min(each, every - split * each)
@@ -213,7 +213,8 @@ def attend(dim: int, form: str) -> Kernel:
                 x1 = larger(x1, cuda.shfl_xor_sync(0xFFFFFFFF, x1, 2))
                 e0, e1 = exp2((m0 - x0) * rate), exp2((m1 - x1) * rate)
                 m0, m1 = x0, x1
-                y0, y1 = x0 * rate, x1 * rate
+                # LOWEST · rate of a row that has seen nothing yet may be -inf
+                y0, y1 = larger(x0 * rate, LOWEST), larger(x1 * rate, LOWEST)
                 l0 *= e0
                 l1 *= e1
                 for i in range(KEYS // 8):

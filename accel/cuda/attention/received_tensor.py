@@ -152,7 +152,8 @@ def kernels(dim: int, form: str) -> tuple[Kernel, Kernel]:
             l0 *= exp2((m0 - x0) * rate)
             l1 *= exp2((m1 - x1) * rate)
             m0, m1 = x0, x1
-            y0, y1 = x0 * rate, x1 * rate
+            # LOWEST · rate of a row that has seen nothing yet may be -inf
+            y0, y1 = larger(x0 * rate, LOWEST), larger(x1 * rate, LOWEST)
             for i in range(KEYS // 8):
                 l0 += exp2(s[4 * i] * rate - y0) + exp2(s[4 * i + 1] * rate - y0)
                 l1 += exp2(s[4 * i + 2] * rate - y1) + exp2(s[4 * i + 3] * rate - y1)

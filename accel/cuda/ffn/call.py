@@ -10,6 +10,7 @@ from numba import cuda
 
 from accel.cuda.ffn import gathered
 from accel.cuda.ffn.activation import gated
+from accel.cuda.linear.halves import feeds
 from accel.cuda.linear.inverse_norms import write_rates
 from accel.cuda.linear.maps import linear, linear_each
 from accel.cuda.linear.sums import add
@@ -24,7 +25,7 @@ def gated_ffn(x: Array, w_gate: Array, w_up: Array, w_down: Array, *, act: str =
     """W_down (act(W_gate x) * (W_up x)): x (T, E), w_gate and w_up (F, E), w_down (E, F) -> (T, E) float32."""
     contract.gated_ffn(x, w_gate, w_up, w_down, act)
     gate, up = linear_each(x, [(w_gate, None), (w_up, None)])
-    return linear(gated(gate, up, act, w_down.dtype), w_down)
+    return linear(gated(gate, up, act, feeds(w_down.dtype)), w_down)
 
 
 def sparse_ffn(
@@ -50,7 +51,7 @@ def sparse_ffn(
         y = gated_ffn(x, gate, up, down.axes(1, 0), act=act)
     if compensator is None:
         return y
-    hidden = gated(linear(x, compensator.c1), None, act, compensator.c2.dtype)
+    hidden = gated(linear(x, compensator.c1), None, act, feeds(compensator.c2.dtype))
     return add(y, linear(hidden, compensator.c2))
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from numba import cuda
 
 from accel.cuda.linear import cublas
+from accel.cuda.linear.halves import doubled, halved
 from accel.cuda.ptx.numbers import wide
 from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.runtime.arrays import F32, Array, empty, under_each_other
+from accel.cuda.runtime.arrays import F16, F32, Array, empty, under_each_other
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.moves import cast, packed
 from accel.cuda.runtime.reduce import THREADS
@@ -51,7 +52,12 @@ def multiply(x: Array, weight: Array, bias: Array | None, out: Array) -> Array:
             x = packed(x)
         if weight.dtype.itemsize not in weight.strides:
             weight = packed(weight)
-        cublas.product(cast(x, weight.dtype), weight, None if bias is None else cast(bias, F32), out)
+        if weight.dtype == F16 and x.dtype == F32:
+            x, factors = halved(x)
+            cublas.product(x, weight, None, out)
+            doubled(out, factors, bias)
+        else:
+            cublas.product(cast(x, weight.dtype), weight, None if bias is None else cast(bias, F32), out)
     else:
         grid = out.shape[0], blocks(out.shape[1], THREADS)
         _multiply[grid, THREADS](x, weight, bias if bias is not None else empty((0,), F32), out)

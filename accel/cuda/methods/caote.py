@@ -34,7 +34,7 @@ def caote_scores(h: Array, v: Array, *, fast: bool = False, group: str = "mean")
         sums, tops = empty((heads, 2), F64), empty((heads,), I64)
         _shares[heads, THREADS](h, sums, tops)
         parts = blocks(size, PART)
-        partial, outputs = empty((parts, heads, 2, dim), F64), empty((heads, 2, dim), F32)
+        partial, outputs = empty((parts, heads, 2, dim), F64), empty((heads, 2, dim), F64)
         _sum_values[(parts, heads), THREADS](h, v, tops, partial)
         _outputs[heads, THREADS](h, v, sums, tops, partial, int(fast), outputs)
         grid = blocks(size, THREADS), sizes["KV"]
@@ -132,11 +132,11 @@ def _caote(h, v, sums, tops, outputs, fast, join, scores):
             which = 0
             if is_top:
                 which = 1
-            squares = np.float32(0)
+            squares = 0.0  # of numbers whose squares may leave float32
             for d in range(v.shape[2]):
-                x = outputs[head, which, d] - wide(v[kv, j, d])
+                x = outputs[head, which, d] - np.float64(wide(v[kv, j, d]))
                 squares += x * x
-            c = share * math.sqrt(np.float64(squares))
+            c = share * math.sqrt(squares)
             if fast != 0:
                 c /= max(remaining, GUARD)
             elif not is_top:
