@@ -78,7 +78,7 @@ def _joined(c: np.ndarray, group: str) -> np.ndarray:
     """One score per group: (KV, G, S) -> (KV, S)."""
     if group == "max":
         return c.max(axis=1)
-    return c.mean(axis=1) if group == "mean" else np.sqrt((c * c).sum(axis=1))
+    return c.mean(axis=1) if group == "mean" else _length(c, axis=1)
 
 
 def _normalise(h: np.ndarray) -> np.ndarray:
@@ -89,7 +89,12 @@ def _normalise(h: np.ndarray) -> np.ndarray:
 
 def _distance(o: np.ndarray, v: np.ndarray) -> np.ndarray:
     """‖o - v_j‖ of each head's output to every value: o (KV, G, D), v (KV, S, D) -> (KV, G, S)."""
-    return np.linalg.norm(o[:, :, None] - v[:, None], axis=-1)
+    return _length(o[:, :, None] - v[:, None], axis=-1)
+
+
+def _length(x: np.ndarray, axis: int) -> np.ndarray:
+    """√Σx² along an axis, in the dtype of x. Squares are float64: those of a small float32 would be zero."""
+    return np.sqrt(np.square(x, dtype=np.float64).sum(axis=axis)).astype(x.dtype)
 
 
 def _without_top(others: np.ndarray, is_top: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -79,10 +79,10 @@ def _attend(q, k, v, ranges, scale, part, stats):
         count = min(stop - start, THREADS)
         d = thread
         while d < q.shape[2]:
-            x = sums[d] * fade
+            x = np.float32(0)  # a tile by itself: a long sum, one key at a time, would lose what is small beside it
             for i in range(count):
                 x += weights[i] * wide(v[kv, start + i, d])
-            sums[d] = x
+            sums[d] = sums[d] * fade + x
             d += THREADS
         cuda.syncthreads()
         start += THREADS
