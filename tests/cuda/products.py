@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import cuda, float32, uint32
 
@@ -12,13 +14,8 @@ from accel.cuda.ptx.wgmma import from_shared, row_major, wait
 from accel.cuda.runtime.kernels import Kernel, device, kernel
 
 
-def product(dim: int, n: int) -> Kernel:
-    """One product of a warpgroup, (address of A, address of B, out): A (64, dim) and B (n, dim) -> A·Bᵀ (64, n)."""
-    CHUNKS, A_BYTES, B_BYTES = dim // 8, -(-dim // 64) * 64 * 128, -(-dim // 64) * n * 128
-    A_FORM, a_steps = row_major(64, dim)
-    B_FORM, b_steps = row_major(n, dim)
-    COUNT = n // 2
-    multiply, ended = from_shared(n, a_steps, b_steps, "bf16"), wait(0, COUNT)
+def bringer(CHUNKS: int, THREADS: int) -> Any:
+    """The device function by which so many threads copy rows of CHUNKS 16-byte pieces to shared memory, swizzled."""
 
     @device
     def bring(to, source, rows, thread):
@@ -27,7 +24,20 @@ def product(dim: int, n: int) -> Kernel:
             row, c = item // CHUNKS, item % CHUNKS
             a, b, x, y = load_four(source + 16 * item)
             store_shared_four(to + (c >> 3) * (rows * 128) + row * 128 + (((c & 7) ^ (row & 7)) << 4), a, b, x, y)
-            item += 128
+            item += THREADS
+
+    return bring
+
+
+def product(dim: int, n: int) -> Kernel:
+    """One product of a warpgroup, (address of A, address of B, out): A (64, dim) and B (n, dim) -> A·Bᵀ (64, n)."""
+    CHUNKS, A_BYTES, B_BYTES = dim // 8, -(-dim // 64) * 64 * 128, -(-dim // 64) * n * 128
+    A_FORM, a_steps = row_major(64, dim)
+    B_FORM, b_steps = row_major(n, dim)
+    COUNT = n // 2
+    multiply, ended = from_shared(n, a_steps, b_steps, "bf16"), wait(0, COUNT)
+
+    bring = bringer(CHUNKS, 128)
 
     @kernel(name=f"product_{dim}_{n}", threads=128, shared=1024 + A_BYTES + B_BYTES, feature="a")
     def product(a, b, out):
@@ -57,14 +67,7 @@ def warp_products(dim: int, n: int, tiles: int) -> Kernel:
     multiply = mma.from_shared(tiles, n, dim, ROWS, n, "bf16")
     multiply_more = mma.from_registers(tiles, dim, n, n, "bf16")
 
-    @device
-    def bring(to, source, rows, lane):
-        item = lane
-        while item < rows * CHUNKS:
-            row, c = item // CHUNKS, item % CHUNKS
-            a, b, x, y = load_four(source + 16 * item)
-            store_shared_four(to + (c >> 3) * (rows * 128) + row * 128 + (((c & 7) ^ (row & 7)) << 4), a, b, x, y)
-            item += 32
+    bring = bringer(CHUNKS, 32)
 
     @kernel(name=f"warp_products_{dim}_{n}_{tiles}", threads=32, shared=1024 + A_BYTES + 2 * B_BYTES)
     def products(a, b, c, first, second):

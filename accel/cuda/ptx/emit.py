@@ -32,6 +32,26 @@ def places(context: Any, builder: Any, kind: Any, array: Any, count: int) -> lis
     return [builder.gep(data, [ir.Constant(I64, i)]) for i in range(count)]
 
 
+def product_from_registers(count: int, words: int, address: Any, text: str, constraints: str) -> Any:
+    """The intrinsic (acc, a, b): acc += A·B as `text` computes it, with `count` sums and `words` words of A in local
+    arrays and B at an address of that type."""
+
+    @intrinsic
+    def product(typing: Any, acc: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            sums = places(context, builder, signature.args[0], arguments[0], count)
+            given = places(context, builder, signature.args[1], arguments[1], words)
+            values = [builder.load(place) for place in [*sums, *given]] + [arguments[2]]
+            result = assembly(builder, ir.LiteralStructType([F32] * count), values, text, constraints)
+            for i, place in enumerate(sums):
+                builder.store(builder.extract_value(result, i), place)
+            return context.get_dummy_value()
+
+        return types.void(acc, a, address), generate
+
+    return product
+
+
 def effect(text: str, *kinds: Any) -> Any:
     """The intrinsic for an instruction without a result, of at most two arguments of these types, 32 bits each."""
     constraints = ",".join(["r"] * len(kinds) + ["~{memory}"])

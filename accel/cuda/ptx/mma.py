@@ -38,7 +38,7 @@ from llvmlite import ir
 from numba import types
 from numba.cuda.extending import intrinsic
 
-from accel.cuda.ptx.emit import F32, assembly, places
+from accel.cuda.ptx.emit import F32, assembly, places, product_from_registers
 
 LOAD = "ldmatrix.sync.aligned.m8n8.x4.shared.b16"
 LOAD_TURNED = "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"
@@ -154,17 +154,4 @@ def from_registers(tiles: int, n: int, terms: int, b_rows: int, form: str) -> An
     text = "\n".join([*lines, "}"])
     constraints = ",".join(["=f"] * count + [str(i) for i in range(count)] + ["r"] * (words + 1) + ["~{memory}"])
 
-    @intrinsic
-    def product(typing: Any, acc: Any, a: Any, b: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            sums = places(context, builder, signature.args[0], arguments[0], count)
-            given = places(context, builder, signature.args[1], arguments[1], words)
-            values = [builder.load(place) for place in [*sums, *given]] + [arguments[2]]
-            result = assembly(builder, ir.LiteralStructType([F32] * count), values, text, constraints)
-            for i, place in enumerate(sums):
-                builder.store(builder.extract_value(result, i), place)
-            return context.get_dummy_value()
-
-        return types.void(acc, a, types.uint32), generate
-
-    return product
+    return product_from_registers(count, words, types.uint32, text, constraints)

@@ -32,7 +32,7 @@ from llvmlite import ir
 from numba import types
 from numba.cuda.extending import intrinsic
 
-from accel.cuda.ptx.emit import F32, assembly, places
+from accel.cuda.ptx.emit import F32, assembly, places, product_from_registers
 
 SWIZZLE_128 = 1 << 62
 
@@ -94,20 +94,7 @@ def from_registers(n: int, b_steps: list[int], form: str) -> Any:
     text = "\n".join([*lines, "wgmma.commit_group.sync.aligned; }"])
     constraints = ",".join(["=f"] * count + [str(i) for i in range(count)] + ["r"] * words + ["l", "~{memory}"])
 
-    @intrinsic
-    def product(typing: Any, acc: Any, a: Any, b: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            sums = places(context, builder, signature.args[0], arguments[0], count)
-            given = places(context, builder, signature.args[1], arguments[1], words)
-            values = [builder.load(place) for place in [*sums, *given]] + [arguments[2]]
-            result = assembly(builder, ir.LiteralStructType([F32] * count), values, text, constraints)
-            for i, place in enumerate(sums):
-                builder.store(builder.extract_value(result, i), place)
-            return context.get_dummy_value()
-
-        return types.void(acc, a, types.int64), generate
-
-    return product
+    return product_from_registers(count, words, types.int64, text, constraints)
 
 
 def wait(pending: int, *counts: int) -> Any:
