@@ -66,7 +66,19 @@ def eval(
     if json:
         show.emit_json({"out": str(out), "groups": groups})
         return
-    header = ["task", "tokens", "question", "method", "score", "95 %", "n", "keys read", "cache", "first token"]
+    header = [
+        "task",
+        "tokens",
+        "question",
+        "method",
+        "score",
+        "95 %",
+        "change",
+        "n",
+        "keys read",
+        "cache",
+        "first token",
+    ]
     show.columns(header, [_row(group) for group in groups])
 
 
@@ -129,12 +141,15 @@ def _number(text: str) -> int:
 def _row(group: dict[str, Any]) -> list[str]:
     start = [group["task"], f"{group['length']:,}", group["question"], group["method"]]
     if "perplexity" in group:
-        return [*start, f"{group['perplexity']['all']:.2f}", "", str(group["n"]), "", "", ""]
-    time = group.get("time_to_first_token")
+        return [*start, f"{group['perplexity']['all']:.2f}", "", "", str(group["n"]), "", "", ""]
+    time, change = group.get("time_to_first_token"), group.get("difference")
     return [
         *start,
         f"{group['score']:.1%}",
         f"{group['low']:.0%} to {group['high']:.0%}",
+        ""
+        if change is None
+        else f"{100 * change['mean']:+.1f} ({100 * change['low']:+.0f} to {100 * change['high']:+.0f})",
         str(group["n"]),
         f"{group['share_of_keys_read']:.0%}",
         show.size(group["cache_bytes"]),
