@@ -25,6 +25,7 @@ COMMANDS = (
     measure.bench,
     evaluate.eval,
     evaluate.plot,
+    evaluate.advise,
     talk.demo,
 )
 for command in COMMANDS:
