@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import thresher
+from loaders import catalogue
 from thresher.evaluation import cells, data, metrics, run
 from thresher.evaluation.cells import Cell
 from thresher.evaluation.folder import key, load
@@ -347,3 +348,24 @@ def test_a_suite_has_an_entry_of_its_own() -> None:
     ]
     draws = [sum(each) / 4 for each in itertools.product([1.0, 1.0, 0.0, 0.5], repeat=4)]
     assert found[2]["low"] == pytest.approx(np.quantile(draws, 0.025), abs=0.13)
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not catalogue.is_pulled("smollm2-135m-instruct"), reason="smollm2-135m-instruct is not pulled")
+def test_weights_that_come_along_are_found(tmp_path: Path) -> None:
+    methods = "dense; fastforward:density=0.5"
+    dense, thinned = run.evaluate(
+        "smollm2-135m-instruct", tasks=["perplexity"], methods=methods, lengths=[700], limit=1, out=tmp_path / "run"
+    )
+    assert 1 < dense["perplexity"]["all"] < thinned["perplexity"]["all"]
+
+
+def test_what_an_interrupted_run_has_is_a_smaller_run(
+    evaluate: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[Cell] = []
+    monkeypatch.setattr(run, "compute", lambda cells, *rest: planned.extend(cells))
+    monkeypatch.setattr(run, "summarise", lambda rows: [])
+    evaluate(tmp_path / "run", limit=3, tasks=["niah", "perplexity"], methods="dense; h2o:budget=32")
+    begun = [(cell.document.name, cell.task) for cell in planned]
+    assert list(dict.fromkeys(begun)) == [(str(n), task) for n in range(3) for task in ("niah", "perplexity")]

@@ -77,7 +77,7 @@ def advise(
     whole("max_new_tokens", max_new_tokens)
     ladders = {name: [(share, spelled(_budgeted(name, share))) for share in SHARES] for name in names}
     for ladder in ladders.values():
-        ladder[0][1].check(llm.config)
+        llm.new_state(ladder[0][1])  # which says what is wrong with it
     prompts = [prompt(llm, text, Ask(f"\n\n{question}", ())) for question in questions]
     longest = max(sum(map(len, parts)) for parts in prompts) + max_new_tokens
     most = llm.config.max_positions
