@@ -52,6 +52,16 @@ def record(folder: Path, name: str) -> Path:
     return path
 
 
+def block(name: str, task: str, length: str, question: str) -> list[str]:
+    """A table of a record, with the line that says how it was made."""
+    told = json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8"))
+    made, versions = told["meta"]["request"], told["meta"]["versions"]
+    machine = told["meta"]["machine"]
+    where = "the CPU" if made["backend"] == "cpu" or machine["gpu"].startswith("none") else machine["gpu"]
+    facts = [f"{made['dtype']} on {where}", f"seed {made['seed']}", f"numpy {versions['numpy']}"]
+    return [*table(told, task, int(length), question), "", f"*{made['model']['name']}, {', '.join(facts)}*"]
+
+
 def table(told: dict[str, Any], task: str, length: int, question: str) -> list[str]:
     """Markdown: a line per method, a column per budget; the score in percent, and how it moved from dense."""
     groups = [g for g in told["groups"] if (g["task"], g["length"], g["question"]) == (task, length, question)]

@@ -13,6 +13,7 @@ from typing import Any
 
 from joblib import delayed
 
+import accel
 from loaders.catalogue import find
 from reference.checks import one_of, require, whole
 from reference.policy import Policy
@@ -230,5 +231,10 @@ def surroundings() -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in ("thresher", "numpy", "numba", "tokenizers")},
         },
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "gpu": accel.gpu(),
+        },
     }
