@@ -15,12 +15,12 @@ from typing import Any
 
 from benchmarks.common import RESULTS
 from thresher.evaluation.folder import load
+from thresher.evaluation.methods import policy as spelled
 from thresher.evaluation.metrics import grouped, summarise
-from thresher.evaluation.plots import family
 from thresher.evaluation.run import evaluate
 
 QUALITY = RESULTS / "quality"
-BUDGET = re.compile(r"(?:budget|density)=([\d.]+)")
+SHARE = re.compile(r"(budget|density)=[^,+ ]+,?")
 EVICTIONS = [
     "keydiff",
     *("h2o", "caote:base=h2o", "caote:base=h2o,fast=true"),
@@ -69,7 +69,7 @@ def table(told: dict[str, Any], task: str, length: int, question: str) -> list[s
     lines: dict[str, dict[float, str]] = {}
     for group in groups:
         shares = _shares(group["method"])
-        lines.setdefault(family(group["method"]), {})[min(shares, default=1.0)] = _cell(group)
+        lines.setdefault(_family(group["method"]), {})[min(shares, default=1.0)] = _cell(group)
     header = ["method", *(f"{100 * share:g} %" for share in budgets)]
     dense = next(g for g in groups if g["method"] == "dense")
     score = f"{100 * dense['score']:.1f} ({100 * dense['low']:.0f} to {100 * dense['high']:.0f})"
@@ -83,7 +83,15 @@ def table(told: dict[str, Any], task: str, length: int, question: str) -> list[s
 
 
 def _shares(method: str) -> list[float]:
-    return [float(text) for text in BUDGET.findall(method)]
+    """Its budgets, and the density of FastForward."""
+    policy = spelled(method)
+    found = [part.budget for part in (policy.select, policy.evict) if part is not None]
+    return [*found, policy.ffn.density] if policy.ffn is not None else found
+
+
+def _family(method: str) -> str:
+    """The method without them."""
+    return " + ".join(SHARE.sub("", part).rstrip(",:") for part in method.split(" + "))
 
 
 def _cell(group: dict[str, Any]) -> str:
