@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
+from thresher.cli.show import cell_progress
 from thresher.evaluation.folder import load
 from thresher.evaluation.methods import policy as spelled
 from thresher.evaluation.metrics import grouped, summarise
-from thresher.evaluation.run import evaluate
+from thresher.evaluation.run import Progress, evaluate
 
 QUALITY = RESULTS / "quality"
 SHARE = re.compile(r"(budget|density)=[^,+ ]+,?")
@@ -63,7 +64,8 @@ def block(name: str, task: str, length: str, question: str) -> list[str]:
 
 
 def table(told: dict[str, Any], task: str, length: int, question: str) -> list[str]:
-    """Markdown: a line per method, a column per budget; the score in percent, and how it moved from dense."""
+    """Markdown: a line per method, a column per budget; the score in percent and how it moved from dense, or the
+    perplexity."""
     groups = [g for g in told["groups"] if (g["task"], g["length"], g["question"]) == (task, length, question)]
     budgets = sorted({share for g in groups for share in _shares(g["method"])}, reverse=True)
     lines: dict[str, dict[float, str]] = {}
@@ -72,7 +74,11 @@ def table(told: dict[str, Any], task: str, length: int, question: str) -> list[s
         lines.setdefault(_family(group["method"]), {})[min(shares, default=1.0)] = _cell(group)
     header = ["method", *(f"{100 * share:g} %" for share in budgets)]
     dense = next(g for g in groups if g["method"] == "dense")
-    score = f"{100 * dense['score']:.1f} ({100 * dense['low']:.0f} to {100 * dense['high']:.0f})"
+    score = (
+        _cell(dense)
+        if "perplexity" in dense
+        else f"{_cell(dense)} ({100 * dense['low']:.0f} to {100 * dense['high']:.0f})"
+    )
     told_first = f"Dense: {score}, n = {dense['n']} for every method."
     body = [
         f"| {name} | " + " | ".join(cells.get(share, "") for share in budgets) + " |"
@@ -95,10 +101,28 @@ def _family(method: str) -> str:
 
 
 def _cell(group: dict[str, Any]) -> str:
+    if "perplexity" in group:
+        return f"{group['perplexity']['all']:.2f}"
     if "difference" not in group:
         return f"{100 * group['score']:.1f}"
     change = group["difference"]
     return f"{100 * group['score']:.1f} ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
+
+
+def _run(arguments: argparse.Namespace, progress: Progress) -> None:
+    evaluate(
+        arguments.model,
+        tasks=arguments.tasks.split(","),
+        methods=METHODS + TRAINED * arguments.trained,
+        lengths=[int(text) for text in arguments.lengths.split(",")],
+        limit=arguments.limit,
+        questions=arguments.questions.split(","),
+        backend=arguments.backend,
+        dtype=arguments.dtype,
+        jobs=arguments.jobs,
+        out=arguments.out,
+        progress=progress,
+    )
 
 
 def main() -> None:
@@ -117,24 +141,12 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="run nothing, sum up what the folder has")
     arguments = parser.parse_args()
     if not arguments.record:
-        evaluate(
-            arguments.model,
-            tasks=arguments.tasks.split(","),
-            methods=METHODS + TRAINED * arguments.trained,
-            lengths=[int(text) for text in arguments.lengths.split(",")],
-            limit=arguments.limit,
-            questions=arguments.questions.split(","),
-            backend=arguments.backend,
-            dtype=arguments.dtype,
-            jobs=arguments.jobs,
-            out=arguments.out,
-            progress=lambda done, total: print(f"\r{done} of {total}", end="", flush=True),
-        )
+        with cell_progress() as progress:
+            _run(arguments, progress)
     path = record(arguments.out, arguments.name or arguments.out.name)
     told = json.loads(path.read_text(encoding="utf-8"))
     for task, length, question in dict.fromkeys((g["task"], g["length"], g["question"]) for g in told["groups"]):
-        if any("score" in g for g in told["groups"] if g["task"] == task):
-            print(f"\n{task}, {length:,} tokens, question {question}", *table(told, task, length, question), sep="\n")
+        print(f"\n{task}, {length:,} tokens, question {question}", *table(told, task, length, question), sep="\n")
 
 
 if __name__ == "__main__":
