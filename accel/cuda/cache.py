@@ -20,10 +20,11 @@ import reference
 from accel.cuda.linear.inverse_norms import rate_of, write_rates
 from accel.cuda.ptx.numbers import narrow, wide
 from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, stored, to_backend, write
+from accel.cuda.runtime.errors import listed
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.moves import put, take, zeros
 from accel.cuda.runtime.reduce import THREADS, block_sum
-from accel.cuda.runtime.views import Positions, plain, to_numpy
+from accel.cuda.runtime.views import Growing, Places, Positions, plain, to_numpy
 from accel.shared.lazy import Chosen, Keys
 from accel.shared.room import SPARE, Room
 from reference import contract
@@ -51,7 +52,7 @@ class LayerCache(reference.LayerCache):
         self._rates: Any = None
         self._received: Any = None
         self._room, self._run = Room(0), 0  # columns at the end that follow one another
-        self._words: tuple[Array, Array] | None = None  # where a pass that is recorded finds its places
+        self._places: Places | None = None  # in a pass that is recorded
         self._make(k.shape[1], k, v)
         self._room.size = size = k.shape[1]
         self._show()
@@ -87,6 +88,8 @@ class LayerCache(reference.LayerCache):
     def keys(self, count: int | None = None) -> Any:
         """The first `count` keys, or all, with their inverse lengths, for the functions that score keys."""
         room = self._room
+        if self._places is not None and self._places.grows:
+            return Growing(self._k, self._rates, new=self._places.new)
         every = Keys(self.k, self._rates[:, room.start : room.end])
         return every if count is None else every.first(min(count, room.size))
 
@@ -102,7 +105,7 @@ class LayerCache(reference.LayerCache):
         if not self.has_room(tokens):
             self._move(room.wanted_for(tokens))
         if tokens:
-            place = _nowhere() if self._words is None else self._words[0]
+            place = _nowhere() if self._places is None else self._places.new
             to = (self._k, self._v, self._positions, self._rates)
             _append[(tokens, len(k)), THREADS](k, v, place, room.end, first, *to)
             if self._received is not None:
@@ -116,16 +119,15 @@ class LayerCache(reference.LayerCache):
     @property
     def buffers(self) -> tuple[Any, ...]:
         """What the kernels that appended and kept tokens here were given."""
-        return self._k, self._positions, self._received
+        return self._k, self._positions, self._received, self.queries
 
     def place(self) -> tuple[int, int]:
         """The column of the oldest token held, and that of the next."""
         return self._room.start, self._room.end
 
-    def find_places_in(self, words: tuple[Array, Array] | None) -> None:
-        """From now on take the column and the position of a new token from the device, (2,) int64, and what it sees,
-        (KV, 1, 2) int32: one that is appended alone and reads all that is held. None ends it."""
-        self._words = words
+    def find_in(self, places: Places | None) -> None:
+        """From now on take from the device where a new token stands and what it sees. None ends it."""
+        self._places = places
 
     def repeat(self, first: int, budget: int | None) -> None:
         """Note that the device has appended a token, and kept `budget` of all, as it did before."""
@@ -149,28 +151,38 @@ class LayerCache(reference.LayerCache):
         """Keys, values and positions of some columns per KV head, as attention takes them: columns (KV, R), or None
         for all -> (KV, R, D) twice and (KV, R). They are read where they are, with what is known of their positions."""
         positions = Positions(self.positions, self.newest, min(self._run, self.size))
-        if columns is None and self._words is not None:
-            return self._k, self._v, replace(positions, held=self._positions, ranges=self._words[1])
+        positions = replace(positions, places=self._places)
+        if columns is None and self._places is not None and self._places.grows:
+            return self._k, self._v, replace(positions, held=self._positions)
         if columns is None:
             return self.k, self.v, positions
-        contract.columns(columns, len(self.k))
+        columns = self.checked(columns)
         return Chosen(self.k, columns), Chosen(self.v, columns), Chosen(positions, columns)
+
+    def checked(self, columns: Any) -> Any:
+        """Columns (KV, R) of the device, or of the host, that ascend and are all there: ValueError, or noted."""
+        contract.columns(columns, len(self.k))
+        if isinstance(columns, np.ndarray):
+            self.check(columns)
+            return to_backend(columns)
+        if columns.below is not None and columns.below <= self.size:
+            return columns
+        return listed("columns", plain(columns), self.size)
 
     def keep(self, columns: Any) -> None:
         """Forget every column but these: columns (KV, B) ascending. Their room is used again."""
-        contract.columns(columns, len(self.k))
-        listed, room = plain(to_backend(columns)), self._room
-        count = listed.shape[1]
+        kept, room = plain(self.checked(columns)), self._room
+        count = kept.shape[1]
         for held, rest in ((self.k, self._k), (self.v, self._v), (self.keys().rates, self._rates)):
-            put(take(held, listed), rest[:, room.start : room.start + count])
-        positions = empty(self._positions.shape, I64) if self._words is None else self._positions
-        put(take(self.positions, listed), positions[:, room.start : room.start + count])
+            put(take(held, kept), rest[:, room.start : room.start + count])
+        positions = empty(self._positions.shape, I64) if self._places is None else self._positions
+        put(take(self.positions, kept), positions[:, room.start : room.start + count])
         self._positions = positions
         if self.received is not None and self._received is not None:
-            kept = empty((len(self.received), count), F64)
-            if kept.size:
-                _take_received[(blocks(count, THREADS), len(kept)), THREADS](self.received, listed, kept)
-            put(kept, self._received[:, room.start : room.start + count])
+            own = empty((len(self.received), count), F64)
+            if own.size:
+                _take_received[(blocks(count, THREADS), len(own)), THREADS](self.received, kept, own)
+            put(own, self._received[:, room.start : room.start + count])
         self._kept(count)
 
     def keep_newest(self, count: int) -> None:
@@ -235,6 +247,7 @@ class LayerCache(reference.LayerCache):
         """Let k, v, positions and received be the columns held."""
         held = slice(self._room.start, self._room.end)
         self.k, self.v, self.positions = self._k[:, held], self._v[:, held], self._positions[:, held]
+        self.positions.below = self._room.newest + 1
         self.received = None if self._received is None else self._received[:, held]
 
     def _move(self, room: int) -> None:

@@ -18,13 +18,13 @@ from accel.cuda.ptx.numbers import narrow, wide
 from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, stored, to_backend, under_each_other, write
 from accel.cuda.runtime.device import free_memory, here
+from accel.cuda.runtime.errors import tokens
 from accel.cuda.runtime.kernels import Kernel, device, kernel
 from accel.cuda.runtime.moves import joined, packed
 from accel.cuda.runtime.pool import pool
 from accel.cuda.runtime.reduce import HALF, THREADS
 from accel.cuda.runtime.views import to_numpy
 from reference import contract
-from reference.checks import require
 from reference.predictor import FastForwardWeights
 from reference.sampling import Sampling
 from reference.weights import LayerWeights, Weights
@@ -36,11 +36,13 @@ MOST_PARTS = 512  # of the logits, each with a highest of its own
 def embed(token_ids: Any, table: Array, *, scale: float = 1.0) -> Array:
     """Rows of the embedding table times `scale`: token_ids (T,), table (V, E) -> (T, E) float32."""
     sizes = contract.embed(token_ids, table)
-    if isinstance(token_ids, np.ndarray) and token_ids.size:
-        low, high = int(token_ids.min()), int(token_ids.max())
-        wrong = low if low < 0 else high
-        require(low >= 0 and high < sizes["V"], f"token_ids: got id {wrong}, wanted 0 to {sizes['V'] - 1}")
-    ids = here.given["ids"] if "ids" in here.given else to_backend(token_ids)
+    if isinstance(token_ids, np.ndarray):
+        outside = token_ids[(token_ids < 0) | (token_ids >= sizes["V"])]
+        if outside.size:
+            raise ValueError(f"token_ids: got id {outside[0]}, wanted 0 to {sizes['V'] - 1}")
+        ids = here.given["ids"] if "ids" in here.given else to_backend(token_ids)
+    else:
+        ids = tokens(to_backend(token_ids), sizes["V"])
     out = empty((sizes["T"], sizes["E"]), F32)
     if out.size:
         _embed[sizes["T"], THREADS](ids, table, float(scale), out)

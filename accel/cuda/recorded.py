@@ -10,7 +10,8 @@ written before it is launched:
     from then on       the block is written, the graph launched, and the caches note what the device did
 
 That holds as long as the sequences, their buffers and their policies stay. A layer may be dense, or have a window, or
-be at its KeyDiff budget; other methods rank a past that grows, or depend on the position, and are launched one by one.
+choose a fixed number of keys by QUOKA, or be at the budget of an eviction, where every token finds what the one before
+it found. A layer on its way there is launched call by call, and so are FastForward's decoding and traces.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import ALIGNED, F32, I32, I64, Array, empty, write
 from accel.cuda.runtime.device import here
 from accel.cuda.runtime.graph import Graph
-from reference import KeyDiff, Model, Policy
+from accel.cuda.runtime.views import Places
+from reference import H2O, Caote, KeyDiff, Model, Policy, SnapKV, Tova
 from reference import layers as meaning
+from reference.config import ModelConfig
 from reference.state import Chunk
 
+EVICTORS = KeyDiff, H2O, Tova, SnapKV
 TOGETHER = 16  # chunks of a prompt that share a pass: the host's part of a pass hardly grows with its tokens
 Layers = Callable[[Model, Sequence[Chunk]], Any]
 
@@ -56,11 +60,27 @@ def _repeats(model: Model, chunk: Chunk) -> bool:
 
 
 def _stays(layer: Any, window: int | None, part: Policy) -> bool:
-    if not layer.has_room(1) or layer.received is not None or (part.ffn is not None and part.ffn.decode):
+    if not layer.has_room(1) or (part.ffn is not None and part.ffn.decode):
         return False
-    if window is not None or (part.select is None and part.evict is None):
+    if window is not None:
         return True
-    return part.select is None and type(part.evict) is KeyDiff and layer.size == part.evict.budget
+    select, evict = part.select, part.evict
+    if select is not None and not (isinstance(select.budget, int) and select.standard and layer.size > select.budget):
+        return False
+    if evict is None:
+        return layer.received is None
+    base = evict.wrapped() if isinstance(evict, Caote) else evict
+    if type(base) not in EVICTORS or layer.size != evict.budget or layer.place()[0] != 0:
+        return False
+    if isinstance(base, SnapKV):
+        return layer.queries is not None and layer.queries.shape[1] == base.window
+    return not isinstance(base, H2O) or layer.received is not None
+
+
+def _grows(config: ModelConfig, chunk: Chunk) -> list[bool]:
+    """Of each layer, whether it has other columns after the pass than before."""
+    policy = chunk.state.policy
+    return [window is not None or policy.at(n).evict is None for n, window in enumerate(config.windows)]
 
 
 class Recorded:
@@ -71,6 +91,7 @@ class Recorded:
         self._caches = [weakref.ref(chunk.state.cache) for chunk in chunks]
         self._policies = [chunk.state.policy for chunk in chunks]
         self._buffers = _buffers(chunks)
+        self._grow = [grows for chunk in chunks for grows in _grows(model.config, chunk)]
         self._graph: Graph | None = None
         self._hidden: Any = None
         self._loaded = False
@@ -116,8 +137,8 @@ class Recorded:
             given[rope] = tables[2 * n], tables[2 * n + 1]
         try:
             here.given = given
-            for n, layer in enumerate(_cached(chunks)):
-                layer.find_places_in((places[n], ranges[n]))
+            for n, (layer, grows) in enumerate(zip(_cached(chunks), self._grow, strict=True)):
+                layer.find_in(Places(places[n], ranges[n], grows))
             if SIMULATED or not self._loaded:
                 self._loaded = True
                 return layers(model, chunks)
@@ -127,7 +148,7 @@ class Recorded:
         finally:
             here.given = {}
             for layer in _cached(chunks):
-                layer.find_places_in(None)
+                layer.find_in(None)
         self._graph = graph
         graph.launch()
         return self._hidden
@@ -155,14 +176,14 @@ class Recorded:
             own: list[Any] = state.cache.layers
             sizes = np.array(state.cache.sizes)
             visible = 1 + np.where(windows > 0, np.minimum(sizes, windows), sizes)
-            counts.keys_read += visible
             counts.keys_visible += visible
             counts.neurons_run += config.ffn_width
             counts.neurons_total += config.ffn_width
             for n, layer in enumerate(own):
-                evict = state.policy.at(n).evict if config.windows[n] is None else None
-                layer.repeat(chunk.first, evict and evict.budget)
-                if evict is not None:
+                part = state.policy.at(n) if config.windows[n] is None else Policy()
+                counts.keys_read[n] += part.select.budget_of(sizes[n]) + 1 if part.select else visible[n]
+                layer.repeat(chunk.first, part.evict and part.evict.budget)
+                if part.evict is not None:
                     counts.evicted(n, 1)
 
 

@@ -48,6 +48,14 @@ EXAMPLES = 3
 TINY: dict[str, Any] = {
     "width": 6, "heads": 2, "kv_heads": 1, "head_dim": 4, "ffn_width": 6, "vocab_size": 11, "layers": 1
 }  # fmt: skip
+STEADY = {  # under which decoding is recorded
+    "dense": Policy(),
+    "quoka": Policy(select=Quoka(5, n_queries=2, sinks=1, recent=1)),
+    "keydiff": Policy(evict=KeyDiff(6)),
+    "h2o": Policy(evict=H2O(6)),
+    "snapkv": Policy(evict=SnapKV(6, window=3)),
+    "quoka and caote": Policy(select=Quoka(4, n_queries=2), evict=Caote(6, base="snapkv", window=3)),
+}
 THIN = {"block": 3, "dense_first": 2, "dense_last": 2}
 POLICIES = {
     "dense": Policy(),
@@ -110,7 +118,7 @@ def forward() -> str:
 
 def repeated() -> str:
     """What a recorded pass notes on the host is what the pass did, token by token: what was wrong."""
-    for name, policy in {"dense": Policy(), "keydiff": Policy(evict=KeyDiff(6))}.items():
+    for name, policy in STEADY.items():
         meant = small_model(**TINY | {"layers": 2, "windows": (None, 5), "ropes": (Rope(1e4),) * 2})
         model = Model(meant.config, accel.cuda.prepare_weights(meant.weights), accel.cuda)
         _, state = logits(model, policy)

@@ -30,9 +30,11 @@ class Array:
     """Numbers on the device: `memory` keeps them alive, `address` is where the first lies, strides are in bytes.
 
     An `activation` of 16 bits stands for float32: it is stored as what it feeds is, and on the host it is float32.
+    `below` is set where whole numbers are known to rise strictly along the last axis, from 0 at least to below - 1 at
+    most, so that no one need look (errors.py).
     """
 
-    __slots__ = ("_words", "activation", "address", "dtype", "memory", "shape", "strides")
+    __slots__ = ("_words", "activation", "address", "below", "dtype", "memory", "shape", "strides")
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Array:
     ) -> None:
         self.memory, self.address, self.shape, self.strides, self.dtype = memory, address, shape, strides, dtype
         self.activation = activation
+        self.below: int | None = None
         self._words: tuple[int, ...] | None = None
 
     @property
@@ -129,11 +132,13 @@ class Array:
                 n += 1
             else:
                 address += range(shape.pop(n))[part] * strides.pop(n)
-        return self.seen(address, tuple(shape), tuple(strides))
+        view = self.seen(address, tuple(shape), tuple(strides))
+        if len(parts) < self.ndim or isinstance(parts[-1], slice):
+            view.below = self.below
+        return view
 
     def __iter__(self) -> Any:
-        shape, strides = self.shape[1:], self.strides[1:]
-        return (self.seen(self.address + n * self.strides[0], shape, strides) for n in range(self.shape[0]))
+        return (self[n] for n in range(self.shape[0]))
 
     def __repr__(self) -> str:
         return f"Array({self.shape}, {self.dtype})"
@@ -207,7 +212,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype = F32, *, activation: bool = F
 
 def stored(dtype: np.dtype) -> np.dtype:
     """How numbers of this type are kept here."""
-    if dtype.kind in "iub":
+    if dtype.kind in "iu":
         return I64
     return F32 if dtype == F64 else dtype
 
