@@ -1,8 +1,8 @@
 """The KV cache on the device, in buffers that grow by half and are compacted where they are.
 
 Sizes and places are whole numbers on the host (accel/shared/room.py), so that nothing waits to learn them. Appending
-writes only the new columns and the inverse of each new key's length beside it; evicting gathers what stays and puts it
-to the front. `k`, `v` and `received` are views of the columns held, valid until the cache next changes; `positions` of
+writes only the new columns and the inverse of each new key's length beside it; evicting moves what stays to the front,
+in one launch. `k`, `v` and `received` are views of the columns held, valid until the cache next changes; `positions` of
 before an eviction stay as they were, since traces read them afterwards.
 """
 
@@ -19,16 +19,20 @@ from numba import cuda
 import reference
 from accel.cuda.linear.inverse_norms import rate_of, write_rates
 from accel.cuda.ptx.numbers import narrow, wide
+from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, stored, to_backend, write
 from accel.cuda.runtime.errors import listed
-from accel.cuda.runtime.kernels import blocks, kernel
-from accel.cuda.runtime.moves import put, take, zeros
+from accel.cuda.runtime.kernels import blocks, device, kernel
+from accel.cuda.runtime.moves import put, zeros
 from accel.cuda.runtime.reduce import THREADS, block_sum
 from accel.cuda.runtime.views import Growing, Places, Positions, plain, to_numpy
 from accel.shared.lazy import Chosen, Keys
 from accel.shared.room import SPARE, Room
 from reference import contract
 from reference.config import ModelConfig
+
+MOVERS, LANES = (THREADS, 1) if SIMULATED else (512, 32)  # threads of a block that compacts; those that share a row
+ROWS, AHEAD = MOVERS // LANES, 8  # rows that a block asks for at once, and how often before it writes the first
 
 
 @dataclass
@@ -173,16 +177,13 @@ class LayerCache(reference.LayerCache):
         """Forget every column but these: columns (KV, B) ascending. Their room is used again."""
         kept, room = plain(self.checked(columns)), self._room
         count = kept.shape[1]
-        for held, rest in ((self.k, self._k), (self.v, self._v), (self.keys().rates, self._rates)):
-            put(take(held, kept), rest[:, room.start : room.start + count])
         positions = empty(self._positions.shape, I64) if self._places is None else self._positions
-        put(take(self.positions, kept), positions[:, room.start : room.start + count])
+        if kept.size:
+            received = _none() if self.received is None else self.received
+            held = self.k, self.v, self._rates[:, room.start : room.end], self.positions, received
+            grid = 2 * blocks(self.k.shape[2], LANES) + 1, len(kept)
+            _compact[grid, MOVERS](*held, kept, positions[:, room.start :])
         self._positions = positions
-        if self.received is not None and self._received is not None:
-            own = empty((len(self.received), count), F64)
-            if own.size:
-                _take_received[(blocks(count, THREADS), len(own)), THREADS](self.received, kept, own)
-            put(own, self._received[:, room.start : room.start + count])
         self._kept(count)
 
     def keep_newest(self, count: int) -> None:
@@ -287,6 +288,11 @@ def _nowhere() -> Array:
     return empty((0,), I64)
 
 
+@cache
+def _none() -> Array:
+    return empty((0, 0), F64)
+
+
 @kernel
 def _append(k, v, place, at, first, to_k, to_v, positions, rates):
     memory = cuda.shared.array(THREADS, np.float64)
@@ -308,11 +314,53 @@ def _append(k, v, place, at, first, to_k, to_v, positions, rates):
         rates[head, column] = rate_of(squares)
 
 
-@kernel
-def _take_received(received, columns, out):
-    i, head = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
-    if i < out.shape[1]:
-        out[head, i] = received[head, columns[head // (out.shape[0] // columns.shape[0]), i]]
+@device
+def _move_rows(x, columns, d):
+    """Number d of the rows of x (S, D) at `columns` (B,) to the first B. Columns ascend, so that a row is never written
+    to before it was read: what is read later stands further back."""
+    held = cuda.local.array(AHEAD, np.float32)
+    own, count, first = cuda.threadIdx.x // LANES, columns.shape[0], 0
+    while first < count:
+        for u in range(AHEAD):
+            i = first + u * ROWS + own
+            if i < count and d < x.shape[1]:
+                held[u] = wide(x[columns[i], d])
+        cuda.syncthreads()
+        for u in range(AHEAD):
+            i = first + u * ROWS + own
+            if i < count and d < x.shape[1]:
+                x[i, d] = narrow(x, held[u])
+        first += AHEAD * ROWS
+
+
+@device
+def _move_numbers(x, columns, out):
+    """The numbers of x (S,) at `columns` (B,) to the first B of out, which may be x."""
+    first = 0
+    while first < columns.shape[0]:
+        i = first + cuda.threadIdx.x
+        found = x[columns[min(i, columns.shape[0] - 1)]]
+        cuda.syncthreads()
+        if i < columns.shape[0]:
+            out[i] = found
+        first += MOVERS
+
+
+@kernel(threads=MOVERS)
+def _compact(k, v, rates, positions, received, columns, to_positions):
+    """What stays of each KV head, to the front: a block for some numbers of every key or value, one for the rest."""
+    block, head = cuda.blockIdx.x, cuda.blockIdx.y
+    pieces, group = (k.shape[2] + LANES - 1) // LANES, received.shape[0] // k.shape[0]
+    listed, lane = columns[head], cuda.threadIdx.x % LANES
+    if block < pieces:
+        _move_rows(k[head], listed, block * LANES + lane)
+    elif block < 2 * pieces:
+        _move_rows(v[head], listed, (block - pieces) * LANES + lane)
+    else:
+        _move_numbers(rates[head], listed, rates[head])
+        _move_numbers(positions[head], listed, to_positions[head])
+        for n in range(head * group, (head + 1) * group):
+            _move_numbers(received[n], listed, received[n])
 
 
 @kernel

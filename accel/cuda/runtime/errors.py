@@ -134,7 +134,8 @@ def _memory() -> np.ndarray:
     from cuda.bindings import driver
 
     machine()
-    status, address = driver.cuMemHostAlloc(8 * SIZE, driver.CU_MEMHOSTALLOC_PORTABLE | driver.CU_MEMHOSTALLOC_DEVICEMAP)
+    shared = driver.CU_MEMHOSTALLOC_PORTABLE | driver.CU_MEMHOSTALLOC_DEVICEMAP
+    status, address = driver.cuMemHostAlloc(8 * SIZE, shared)
     if int(status) != 0:
         raise RuntimeError(f"cuda: {status.name}: no memory that host and device share")
     return np.frombuffer((ctypes.c_uint8 * (8 * SIZE)).from_address(int(address)), np.uint8)
