@@ -131,8 +131,9 @@ def _select_of_growing(
     """What a token that is decoded reads, in a pass that is recorded: all columns are scored that there is room for,
     and those ranked that the device knows to be held."""
     scores = _score_chunks(q.split(0, 1), keys, n_queries)
-    kept = keep_top_each(scores, keys.shape[1], 0, budget, sinks, recent, positions, keys.new)
-    return Columns(kept[0], past, past + 1, within=True)
+    (kept,) = keep_top_each(scores, keys.shape[1], 0, budget, sinks, recent, positions, keys.new)
+    kept.below = past + 1
+    return Columns(kept, past, past + 1, within=True)
 
 
 def _alike(q: Sequence[Array], pasts: Sequence[int], budgets: Sequence[int], start: int) -> tuple[int, int, int]:
