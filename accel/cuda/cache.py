@@ -20,7 +20,7 @@ import reference
 from accel.cuda.linear.inverse_norms import rate_of, write_rates
 from accel.cuda.ptx.numbers import narrow, wide
 from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, stored, to_backend, write
+from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, in_words, stored, to_backend, write
 from accel.cuda.runtime.errors import listed
 from accel.cuda.runtime.kernels import blocks, device, kernel
 from accel.cuda.runtime.moves import put, zeros
@@ -31,7 +31,7 @@ from accel.shared.room import SPARE, Room
 from reference import contract
 from reference.config import ModelConfig
 
-MOVERS, LANES = (THREADS, 1) if SIMULATED else (512, 32)  # threads of a block that compacts; those that share a row
+MOVERS, LANES = (THREADS, 1) if SIMULATED else (512, 8)  # threads of a block that compacts; those that share a row
 ROWS, AHEAD = MOVERS // LANES, 8  # rows that a block asks for at once, and how often before it writes the first
 
 
@@ -109,9 +109,10 @@ class LayerCache(reference.LayerCache):
         if not self.has_room(tokens):
             self._move(room.wanted_for(tokens))
         if tokens:
-            place = _nowhere() if self._places is None else self._places.new
-            to = (self._k, self._v, self._positions, self._rates)
-            _append[(tokens, len(k)), THREADS](k, v, place, room.end, first, *to)
+            at = (_nowhere(), room.end, first)
+            if self._places is not None:  # from the first token of the pass on
+                at = (self._places.new, 0, first - self._places.first)
+            _append[(tokens, len(k)), THREADS](k, v, *at, self._k, self._v, self._positions, self._rates)
             if self._received is not None:
                 put(zeros((len(self._received), tokens), F64), self._received[:, room.end : room.end + tokens])
         self._appended(tokens, first)
@@ -133,9 +134,9 @@ class LayerCache(reference.LayerCache):
         """From now on take from the device where a new token stands and what it sees. None ends it."""
         self._places = places
 
-    def repeat(self, first: int, budget: int | None) -> None:
-        """Note that the device has appended a token, and kept `budget` of all, as it did before."""
-        self._appended(1, first)
+    def repeat(self, first: int, tokens: int, budget: int | None) -> None:
+        """Note that the device has appended so many tokens, and kept `budget` of all, as it did before."""
+        self._appended(tokens, first)
         if budget is not None and self.size > budget:
             self._kept(budget)
 
@@ -180,9 +181,10 @@ class LayerCache(reference.LayerCache):
         positions = empty(self._positions.shape, I64) if self._places is None else self._positions
         if kept.size:
             received = _none() if self.received is None else self.received
-            held = self.k, self.v, self._rates[:, room.start : room.end], self.positions, received
-            grid = 2 * blocks(self.k.shape[2], LANES) + 1, len(kept)
-            _compact[grid, MOVERS](*held, kept, positions[:, room.start :])
+            k, v = in_words(self.k), in_words(self.v)
+            grid = blocks(k.shape[2], LANES) + blocks(v.shape[2], LANES) + 1, len(kept)
+            rates = self._rates[:, room.start : room.end]
+            _compact[grid, MOVERS](k, v, rates, self.positions, received, kept, positions[:, room.start :])
         self._positions = positions
         self._kept(count)
 
@@ -299,7 +301,7 @@ def _append(k, v, place, at, first, to_k, to_v, positions, rates):
     t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
     column, position = at + t, first + t
     if place.shape[0] > 0:
-        column, position = place[0] + t, place[1] + t
+        column, position = column + place[0], position + place[1]
     squares = 0.0
     d = thread
     while d < k.shape[2]:
@@ -316,20 +318,19 @@ def _append(k, v, place, at, first, to_k, to_v, positions, rates):
 
 @device
 def _move_rows(x, columns, d):
-    """Number d of the rows of x (S, D) at `columns` (B,) to the first B. Columns ascend, so that a row is never written
+    """Word d of the rows of x (S, D) at `columns` (B,) to the first B. Columns ascend, so that a row is never written
     to before it was read: what is read later stands further back."""
-    held = cuda.local.array(AHEAD, np.float32)
-    own, count, first = cuda.threadIdx.x // LANES, columns.shape[0], 0
-    while first < count:
+    held = cuda.local.array(AHEAD, np.int64)
+    own, last, first = cuda.threadIdx.x // LANES, columns.shape[0] - 1, 0
+    word = min(d, x.shape[1] - 1)
+    while first <= last:
         for u in range(AHEAD):
-            i = first + u * ROWS + own
-            if i < count and d < x.shape[1]:
-                held[u] = wide(x[columns[i], d])
+            held[u] = x[columns[min(first + u * ROWS + own, last)], word]
         cuda.syncthreads()
         for u in range(AHEAD):
             i = first + u * ROWS + own
-            if i < count and d < x.shape[1]:
-                x[i, d] = narrow(x, held[u])
+            if i <= last and d == word:
+                x[i, d] = held[u]
         first += AHEAD * ROWS
 
 
@@ -348,14 +349,14 @@ def _move_numbers(x, columns, out):
 
 @kernel(threads=MOVERS)
 def _compact(k, v, rates, positions, received, columns, to_positions):
-    """What stays of each KV head, to the front: a block for some numbers of every key or value, one for the rest."""
+    """What stays of each KV head, to the front: a block for some words of every key or value, one for the rest."""
     block, head = cuda.blockIdx.x, cuda.blockIdx.y
-    pieces, group = (k.shape[2] + LANES - 1) // LANES, received.shape[0] // k.shape[0]
+    of_k, group = (k.shape[2] + LANES - 1) // LANES, received.shape[0] // k.shape[0]
     listed, lane = columns[head], cuda.threadIdx.x % LANES
-    if block < pieces:
+    if block < of_k:
         _move_rows(k[head], listed, block * LANES + lane)
-    elif block < 2 * pieces:
-        _move_rows(v[head], listed, (block - pieces) * LANES + lane)
+    elif block < cuda.gridDim.x - 1:
+        _move_rows(v[head], listed, (block - of_k) * LANES + lane)
     else:
         _move_numbers(rates[head], listed, rates[head])
         _move_numbers(positions[head], listed, to_positions[head])

@@ -9,27 +9,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
+from accel.cuda.linear.sums import Sum
 from accel.cuda.ptx.numbers import narrow, wide
 from accel.cuda.ptx.simulator import SIMULATED
+from accel.cuda.ptx.warp import warp_sum
 from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, stored, to_backend, under_each_other, write
 from accel.cuda.runtime.device import free_memory, here
 from accel.cuda.runtime.errors import tokens
 from accel.cuda.runtime.kernels import Kernel, device, kernel
 from accel.cuda.runtime.moves import joined, packed
 from accel.cuda.runtime.pool import pool
-from accel.cuda.runtime.reduce import HALF, THREADS
-from accel.cuda.runtime.views import to_numpy
+from accel.cuda.runtime.reduce import HALF, THREADS, WARP
+from accel.cuda.runtime.views import plain, to_numpy
 from reference import contract
 from reference.predictor import FastForwardWeights
 from reference.sampling import Sampling
 from reference.weights import LayerWeights, Weights
 
-MANY = 1024  # threads of a block for a row of a model's width
+MANY = 512  # threads of a block for a row of a model's width
 MOST_PARTS = 512  # of the logits, each with a highest of its own
 
 
@@ -49,14 +52,18 @@ def embed(token_ids: Any, table: Array, *, scale: float = 1.0) -> Array:
     return out
 
 
-def rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
-    """x / √(mean(x²) + eps) · weight over the last axis: x (…, E), weight (E,) -> (…, E), stored as the weight is."""
+def rms_norm(x: Any, weight: Array, *, eps: float) -> Array:
+    """x / √(mean(x²) + eps) · weight over the last axis: x (…, E), weight (E,) -> (…, E), stored as the weight is. Of
+    a residual that nobody has added up yet, the sum is left beside it."""
     contract.rms_norm(x, weight)
     out = empty(x.shape, weight.dtype, activation=True)
+    total = empty(x.shape, F32) if isinstance(x, Sum) else _nothing()
+    parts = x.taken(total) if isinstance(x, Sum) else None
+    first, second = (plain(x), _nothing()) if parts is None else parts
     if out.size:
-        stacked, made = (a if a.ndim == 3 else _rows(a) for a in (x, out))
+        stacked, more, whole, made = (a if a.ndim == 3 else _rows(a) for a in (first, second, total, out))
         norm, threads = (_norm_few, THREADS) if x.shape[-1] < MANY or SIMULATED else (_norm_many, MANY)
-        norm[(stacked.shape[1], stacked.shape[0]), threads](stacked, weight, float(eps), made)
+        norm[(stacked.shape[1], stacked.shape[0]), threads](stacked, more, weight, float(eps), whole, made)
     return out
 
 
@@ -158,6 +165,11 @@ def _rows(x: Array) -> Array:
     return flat.seen(flat.address, (1, math.prod(x.shape[:-1]), width), (0, width * step, step))
 
 
+@cache
+def _nothing() -> Array:
+    return empty((0, 0, 0), F32)
+
+
 @kernel
 def _embed(ids, table, scale, out):
     t, i = cuda.blockIdx.x, cuda.threadIdx.x
@@ -167,30 +179,36 @@ def _embed(ids, table, scale, out):
 
 
 def _rms_norm(name: str, threads: int) -> Kernel:
-    """The kernel for blocks of so many threads."""
+    """The kernel for blocks of so many threads: of x, or where there is a y, of x + y, which is left in `total`."""
+    warps = threads // WARP
 
     @kernel(name=name, threads=threads)
-    def rms_norm(x, weight, eps, out):
-        memory = cuda.shared.array(threads, np.float32)
+    def rms_norm(x, y, weight, eps, total, out):
+        memory = cuda.shared.array(warps, np.float32)
         t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
         squares = np.float32(0)
         i = thread
         while i < x.shape[2]:
             part = wide(x[head, t, i])
+            if y.shape[2] > 0:
+                part += wide(y[head, t, i])
+                total[head, t, i] = part
             squares += part * part
             i += threads
-        memory[thread] = squares
+        squares = warp_sum(squares)
+        if thread % WARP == 0:
+            memory[thread // WARP] = squares
         cuda.syncthreads()
-        step = threads // 2
-        while step > 0:
-            if thread < step:
-                memory[thread] += memory[thread + step]
-            cuda.syncthreads()
-            step >>= 1
-        rate = np.float32(1) / math.sqrt(memory[0] / np.float32(x.shape[2]) + np.float32(eps))
+        whole = np.float32(0)
+        for warp in range(warps):
+            whole += memory[warp]
+        rate = np.float32(1) / math.sqrt(whole / np.float32(x.shape[2]) + np.float32(eps))
         i = thread
         while i < x.shape[2]:
-            out[head, t, i] = narrow(out, wide(x[head, t, i]) * rate * wide(weight[i]))
+            part = wide(x[head, t, i])
+            if y.shape[2] > 0:
+                part += wide(y[head, t, i])
+            out[head, t, i] = narrow(out, part * rate * wide(weight[i]))
             i += threads
 
     return rms_norm

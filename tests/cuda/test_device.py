@@ -194,18 +194,23 @@ def test_a_recorded_pass_gives_the_bits_of_one_launched_call_by_call(name: str) 
     from reference import Model, decode, new_state, prefill
     from tests.small import random_weights, small_config
 
-    config = small_config(heads=8, kv_heads=2, head_dim=128, width=256, layers=3, windows=(None, 60, None))
+    policy = STEADY[name]
+    windows = (None, None if policy.evict else 60, None)  # with a window, prompts are not recorded
+    config = small_config(heads=8, kv_heads=2, head_dim=128, width=256, layers=3, windows=windows)
     weights = accel.cuda.prepare_weights(random_weights(config, dtype=BF16))
     plain = ModuleType("plain")
     plain.__dict__.update({key: value for key, value in vars(accel.cuda).items() if key != "run_pass"})
-    policy = STEADY[name]
     told = []
     for backend in (accel.cuda, plain):
         model = Model(config, weights, backend)
-        states = [new_state(model, policy) for _ in range(3)]
+        states, seen = [new_state(model, policy) for _ in range(3)], []
         for n, state in enumerate(states):
-            prefill(model, state, np.arange(300 + 50 * n) % 50)
+            cache = state.cache
+            ids = np.arange(450 + 50 * n) % 50
+            prefill(model, state, ids, chunk=4, progress=lambda _, of=cache, to=seen: to.append(of.passed))
         groups = [states[:2], states[2:]] if name == "together" else [[state] for state in states]
+        launched = any(one is not None and one._graph is not None for one in seen)
+        assert launched == (policy.evict is not None and backend is accel.cuda)
         rows = []
         for token in range(300):  # more than the room that a prompt leaves for an answer
             for group in groups:

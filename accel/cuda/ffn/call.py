@@ -54,7 +54,7 @@ def sparse_ffn(
     if compensator is None:
         return y
     hidden = gated(linear(x, compensator.c1), None, act, feeds(compensator.c2.dtype))
-    return add(y, linear(hidden, compensator.c2))
+    return add(y, linear(hidden, compensator.c2)).held
 
 
 def griffin_statistic(x: Array, w_gate: Array, w_up: Array, *, act: str = "silu") -> Array:

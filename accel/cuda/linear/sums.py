@@ -1,6 +1,9 @@
-"""Sums of two arrays."""
+"""Sums of two arrays, most of which a norm computes in its own launch."""
 
 from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
 
 from numba import cuda
 
@@ -8,16 +11,55 @@ from accel.cuda.ptx.numbers import wide
 from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.reduce import THREADS
+from accel.cuda.runtime.views import Later, plain
 from reference import contract
 
 
-def add(x: Array, y: Array) -> Array:
-    """The residual: x + y, both (T, E) -> (T, E) float32."""
-    sizes = contract.add(x, y)
-    out = empty((sizes["T"], sizes["E"]), F32)
-    if out.size:
-        _add[(sizes["T"], blocks(sizes["E"], THREADS)), THREADS](x, y, out)
-    return out
+class Sum(Later):
+    """x + y, both (T, E), as float32. Whoever asks for the numbers first has them computed; the norm that follows a
+    residual computes them in its own launch."""
+
+    dtype = F32
+
+    def __init__(self, x: Array, y: Array) -> None:
+        self._parts: tuple[Array, Array] | None = (x, y)
+        self._shape = x.shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, E)."""
+        return self._shape
+
+    @cached_property
+    def held(self) -> Array:
+        """The numbers."""
+        x, y, out = *self.taken(), empty(self.shape, F32)  # type: ignore[misc]
+        if out.size:
+            _add[(out.shape[0], blocks(out.shape[1], THREADS)), THREADS](x, y, out)
+        return out
+
+    def taken(self, held: Array | None = None) -> tuple[Array, Array] | None:
+        """x and y for who will add them, to `held` where it is given; None where somebody has."""
+        parts, self._parts = self._parts, None
+        if parts is not None and held is not None:
+            self.__dict__["held"] = held
+        return parts
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def __getitem__(self, index: Any) -> Array:
+        return self.held[index]
+
+    def __getattr__(self, name: str) -> Any:
+        """What else an array has."""
+        return getattr(self.held, name)
+
+
+def add(x: Any, y: Any) -> Sum:
+    """The residual: x + y, both (T, E) -> (T, E) float32, computed by the norm that comes next or when it is read."""
+    contract.add(x, y)
+    return Sum(plain(x), plain(y))
 
 
 @kernel

@@ -189,6 +189,14 @@ def under_each_other(parts: Sequence[Array]) -> Array | None:
     return first.seen(first.address, (rows, *first.shape[1:]), first.strides)
 
 
+def in_words(x: Array) -> Array:
+    """The bits of x (…, D), whose rows have no gaps, as the widest whole numbers that rows are made of: (…, W)."""
+    row = x.shape[-1] * x.dtype.itemsize
+    places = x.address, row, *x.strides[:-1]
+    kind = next(kind for kind in (I64, I32, F16) if not any(place % kind.itemsize for place in places))
+    return Array(x.memory, x.address, (*x.shape[:-1], row // kind.itemsize), (*x.strides[:-1], kind.itemsize), kind)
+
+
 @lru_cache(4096)  # every layer of every pass asks for the same
 def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     strides, step = [], itemsize

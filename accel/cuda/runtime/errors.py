@@ -45,8 +45,8 @@ class Word:
         self.numbers[:] = 0
         self.array = Array(self._held, self._held.__array_interface__["data"][0], (SIZE,), (8,), I64)
 
-    def __del__(self) -> None:
-        _unused.append(self._held)
+    def __del__(self, unused: list[Any] = _unused) -> None:  # the module's names may be gone by then
+        unused.append(self._held)
 
     def told(self) -> str:
         """What is noted, or nothing; it is forgotten then."""

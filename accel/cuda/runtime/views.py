@@ -16,12 +16,14 @@ from accel.shared.lazy import Chosen, Keys, Lazy
 
 @dataclass(frozen=True)
 class Places:
-    """Where a pass that is recorded finds on the device what changes of a layer from token to token: the column and the
-    position of the new token, `new` (2,) int64, and the columns that it sees, `ranges` (KV, 1, 2) int32. A layer that
-    `grows` gives kernels all columns that there is room for; others hold equally many every time."""
+    """Where a pass that is recorded finds on the device what changes of a layer from pass to pass: the column and the
+    position of the first new token, `new` (2,) int64, and the columns that the last of a chunk sees, `ranges`
+    (KV, 1, 2) int32. `first` is the position when it was recorded. A layer that `grows` gives kernels all columns that
+    there is room for; others hold equally many every time."""
 
     new: Array
     ranges: Array
+    first: int
     grows: bool
 
 
@@ -91,6 +93,12 @@ class Positions(Lazy):
         return self.newest - back if 0 <= back < self.run else None
 
 
+class Later:
+    """Base of what is computed when it is asked for, as `held`."""
+
+    held: Any
+
+
 def plain(x: Any) -> Array:
     """The array that x is or stands for."""
     if isinstance(x, Chosen):
@@ -100,7 +108,7 @@ def plain(x: Any) -> Array:
         return out
     if isinstance(x, Columns):
         return x.array()
-    return plain(x.held) if isinstance(x, Lazy) else x
+    return plain(x.held) if isinstance(x, (Lazy, Later)) else x
 
 
 def to_numpy(x: Any) -> np.ndarray:
