@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from reference.predictor import FastForwardWeights
 from reference.sampling import Sampling
 from reference.weights import LayerWeights, Weights
 
-MANY = 512  # threads of a block for a row of a model's width
+MANY = 768  # threads of a block for a row of a model's width: more would leave each too few registers
 MOST_PARTS = 512  # of the logits, each with a highest of its own
 
 
@@ -57,13 +56,13 @@ def rms_norm(x: Any, weight: Array, *, eps: float) -> Array:
     a residual that nobody has added up yet, the sum is left beside it."""
     contract.rms_norm(x, weight)
     out = empty(x.shape, weight.dtype, activation=True)
-    total = empty(x.shape, F32) if isinstance(x, Sum) else _nothing()
+    total = empty(x.shape, F32) if isinstance(x, Sum) else out
     parts = x.taken(total) if isinstance(x, Sum) else None
-    first, second = (plain(x), _nothing()) if parts is None else parts
+    first, second = parts or (plain(x),) * 2
     if out.size:
-        stacked, more, whole, made = (a if a.ndim == 3 else _rows(a) for a in (first, second, total, out))
+        left, right, whole, made = (a if a.ndim == 3 else _rows(a) for a in (first, second, total, out))
         norm, threads = (_norm_few, THREADS) if x.shape[-1] < MANY or SIMULATED else (_norm_many, MANY)
-        norm[(stacked.shape[1], stacked.shape[0]), threads](stacked, more, weight, float(eps), whole, made)
+        norm[(left.shape[1], left.shape[0]), threads](left, right, int(bool(parts)), weight, float(eps), whole, made)
     return out
 
 
@@ -165,11 +164,6 @@ def _rows(x: Array) -> Array:
     return flat.seen(flat.address, (1, math.prod(x.shape[:-1]), width), (0, width * step, step))
 
 
-@cache
-def _nothing() -> Array:
-    return empty((0, 0, 0), F32)
-
-
 @kernel
 def _embed(ids, table, scale, out):
     t, i = cuda.blockIdx.x, cuda.threadIdx.x
@@ -179,36 +173,40 @@ def _embed(ids, table, scale, out):
 
 
 def _rms_norm(name: str, threads: int) -> Kernel:
-    """The kernel for blocks of so many threads: of x, or where there is a y, of x + y, which is left in `total`."""
+    """The kernel for blocks of so many threads: of x, or where it `adds`, of x + y, which is left in `total`."""
     warps = threads // WARP
 
     @kernel(name=name, threads=threads)
-    def rms_norm(x, y, weight, eps, total, out):
+    def rms_norm(x, y, adds, weight, eps, total, out):
         memory = cuda.shared.array(warps, np.float32)
         t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+        row, other, whole, made = x[head, t], y[head, t], total[head, t], out[head, t]
         squares = np.float32(0)
         i = thread
-        while i < x.shape[2]:
-            part = wide(x[head, t, i])
-            if y.shape[2] > 0:
-                part += wide(y[head, t, i])
-                total[head, t, i] = part
+        while i < row.shape[0]:
+            part = wide(row[i])
+            if adds != 0:
+                part += wide(other[i])
+                whole[i] = narrow(whole, part)
             squares += part * part
             i += threads
         squares = warp_sum(squares)
         if thread % WARP == 0:
             memory[thread // WARP] = squares
         cuda.syncthreads()
-        whole = np.float32(0)
-        for warp in range(warps):
-            whole += memory[warp]
-        rate = np.float32(1) / math.sqrt(whole / np.float32(x.shape[2]) + np.float32(eps))
+        squares = np.float32(0)
+        warp = thread % WARP
+        while warp < warps:
+            squares += memory[warp]
+            warp += WARP
+        squares = warp_sum(squares)
+        rate = np.float32(1) / math.sqrt(squares / np.float32(row.shape[0]) + np.float32(eps))
         i = thread
-        while i < x.shape[2]:
-            part = wide(x[head, t, i])
-            if y.shape[2] > 0:
-                part += wide(y[head, t, i])
-            out[head, t, i] = narrow(out, part * rate * wide(weight[i]))
+        while i < row.shape[0]:
+            part = wide(row[i])
+            if adds != 0:
+                part += wide(other[i])
+            made[i] = narrow(made, part * rate * wide(weight[i]))
             i += threads
 
     return rms_norm
