@@ -94,7 +94,7 @@ class LayerCache(reference.LayerCache):
         room = self._room
         if self._places is not None and self._places.grows:
             return Growing(self._k, self._rates, new=self._places.new)
-        every = Keys(self.k, self._rates[:, room.start : room.end])
+        every = Keys(self.k, self._rates.columns(room.start, room.end))
         return every if count is None else every.first(min(count, room.size))
 
     def reserve(self, tokens: int) -> None:
@@ -183,8 +183,8 @@ class LayerCache(reference.LayerCache):
             received = _none() if self.received is None else self.received
             k, v = in_words(self.k), in_words(self.v)
             grid = blocks(k.shape[2], LANES) + blocks(v.shape[2], LANES) + 1, len(kept)
-            rates = self._rates[:, room.start : room.end]
-            _compact[grid, MOVERS](k, v, rates, self.positions, received, kept, positions[:, room.start :])
+            rates, to = self._rates.columns(room.start, room.end), positions.columns(room.start, room.end)
+            _compact[grid, MOVERS](k, v, rates, self.positions, received, kept, to)
         self._positions = positions
         self._kept(count)
 
@@ -248,10 +248,10 @@ class LayerCache(reference.LayerCache):
 
     def _show(self) -> None:
         """Let k, v, positions and received be the columns held."""
-        held = slice(self._room.start, self._room.end)
-        self.k, self.v, self.positions = self._k[:, held], self._v[:, held], self._positions[:, held]
+        held = self._room.start, self._room.end
+        self.k, self.v, self.positions = (x.columns(*held) for x in (self._k, self._v, self._positions))
         self.positions.below = self._room.newest + 1
-        self.received = None if self._received is None else self._received[:, held]
+        self.received = None if self._received is None else self._received.columns(*held)
 
     def _move(self, room: int) -> None:
         """What is held, moved to the front of buffers of `room` columns."""

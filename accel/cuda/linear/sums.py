@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from numba import cuda
 
 from accel.cuda.ptx.numbers import wide
 from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
+from accel.cuda.runtime.pool import Block
 from accel.cuda.runtime.reduce import THREADS
 from accel.cuda.runtime.views import Later, plain
 from reference import contract
@@ -22,31 +24,27 @@ class Sum(Later):
     dtype = F32
 
     def __init__(self, x: Array, y: Array) -> None:
-        self._parts: tuple[Array, Array] | None = (x, y)
-        self._shape = x.shape
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(T, E)."""
-        return self._shape
+        self._x, self._y, self.shape = x, y, x.shape
 
     @cached_property
     def held(self) -> Array:
         """The numbers."""
-        x, y, out = *self.taken(), empty(self.shape, F32)  # type: ignore[misc]
+        x, y, out = self._x, self._y, empty(self.shape, F32)
         if out.size:
             _add[(out.shape[0], blocks(out.shape[1], THREADS)), THREADS](x, y, out)
+        self._x = self._y = out
         return out
 
-    def taken(self, held: Array | None = None) -> tuple[Array, Array] | None:
-        """x and y for who will add them, to `held` where it is given; None where somebody has."""
-        parts, self._parts = self._parts, None
-        if parts is not None and held is not None:
-            self.__dict__["held"] = held
+    def taken(self, held: Array) -> tuple[Array, Array] | None:
+        """x and y for who will add them to `held`; None where somebody has added them."""
+        if "held" in self.__dict__:
+            return None
+        parts = self._x, self._y
+        self._x = self._y = self.__dict__["held"] = held
         return parts
 
     def __len__(self) -> int:
-        return self._shape[0]
+        return self.shape[0]
 
     def __getitem__(self, index: Any) -> Array:
         return self.held[index]
@@ -56,10 +54,13 @@ class Sum(Later):
         return getattr(self.held, name)
 
 
-def add(x: Any, y: Any) -> Sum:
-    """The residual: x + y, both (T, E) -> (T, E) float32, computed by the norm that comes next or when it is read."""
+def add(x: Any, y: Any) -> Any:
+    """The residual: x + y, both (T, E) -> (T, E) float32, computed by the norm that comes next or when it is read; at
+    once where another library owns the numbers, which may change them until then."""
     contract.add(x, y)
-    return Sum(plain(x), plain(y))
+    parts = plain(x), plain(y)
+    found = Sum(*parts)
+    return found if all(isinstance(part.memory, (Block, np.ndarray)) for part in parts) else found.held
 
 
 @kernel

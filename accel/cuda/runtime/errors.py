@@ -138,7 +138,7 @@ def _memory() -> np.ndarray:
     status, address = driver.cuMemHostAlloc(8 * SIZE, shared)
     if int(status) != 0:
         raise RuntimeError(f"cuda: {status.name}: no memory that host and device share")
-    return np.frombuffer((ctypes.c_uint8 * (8 * SIZE)).from_address(int(address)), np.uint8)
+    return np.frombuffer(memoryview((ctypes.c_uint8 * (8 * SIZE)).from_address(int(address))), np.uint8)
 
 
 @kernel
