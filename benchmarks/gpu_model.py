@@ -1,16 +1,15 @@
-"""A whole model on a GPU: first token of a long prompt, and decoding. Needs a GPU, and torch with CUDA.
+"""A whole model on the GPU, with what the host takes, beside transformers: needs a GPU, and torch with CUDA.
 
-    python -m benchmarks.gpu_model [--length 50000] [--profile FILE]
+    python -m benchmarks.gpu_model [--size short]
 
 Llama-3.2-3B's shape with random bfloat16 weights, chunks of 128. Seconds and tokens per second are of the host's clock,
-each over a run that ends when the answer is on the host; medians of several runs with the least and the most. `waiting`
-is the share of the time in which the host had nothing to do but wait for the GPU. The last line is JSON.
+each over a run that ends when the answer is on the host. Contestants take turns, but for transformers in chunks of 128,
+which takes 40 seconds and is run once. "GPU busy" is what the kernels of a run took of the run's time, by PyTorch's
+profiler. The last line is JSON.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from dataclasses import fields
 from time import perf_counter
@@ -23,11 +22,37 @@ import accel.cuda as cuda
 import reference
 from accel.cuda.runtime.arrays import BF16, Array
 from accel.cuda.runtime.device import machine, synchronize
-from reference import KeyDiff, LayerWeights, Model, ModelConfig, Policy, Quoka, Rope, Sampling, Weights
+from benchmarks.common import Report
+from benchmarks.common import main as command
+from reference import (
+    H2O,
+    Caote,
+    KeyDiff,
+    LayerWeights,
+    Model,
+    ModelConfig,
+    Policy,
+    Quoka,
+    Rope,
+    Sampling,
+    SnapKV,
+    Tova,
+    Weights,
+)
 
 LAYERS, WIDTH, HEADS, KV_HEADS, DIM, NEURONS, VOCABULARY = 28, 3072, 24, 8, 128, 8192, 128_256
-RUNS = 5
-waited = 0.0  # seconds
+CHUNK, ANSWER = 128, 24
+POLICIES = {
+    "dense": Policy(),
+    "QUOKA 1,024": Policy(select=Quoka(1024)),
+    "KeyDiff 2,048": Policy(evict=KeyDiff(2048)),
+    "H2O 2,048": Policy(evict=H2O(2048)),
+    "TOVA 2,048": Policy(evict=Tova(2048)),
+    "SnapKV 2,048": Policy(evict=SnapKV(2048)),
+    "CAOTE 2,048": Policy(evict=Caote(2048)),
+}
+FIRST = {"dense": (0.8, 1.2), "QUOKA 1,024": (2, 3)}  # over transformers in one shot, reach and stretch
+CHUNKED = {"dense": 25, "QUOKA 1,024": 50}  # over transformers in chunks of 128
 
 
 def ours(x: torch.Tensor) -> Array:
@@ -64,104 +89,142 @@ def model() -> Model:
     return Model(config, Weights(embedding, tuple(layer() for _ in range(LAYERS)), norm, embedding), cuda)
 
 
-def timed(call: Callable[[], Any], runs: int = RUNS) -> tuple[float, float, float, float]:
-    """Seconds of a call, median, least and most, and the share of the median run in which the host waited."""
-    global waited
-    found = []
-    for _ in range(runs):
-        synchronize()
-        waited, start = 0.0, perf_counter()
-        call()
-        end = perf_counter()
-        found.append((end - start, waited / (end - start)))
-    found.sort()
-    return found[len(found) // 2][0], found[0][0], found[-1][0], found[len(found) // 2][1]
+class Peer:
+    """The same shape in transformers."""
+
+    def __init__(self) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            hidden_size=WIDTH, intermediate_size=NEURONS, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+            num_key_value_heads=KV_HEADS, head_dim=DIM, vocab_size=VOCABULARY, max_position_embeddings=131_072,
+            tie_word_embeddings=True,
+        )  # fmt: skip
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("cuda"):
+            self._model = LlamaForCausalLM(config).eval()
+        torch.set_default_dtype(torch.float32)
+
+    @torch.inference_mode()
+    def read(self, ids: torch.Tensor, chunk: int) -> tuple[Any, int]:
+        """Its cache and the next token, on the host."""
+        held = None
+        for part in ids.split(chunk):
+            out = self._model(part[None], past_key_values=held, use_cache=True, logits_to_keep=1)
+            held = out.past_key_values
+        return held, int(out.logits[0, -1].argmax())
+
+    @torch.inference_mode()
+    def answer(self, held: Any, token: int) -> None:
+        """So many tokens, greedy."""
+        for _ in range(ANSWER):
+            out = self._model(torch.tensor([[token]], device="cuda"), past_key_values=held, use_cache=True)
+            token = int(out.logits[0, -1].argmax())
 
 
-def watched(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, its time counted as waiting."""
-
-    def call(*arguments: Any) -> Any:
-        global waited
-        start = perf_counter()
-        try:
-            return function(*arguments)
-        finally:
-            waited += perf_counter() - start
-
-    return call
-
-
-def told(times: tuple[float, float, float, float], unit: Callable[[float], float]) -> dict[str, float]:
-    """A measurement for JSON."""
-    middle, least, most, share = times
-    ends = sorted((unit(least), unit(most)))
-    return {
-        "median": round(unit(middle), 4), "least": round(ends[0], 4), "most": round(ends[1], 4),
-        "waiting": round(share, 2),
-    }  # fmt: skip
-
-
-def decoding(given: Model, state: Any, tokens: int = 24) -> dict[str, float]:
-    """Tokens per second, greedy."""
-    rng = np.random.default_rng(0)
-
-    def call() -> None:
-        for _ in range(tokens):
-            token = cuda.draw(state.logits, Sampling(), rng)
-            reference.decode(given, [state], [token])
-        synchronize()
-
+def once(call: Callable[[], Any]) -> float:
+    """Seconds of one call, to its end on the device."""
+    torch.cuda.synchronize()
+    synchronize()
+    start = perf_counter()
     call()
-    return told(timed(call), lambda seconds: tokens / seconds)
+    torch.cuda.synchronize()
+    synchronize()
+    return perf_counter() - start
 
 
-def profile(given: Model, state: Any, path: str) -> None:
-    """What the device does for two tokens, launch by launch, to a file."""
+def busy(call: Callable[[], Any]) -> float:
+    """Percent of a call's time in which the device ran kernels: their times by the profiler, the call's without it."""
+    whole = once(call)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-        for _ in range(3):
-            reference.decode(given, [state], [1])
-            synchronize()
-    seen.export_chrome_trace(path)
+        once(call)
+    kernels = [one for one in seen.events() if one.device_type == torch.autograd.DeviceType.CUDA]
+    return 100 * sum(one.time_range.elapsed_us() for one in kernels) / 1e6 / whole
 
 
-def main() -> None:
-    """Measure, print, and print JSON last."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--length", type=int, default=50_000)
-    parser.add_argument("--profile", help="a file for the launches of a decoding pass")
-    options = parser.parse_args()
-    cuda.to_numpy = watched(cuda.to_numpy)
-    cuda.draw.__globals__["to_numpy"] = cuda.to_numpy
-    given = model()
-    ids = np.random.default_rng(0).integers(0, VOCABULARY, options.length)
-    results: dict[str, Any] = {}
+class Bench:
+    """One run: the model, its prompt, and the report."""
 
-    def note(name: str, found: Any) -> None:
-        results[name] = found
-        print(name, found, flush=True)
+    def __init__(self, report: Report) -> None:
+        self.report, self.model, self.peer = report, model(), Peer()
+        self.short = report.size != "full"
+        self.rounds = 2 if self.short else 5
+        self.long = 16_384 if self.short else 50_000
+        self.ids = np.random.default_rng(0).integers(0, VOCABULARY, self.long)
+        self.there = torch.tensor(self.ids, device="cuda")
+        report.settings |= {
+            "gpu": machine().name,
+            "layers": LAYERS,
+            "width": WIDTH,
+            "heads": HEADS,
+            "kv_heads": KV_HEADS,
+        }
+        report.settings |= {"neurons": NEURONS, "vocabulary": VOCABULARY, "chunk": CHUNK, "tokens decoded": ANSWER}
 
-    policies = {
-        "dense": Policy(),
-        "QUOKA 1,024": Policy(select=Quoka(1024)),
-        "KeyDiff 2,048": Policy(evict=KeyDiff(2048)),
-    }
-    for name, policy in policies.items():
-        reference.prefill(given, reference.new_state(given, policy), ids[:4_300])  # loads what must be
-        for length in (8_192, options.length):
-            states = []
+    def read(self, policy: Policy, length: int) -> Any:
+        """A state that has read so much of the prompt."""
+        state = reference.new_state(self.model, policy)
+        reference.prefill(self.model, state, self.ids[:length], chunk=CHUNK)
+        return state
 
-            def read(length: int = length, policy: Policy = policy, states: list[Any] = states) -> None:
-                states[:] = [reference.new_state(given, policy)]
-                reference.prefill(given, states[0], ids[:length])
+    def answer(self, state: Any) -> None:
+        """So many tokens, greedy."""
+        rng = np.random.default_rng(0)
+        for _ in range(ANSWER):
+            reference.decode(self.model, [state], [cuda.draw(state.logits, Sampling(), rng)])
 
-            if name != "KeyDiff 2,048" or length == 8_192:
-                note(f"first token, {length} tokens, {name}", told(timed(read, 3), lambda seconds: seconds))
-                note(f"decoding after {length} tokens, {name}", decoding(given, states[0]))
-                if options.profile and name == "dense" and length == 8_192:
-                    profile(given, states[0], options.profile)
-    print(json.dumps({"gpu": machine().name, "torch": torch.__version__, "median of": RUNS, **results}))
+    def prompts(self, length: int, names: list[str]) -> None:
+        """Time to the first token, beside transformers in one shot and, of the whole prompt, in chunks."""
+        calls: dict[str, Callable[[], Any]] = {name: lambda n=name: self.read(POLICIES[n], length) for name in names}
+        calls["transformers"] = lambda: self.peer.read(self.there[:length], length)
+        found: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(self.rounds + 1):
+            for name, call in calls.items():
+                took = once(call)
+                if turn:
+                    found[name].append(took)
+        self.report.point("first token", {"tokens": length}, found)
+        chunked = once(lambda: self.peer.read(self.there[:length], CHUNK)) if length == self.long else None
+        for name in names:
+            measure = f"first token, {length:,} tokens, {name}"
+            goals = FIRST.get(name, (None, None)) if length == self.long else (None, None)
+            ratios = [a / b for a, b in zip(found["transformers"], found[name], strict=True)]
+            self.report.row(measure, ratios, against="transformers, one shot", reach=goals[0], stretch=goals[1])
+            if chunked is not None and name in CHUNKED:
+                ratios = [chunked / took for took in found[name]]
+                self.report.row(measure, ratios, against="transformers, chunks of 128", reach=CHUNKED[name])
+            self.report.row(f"GPU busy: {measure}", [busy(calls[name])], unit="%", reach=85, stretch=95)
+
+    def decoding(self, length: int, names: list[str]) -> None:
+        """Tokens per second after a prompt."""
+        held, token = self.peer.read(self.there[:length], length)
+        states = {name: self.read(POLICIES[name], length) for name in names}
+        calls: dict[str, Callable[[], Any]] = {name: lambda s=state: self.answer(s) for name, state in states.items()}
+        calls["transformers"] = lambda: self.peer.answer(held, token)
+        found: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(self.rounds + 1):
+            for name, call in calls.items():
+                took = once(call)
+                if turn:
+                    found[name].append(took)
+        for name in calls:
+            rates = [ANSWER / took for took in found[name]]
+            self.report.row(f"decoding after {length:,}, {name}", rates, unit="tokens/s")
+            if name != "transformers":
+                ratios = [a / b for a, b in zip(found["transformers"], found[name], strict=True)]
+                goals = (10, 25) if name == "dense" else (None, None)
+                measure = f"decoding after {length:,}, {name}"
+                self.report.row(measure, ratios, against="transformers", reach=goals[0], stretch=goals[1])
+
+
+def run(report: Report) -> None:
+    """Measure all of it."""
+    bench = Bench(report)
+    bench.prompts(8_192, list(POLICIES))
+    bench.decoding(8_192, list(POLICIES))
+    bench.prompts(bench.long, ["dense", "QUOKA 1,024"])
+    bench.decoding(bench.long, ["dense", "QUOKA 1,024"])
 
 
 if __name__ == "__main__":
-    main()
+    command("gpu_model", run)

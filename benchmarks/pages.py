@@ -30,6 +30,8 @@ def filled(page: str) -> str:
         facts = told["machine"]
         packages = ", ".join(f"{name} {facts[name]}" for name in ("numpy", "numba", "torch", "transformers"))
         made = f"{facts['cpu']}, {facts['threads']} threads, load {facts['load_before']} before the run, {packages}"
+        if "gpu" in told["settings"]:
+            made = f"{told['settings']['gpu']}; {made}"
         return block[1] + "\n".join([*lines, "", f"*{facts['date']}; {made}*", ""]) + block[5]
 
     return BLOCK.sub(table, page)

@@ -200,6 +200,12 @@ class Quoka:
         one_of("over", self.over, OVERS)
         one_of("queries", self.queries, QUERIES)
 
+    @property
+    def standard(self) -> bool:
+        """Whether it is the paper's method, and no variant to teach with."""
+        paper = "cosine", "max", "least_similar", False
+        return (self.similarity, self.over, self.queries, self.share) == paper
+
     def resolve(self, length: int) -> Quoka:
         """The same method with a fraction of the prompt in tokens, for a prompt of `length` tokens."""
         return self if self.of == "past" else replace(self, budget=resolve_budget(self.budget, length))
@@ -215,7 +221,7 @@ class Quoka:
         """
         budgets = [self.budget_of(past) for past in pasts]
         kept_besides = {"sinks": self.sinks, "recent": self.recent, "positions": cache.positions}
-        if (self.similarity, self.over, self.queries, self.share) == ("cosine", "max", "least_similar", False):
+        if self.standard:
             kept = backend.select_keys_each(q, cache.keys(), pasts, budgets, self.n_queries, **kept_besides)
         else:
             kept = self._variant(backend, q, cache, pasts, budgets)

@@ -1,8 +1,8 @@
 """The KV cache on the device, in buffers that grow by half and are compacted where they are.
 
 Sizes and places are whole numbers on the host (accel/shared/room.py), so that nothing waits to learn them. Appending
-writes only the new columns and the inverse of each new key's length beside it; evicting gathers what stays and puts it
-to the front. `k`, `v` and `received` are views of the columns held, valid until the cache next changes; `positions` of
+writes only the new columns and the inverse of each new key's length beside it; evicting moves what stays to the front,
+in one launch. `k`, `v` and `received` are views of the columns held, valid until the cache next changes; `positions` of
 before an eviction stay as they were, since traces read them afterwards.
 """
 
@@ -19,15 +19,20 @@ from numba import cuda
 import reference
 from accel.cuda.linear.inverse_norms import rate_of, write_rates
 from accel.cuda.ptx.numbers import narrow, wide
-from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, stored, to_backend, write
-from accel.cuda.runtime.kernels import blocks, kernel
-from accel.cuda.runtime.moves import put, take, zeros
+from accel.cuda.ptx.simulator import SIMULATED
+from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, in_words, stored, to_backend, write
+from accel.cuda.runtime.errors import listed
+from accel.cuda.runtime.kernels import blocks, device, kernel
+from accel.cuda.runtime.moves import put, zeros
 from accel.cuda.runtime.reduce import THREADS, block_sum
-from accel.cuda.runtime.views import Positions, plain, to_numpy
+from accel.cuda.runtime.views import Growing, Places, Positions, plain, to_numpy
 from accel.shared.lazy import Chosen, Keys
 from accel.shared.room import SPARE, Room
 from reference import contract
 from reference.config import ModelConfig
+
+MOVERS, LANES = (THREADS, 1) if SIMULATED else (512, 8)  # threads of a block that compacts; those that share a row
+ROWS, AHEAD = MOVERS // LANES, 8  # rows that a block asks for at once, and how often before it writes the first
 
 
 @dataclass
@@ -51,7 +56,7 @@ class LayerCache(reference.LayerCache):
         self._rates: Any = None
         self._received: Any = None
         self._room, self._run = Room(0), 0  # columns at the end that follow one another
-        self._words: tuple[Array, Array] | None = None  # where a pass that is recorded finds its places
+        self._places: Places | None = None  # in a pass that is recorded
         self._make(k.shape[1], k, v)
         self._room.size = size = k.shape[1]
         self._show()
@@ -87,7 +92,9 @@ class LayerCache(reference.LayerCache):
     def keys(self, count: int | None = None) -> Any:
         """The first `count` keys, or all, with their inverse lengths, for the functions that score keys."""
         room = self._room
-        every = Keys(self.k, self._rates[:, room.start : room.end])
+        if self._places is not None and self._places.grows:
+            return Growing(self._k, self._rates, new=self._places.new)
+        every = Keys(self.k, self._rates.columns(room.start, room.end))
         return every if count is None else every.first(min(count, room.size))
 
     def reserve(self, tokens: int) -> None:
@@ -102,9 +109,10 @@ class LayerCache(reference.LayerCache):
         if not self.has_room(tokens):
             self._move(room.wanted_for(tokens))
         if tokens:
-            place = _nowhere() if self._words is None else self._words[0]
-            to = (self._k, self._v, self._positions, self._rates)
-            _append[(tokens, len(k)), THREADS](k, v, place, room.end, first, *to)
+            at = (_nowhere(), room.end, first)
+            if self._places is not None:  # from the first token of the pass on
+                at = (self._places.new, 0, first - self._places.first)
+            _append[(tokens, len(k)), THREADS](k, v, *at, self._k, self._v, self._positions, self._rates)
             if self._received is not None:
                 put(zeros((len(self._received), tokens), F64), self._received[:, room.end : room.end + tokens])
         self._appended(tokens, first)
@@ -116,20 +124,19 @@ class LayerCache(reference.LayerCache):
     @property
     def buffers(self) -> tuple[Any, ...]:
         """What the kernels that appended and kept tokens here were given."""
-        return self._k, self._positions, self._received
+        return self._k, self._positions, self._received, self.queries
 
     def place(self) -> tuple[int, int]:
         """The column of the oldest token held, and that of the next."""
         return self._room.start, self._room.end
 
-    def find_places_in(self, words: tuple[Array, Array] | None) -> None:
-        """From now on take the column and the position of a new token from the device, (2,) int64, and what it sees,
-        (KV, 1, 2) int32: one that is appended alone and reads all that is held. None ends it."""
-        self._words = words
+    def find_in(self, places: Places | None) -> None:
+        """From now on take from the device where a new token stands and what it sees. None ends it."""
+        self._places = places
 
-    def repeat(self, first: int, budget: int | None) -> None:
-        """Note that the device has appended a token, and kept `budget` of all, as it did before."""
-        self._appended(1, first)
+    def repeat(self, first: int, tokens: int, budget: int | None) -> None:
+        """Note that the device has appended so many tokens, and kept `budget` of all, as it did before."""
+        self._appended(tokens, first)
         if budget is not None and self.size > budget:
             self._kept(budget)
 
@@ -149,28 +156,36 @@ class LayerCache(reference.LayerCache):
         """Keys, values and positions of some columns per KV head, as attention takes them: columns (KV, R), or None
         for all -> (KV, R, D) twice and (KV, R). They are read where they are, with what is known of their positions."""
         positions = Positions(self.positions, self.newest, min(self._run, self.size))
-        if columns is None and self._words is not None:
-            return self._k, self._v, replace(positions, held=self._positions, ranges=self._words[1])
+        positions = replace(positions, places=self._places)
+        if columns is None and self._places is not None and self._places.grows:
+            return self._k, self._v, replace(positions, held=self._positions)
         if columns is None:
             return self.k, self.v, positions
-        contract.columns(columns, len(self.k))
+        columns = self.checked(columns)
         return Chosen(self.k, columns), Chosen(self.v, columns), Chosen(positions, columns)
+
+    def checked(self, columns: Any) -> Any:
+        """Columns (KV, R) of the device, or of the host, that ascend and are all there: ValueError, or noted."""
+        contract.columns(columns, len(self.k))
+        if isinstance(columns, np.ndarray):
+            self.check(columns)
+            return to_backend(columns)
+        if columns.below is not None and columns.below <= self.size:
+            return columns
+        return listed("columns", plain(columns), self.size)
 
     def keep(self, columns: Any) -> None:
         """Forget every column but these: columns (KV, B) ascending. Their room is used again."""
-        contract.columns(columns, len(self.k))
-        listed, room = plain(to_backend(columns)), self._room
-        count = listed.shape[1]
-        for held, rest in ((self.k, self._k), (self.v, self._v), (self.keys().rates, self._rates)):
-            put(take(held, listed), rest[:, room.start : room.start + count])
-        positions = empty(self._positions.shape, I64) if self._words is None else self._positions
-        put(take(self.positions, listed), positions[:, room.start : room.start + count])
+        kept, room = plain(self.checked(columns)), self._room
+        count = kept.shape[1]
+        positions = empty(self._positions.shape, I64) if self._places is None else self._positions
+        if kept.size:
+            received = _none() if self.received is None else self.received
+            k, v = in_words(self.k), in_words(self.v)
+            grid = blocks(k.shape[2], LANES) + blocks(v.shape[2], LANES) + 1, len(kept)
+            rates, to = self._rates.columns(room.start, room.end), positions.columns(room.start, room.end)
+            _compact[grid, MOVERS](k, v, rates, self.positions, received, kept, to)
         self._positions = positions
-        if self.received is not None and self._received is not None:
-            kept = empty((len(self.received), count), F64)
-            if kept.size:
-                _take_received[(blocks(count, THREADS), len(kept)), THREADS](self.received, listed, kept)
-            put(kept, self._received[:, room.start : room.start + count])
         self._kept(count)
 
     def keep_newest(self, count: int) -> None:
@@ -233,9 +248,10 @@ class LayerCache(reference.LayerCache):
 
     def _show(self) -> None:
         """Let k, v, positions and received be the columns held."""
-        held = slice(self._room.start, self._room.end)
-        self.k, self.v, self.positions = self._k[:, held], self._v[:, held], self._positions[:, held]
-        self.received = None if self._received is None else self._received[:, held]
+        held = self._room.start, self._room.end
+        self.k, self.v, self.positions = (x.columns(*held) for x in (self._k, self._v, self._positions))
+        self.positions.below = self._room.newest + 1
+        self.received = None if self._received is None else self._received.columns(*held)
 
     def _move(self, room: int) -> None:
         """What is held, moved to the front of buffers of `room` columns."""
@@ -274,13 +290,18 @@ def _nowhere() -> Array:
     return empty((0,), I64)
 
 
+@cache
+def _none() -> Array:
+    return empty((0, 0), F64)
+
+
 @kernel
 def _append(k, v, place, at, first, to_k, to_v, positions, rates):
     memory = cuda.shared.array(THREADS, np.float64)
     t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
     column, position = at + t, first + t
     if place.shape[0] > 0:
-        column, position = place[0] + t, place[1] + t
+        column, position = column + place[0], position + place[1]
     squares = 0.0
     d = thread
     while d < k.shape[2]:
@@ -295,11 +316,52 @@ def _append(k, v, place, at, first, to_k, to_v, positions, rates):
         rates[head, column] = rate_of(squares)
 
 
-@kernel
-def _take_received(received, columns, out):
-    i, head = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
-    if i < out.shape[1]:
-        out[head, i] = received[head, columns[head // (out.shape[0] // columns.shape[0]), i]]
+@device
+def _move_rows(x, columns, d):
+    """Word d of the rows of x (S, D) at `columns` (B,) to the first B. Columns ascend, so that a row is never written
+    to before it was read: what is read later stands further back."""
+    held = cuda.local.array(AHEAD, np.int64)
+    own, last, first = cuda.threadIdx.x // LANES, columns.shape[0] - 1, 0
+    word = min(d, x.shape[1] - 1)
+    while first <= last:
+        for u in range(AHEAD):
+            held[u] = x[columns[min(first + u * ROWS + own, last)], word]
+        cuda.syncthreads()
+        for u in range(AHEAD):
+            i = first + u * ROWS + own
+            if i <= last and d == word:
+                x[i, d] = held[u]
+        first += AHEAD * ROWS
+
+
+@device
+def _move_numbers(x, columns, out):
+    """The numbers of x (S,) at `columns` (B,) to the first B of out, which may be x."""
+    first = 0
+    while first < columns.shape[0]:
+        i = first + cuda.threadIdx.x
+        found = x[columns[min(i, columns.shape[0] - 1)]]
+        cuda.syncthreads()
+        if i < columns.shape[0]:
+            out[i] = found
+        first += MOVERS
+
+
+@kernel(threads=MOVERS)
+def _compact(k, v, rates, positions, received, columns, to_positions):
+    """What stays of each KV head, to the front: a block for some words of every key or value, one for the rest."""
+    block, head = cuda.blockIdx.x, cuda.blockIdx.y
+    of_k, group = (k.shape[2] + LANES - 1) // LANES, received.shape[0] // k.shape[0]
+    listed, lane = columns[head], cuda.threadIdx.x % LANES
+    if block < of_k:
+        _move_rows(k[head], listed, block * LANES + lane)
+    elif block < cuda.gridDim.x - 1:
+        _move_rows(v[head], listed, (block - of_k) * LANES + lane)
+    else:
+        _move_numbers(rates[head], listed, rates[head])
+        _move_numbers(positions[head], listed, to_positions[head])
+        for n in range(head * group, (head + 1) * group):
+            _move_numbers(received[n], listed, received[n])
 
 
 @kernel

@@ -14,47 +14,55 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
+from accel.cuda.linear.sums import Sum
 from accel.cuda.ptx.numbers import narrow, wide
 from accel.cuda.ptx.simulator import SIMULATED
+from accel.cuda.ptx.warp import warp_sum
 from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, stored, to_backend, under_each_other, write
 from accel.cuda.runtime.device import free_memory, here
+from accel.cuda.runtime.errors import tokens
 from accel.cuda.runtime.kernels import Kernel, device, kernel
 from accel.cuda.runtime.moves import joined, packed
 from accel.cuda.runtime.pool import pool
-from accel.cuda.runtime.reduce import HALF, THREADS
-from accel.cuda.runtime.views import to_numpy
+from accel.cuda.runtime.reduce import HALF, THREADS, WARP
+from accel.cuda.runtime.views import plain, to_numpy
 from reference import contract
-from reference.checks import require
 from reference.predictor import FastForwardWeights
 from reference.sampling import Sampling
 from reference.weights import LayerWeights, Weights
 
-MANY = 1024  # threads of a block for a row of a model's width
+MANY = 768  # threads of a block for a row of a model's width: more would leave each too few registers
 MOST_PARTS = 512  # of the logits, each with a highest of its own
 
 
 def embed(token_ids: Any, table: Array, *, scale: float = 1.0) -> Array:
     """Rows of the embedding table times `scale`: token_ids (T,), table (V, E) -> (T, E) float32."""
     sizes = contract.embed(token_ids, table)
-    if isinstance(token_ids, np.ndarray) and token_ids.size:
-        low, high = int(token_ids.min()), int(token_ids.max())
-        wrong = low if low < 0 else high
-        require(low >= 0 and high < sizes["V"], f"token_ids: got id {wrong}, wanted 0 to {sizes['V'] - 1}")
-    ids = here.given["ids"] if "ids" in here.given else to_backend(token_ids)
+    if isinstance(token_ids, np.ndarray):
+        outside = token_ids[(token_ids < 0) | (token_ids >= sizes["V"])]
+        if outside.size:
+            raise ValueError(f"token_ids: got id {outside[0]}, wanted 0 to {sizes['V'] - 1}")
+        ids = here.given["ids"] if "ids" in here.given else to_backend(token_ids)
+    else:
+        ids = tokens(to_backend(token_ids), sizes["V"])
     out = empty((sizes["T"], sizes["E"]), F32)
     if out.size:
         _embed[sizes["T"], THREADS](ids, table, float(scale), out)
     return out
 
 
-def rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
-    """x / √(mean(x²) + eps) · weight over the last axis: x (…, E), weight (E,) -> (…, E), stored as the weight is."""
+def rms_norm(x: Any, weight: Array, *, eps: float) -> Array:
+    """x / √(mean(x²) + eps) · weight over the last axis: x (…, E), weight (E,) -> (…, E), stored as the weight is. Of
+    a residual that nobody has added up yet, the sum is left beside it."""
     contract.rms_norm(x, weight)
     out = empty(x.shape, weight.dtype, activation=True)
+    total = empty(x.shape, F32) if isinstance(x, Sum) else out
+    parts = x.taken(total) if isinstance(x, Sum) else None
+    first, second = parts or (plain(x),) * 2
     if out.size:
-        stacked, made = (a if a.ndim == 3 else _rows(a) for a in (x, out))
+        left, right, whole, made = (a if a.ndim == 3 else _rows(a) for a in (first, second, total, out))
         norm, threads = (_norm_few, THREADS) if x.shape[-1] < MANY or SIMULATED else (_norm_many, MANY)
-        norm[(stacked.shape[1], stacked.shape[0]), threads](stacked, weight, float(eps), made)
+        norm[(left.shape[1], left.shape[0]), threads](left, right, int(bool(parts)), weight, float(eps), whole, made)
     return out
 
 
@@ -165,30 +173,40 @@ def _embed(ids, table, scale, out):
 
 
 def _rms_norm(name: str, threads: int) -> Kernel:
-    """The kernel for blocks of so many threads."""
+    """The kernel for blocks of so many threads: of x, or where it `adds`, of x + y, which is left in `total`."""
+    warps = threads // WARP
 
     @kernel(name=name, threads=threads)
-    def rms_norm(x, weight, eps, out):
-        memory = cuda.shared.array(threads, np.float32)
+    def rms_norm(x, y, adds, weight, eps, total, out):
+        memory = cuda.shared.array(warps, np.float32)
         t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+        row, other, whole, made = x[head, t], y[head, t], total[head, t], out[head, t]
         squares = np.float32(0)
         i = thread
-        while i < x.shape[2]:
-            part = wide(x[head, t, i])
+        while i < row.shape[0]:
+            part = wide(row[i])
+            if adds != 0:
+                part += wide(other[i])
+                whole[i] = narrow(whole, part)
             squares += part * part
             i += threads
-        memory[thread] = squares
+        squares = warp_sum(squares)
+        if thread % WARP == 0:
+            memory[thread // WARP] = squares
         cuda.syncthreads()
-        step = threads // 2
-        while step > 0:
-            if thread < step:
-                memory[thread] += memory[thread + step]
-            cuda.syncthreads()
-            step >>= 1
-        rate = np.float32(1) / math.sqrt(memory[0] / np.float32(x.shape[2]) + np.float32(eps))
+        squares = np.float32(0)
+        warp = thread % WARP
+        while warp < warps:
+            squares += memory[warp]
+            warp += WARP
+        squares = warp_sum(squares)
+        rate = np.float32(1) / math.sqrt(squares / np.float32(row.shape[0]) + np.float32(eps))
         i = thread
-        while i < x.shape[2]:
-            out[head, t, i] = narrow(out, wide(x[head, t, i]) * rate * wide(weight[i]))
+        while i < row.shape[0]:
+            part = wide(row[i])
+            if adds != 0:
+                part += wide(other[i])
+            made[i] = narrow(made, part * rate * wide(weight[i]))
             i += threads
 
     return rms_norm

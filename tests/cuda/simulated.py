@@ -3,9 +3,9 @@ model.
 
     NUMBA_ENABLE_CUDASIM=1 python -m tests.cuda.simulated NAME…
 
-checks these names of the contract, "forward", "repeated" or "shared out". The last line printed is JSON: a failure by
-name, and the types that every kernel was called with, for the tests that assemble them. The simulator runs a thread of
-the operating system for every thread of a kernel, so that shapes must be tiny.
+checks these names of the contract, "forward", "repeated", "refused" or "shared out". The last line printed is JSON: a
+failure by name, and the types that every kernel was called with, for the tests that assemble them. The simulator runs a
+thread of the operating system for every thread of a kernel, so that shapes must be tiny.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import accel.cuda
+import reference
 from accel.cuda.methods.topk import keep_top_each
 from accel.cuda.runtime.kernels import Kernel
 from reference import (
@@ -40,6 +41,8 @@ from reference import (
     prefill,
 )
 from reference.state import Chunk
+from tests.equivalence.calling import call
+from tests.equivalence.test_bad_input import CALLS
 from tests.small import small_model
 from thresher.verify import check_function, drawing
 from thresher.verify.drawing import Drawing
@@ -48,6 +51,18 @@ EXAMPLES = 3
 TINY: dict[str, Any] = {
     "width": 6, "heads": 2, "kv_heads": 1, "head_dim": 4, "ffn_width": 6, "vocab_size": 11, "layers": 1
 }  # fmt: skip
+STEADY = {  # under which decoding is recorded
+    "dense": Policy(),
+    "quoka": Policy(select=Quoka(5, n_queries=2, sinks=1, recent=1)),
+    "keydiff": Policy(evict=KeyDiff(6)),
+    "h2o": Policy(evict=H2O(6)),
+    "snapkv": Policy(evict=SnapKV(6, window=3)),
+    "quoka and caote": Policy(select=Quoka(4, n_queries=2), evict=Caote(6, base="snapkv", window=3)),
+}
+ONLY_NUMBERS = (
+    "positions out of order", "a query twice", "a negative score", "a score that is no number",
+    "scores that cannot be ranked", "a neuron that is not there", "a neuron twice", "neurons as a mask",
+)  # fmt: skip
 THIN = {"block": 3, "dense_first": 2, "dense_last": 2}
 POLICIES = {
     "dense": Policy(),
@@ -63,7 +78,8 @@ POLICIES = {
 
 
 def shrink() -> None:
-    """Let drawn cases be tiny."""
+    """Let drawn cases be tiny, and few chunks share a pass."""
+    accel.cuda.TOGETHER = 2
 
     def heads(self: Drawing) -> tuple[int, int, int]:
         kv_heads, group = self.pick("KV", st.integers(1, 2)), self.pick("G", st.sampled_from([1, 3]))
@@ -83,7 +99,7 @@ def shrink() -> None:
 def logits(model: Model, policy: Policy) -> tuple[np.ndarray, State]:
     """After every token of a prompt and of two decoding steps."""
     state = new_state(model, policy)
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 14)
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 20)
     rows = [prefill(model, state, ids, chunk=4, every=True)]
     for token in (3, 1):
         decode(model, [state], [token])
@@ -110,7 +126,7 @@ def forward() -> str:
 
 def repeated() -> str:
     """What a recorded pass notes on the host is what the pass did, token by token: what was wrong."""
-    for name, policy in {"dense": Policy(), "keydiff": Policy(evict=KeyDiff(6))}.items():
+    for name, policy in STEADY.items():
         meant = small_model(**TINY | {"layers": 2, "windows": (None, 5), "ropes": (Rope(1e4),) * 2})
         model = Model(meant.config, accel.cuda.prepare_weights(meant.weights), accel.cuda)
         _, state = logits(model, policy)
@@ -167,7 +183,27 @@ def named(kind: Any) -> Any:
     return [kind[0].name, kind[1]] if isinstance(kind, tuple) else kind.__name__
 
 
-OWN = {"forward": forward, "repeated": repeated, "shared out": shared_out}
+def refused() -> str:
+    """What only numbers can tell is refused in the reference's words: what was not."""
+    for name in ONLY_NUMBERS:
+        function, arguments, options = CALLS[name]
+        said = []
+        for backend in (reference, accel.cuda):
+            try:
+                call(backend, function, *arguments, **options)
+            except ValueError as error:
+                said.append(str(error))
+        if len(said) < 2 or said[0] != said[1]:
+            return f"{name}: got {said[1:]}, wanted {said[:1]}"
+    ids = accel.cuda.to_backend(np.array([3, 11, -1]))
+    try:
+        accel.cuda.to_numpy(accel.cuda.embed(ids, accel.cuda.to_backend(np.ones((11, 2), np.float32))))
+    except ValueError as error:
+        return "" if str(error) == "token_ids: got id 11, wanted 0 to 10" else str(error)
+    return "an id beyond the table was taken"
+
+
+OWN = {"refused": refused, "forward": forward, "repeated": repeated, "shared out": shared_out}
 
 
 def main(names: list[str]) -> None:

@@ -174,25 +174,43 @@ def test_chosen_columns_are_read_where_they_stand() -> None:
         assert np.linalg.norm(to_numpy(got) - wanted) < 1e-2 * np.linalg.norm(wanted)
 
 
-@pytest.mark.parametrize("name", ["dense", "keydiff", "together"])
+STEADY = {
+    "dense": reference.Policy(),
+    "together": reference.Policy(),
+    "keydiff": reference.Policy(evict=reference.KeyDiff(100)),
+    "h2o": reference.Policy(evict=reference.H2O(100, sinks=2)),
+    "tova": reference.Policy(evict=reference.Tova(100)),
+    "snapkv": reference.Policy(evict=reference.SnapKV(100)),
+    "caote": reference.Policy(evict=reference.Caote(100)),
+    "quoka": reference.Policy(select=reference.Quoka(64, sinks=3)),
+    "quoka and caote": reference.Policy(select=reference.Quoka(64), evict=reference.Caote(100, base="snapkv")),
+}
+
+
+@pytest.mark.parametrize("name", STEADY)
 def test_a_recorded_pass_gives_the_bits_of_one_launched_call_by_call(name: str) -> None:
     """Token by token over buffers that move in between, beside another sequence whose pass is recorded too."""
     import accel.cuda
-    from reference import KeyDiff, Model, Policy, decode, new_state, prefill
+    from reference import Model, decode, new_state, prefill
     from tests.small import random_weights, small_config
 
-    config = small_config(heads=8, kv_heads=2, head_dim=128, width=256, layers=3, windows=(None, 60, None))
+    policy = STEADY[name]
+    windows = (None, None if policy.evict else 60, None)  # with a window, prompts are not recorded
+    config = small_config(heads=8, kv_heads=2, head_dim=128, width=256, layers=3, windows=windows)
     weights = accel.cuda.prepare_weights(random_weights(config, dtype=BF16))
     plain = ModuleType("plain")
     plain.__dict__.update({key: value for key, value in vars(accel.cuda).items() if key != "run_pass"})
-    policy = Policy(evict=KeyDiff(100)) if name == "keydiff" else Policy()
     told = []
     for backend in (accel.cuda, plain):
         model = Model(config, weights, backend)
-        states = [new_state(model, policy) for _ in range(3)]
+        states, seen = [new_state(model, policy) for _ in range(3)], []
         for n, state in enumerate(states):
-            prefill(model, state, np.arange(300 + 50 * n) % 50)
+            cache = state.cache
+            ids = np.arange(450 + 50 * n) % 50
+            prefill(model, state, ids, chunk=4, progress=lambda _, of=cache, to=seen: to.append(of.passed))
         groups = [states[:2], states[2:]] if name == "together" else [[state] for state in states]
+        launched = any(one is not None and one._graph is not None for one in seen)
+        assert launched == (policy.evict is not None and backend is accel.cuda)
         rows = []
         for token in range(300):  # more than the room that a prompt leaves for an answer
             for group in groups:
@@ -209,6 +227,61 @@ def test_a_recorded_pass_gives_the_bits_of_one_launched_call_by_call(name: str) 
     for one, other in zip(got_counts, wanted_counts, strict=True):
         for field, counted in one.items():
             np.testing.assert_array_equal(counted, other[field], field)
+
+
+def test_what_is_wrong_in_a_recorded_pass_is_told_to_whoever_launched_it() -> None:
+    """By another thread than the one that recorded it, and only once."""
+    from threading import Thread
+
+    from accel.cuda import keep_top, to_backend, to_numpy
+    from accel.cuda.runtime.arrays import write
+    from accel.cuda.runtime.graph import Graph
+
+    scores, graph = np.random.default_rng(0).random((2, 50)).astype(np.float32), Graph()
+    there = to_backend(scores)
+    wanted = to_numpy(keep_top(there, 7))  # loads what must be
+    with graph.recorded():
+        kept = keep_top(there, 7)
+    write(there, np.where(np.arange(50) == 20, np.nan, scores).astype(np.float32))
+    told: list[str] = []
+
+    def launch() -> None:
+        graph.launch()
+        try:
+            to_numpy(kept)
+        except ValueError as error:
+            told.append(str(error))
+
+    other = Thread(target=launch)
+    other.start()
+    other.join()
+    assert told == ["scores: got NaN, wanted numbers that can be ranked"]
+    write(there, scores)
+    graph.launch()
+    np.testing.assert_array_equal(to_numpy(kept), wanted)
+
+
+@pytest.mark.parametrize("form", [BF16, np.dtype(np.float32)])
+@pytest.mark.parametrize(("size", "kept"), [(1, 1), (300, 299), (2049, 2048), (2176, 2048), (3000, 1)])
+def test_what_stays_moves_to_the_front(form: np.dtype, size: int, kept: int) -> None:
+    """In place, by blocks that run at the same time: every row is what it was."""
+    from accel.cuda import restore_cache, to_backend, to_numpy
+
+    rng = np.random.default_rng(size)
+    arrays = {"k": random(2, size, 80).astype(form), "v": random(2, size + 1, 80)[:, 1:].astype(form)}
+    arrays |= {"positions": np.sort(rng.permutation(2 * size)[: 2 * size].reshape(2, size), axis=1)}
+    arrays |= {"received": rng.random((6, size))}
+    layer = restore_cache([{name: array.copy() for name, array in arrays.items()}]).layers[0]
+    columns = np.sort(np.stack([rng.permutation(size)[:kept] for _ in range(2)]), axis=1)
+    layer.keep(to_backend(columns))
+    each = {"received": np.repeat(columns, 3, axis=0)}
+    for name, array in arrays.items():
+        listed = each.get(name, columns)
+        wanted = np.take_along_axis(array, listed[:, :, None] if array.ndim == 3 else listed, axis=1)
+        np.testing.assert_array_equal(to_numpy(getattr(layer, name)), wanted, name)
+    np.testing.assert_allclose(
+        to_numpy(layer.keys().rates), 1 / np.linalg.norm(to_numpy(layer.k).astype(np.float64), axis=-1), rtol=1e-6
+    )
 
 
 def test_what_is_not_in_device_memory_cannot_be_recorded() -> None:

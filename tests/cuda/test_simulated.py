@@ -21,7 +21,7 @@ from reference.backend import FUNCTIONS
 ROOT = Path(__file__).parents[2]
 GROUPS = [  # processes that run side by side: the simulator's threads keep one core busy each
     ["forward", "repeated"],
-    ["attention", "quoka_attention", "shared out"],
+    ["attention", "quoka_attention", "shared out", "refused"],
     [name for name in FUNCTIONS if name not in ("attention", "quoka_attention")],
 ]
 ARCHITECTURES = ("80", "90a", "100")
@@ -120,7 +120,7 @@ def test_the_norm_of_wide_rows_is_assembled() -> None:
     from accel.cuda.runtime.arrays import BF16, F32
     from accel.cuda.runtime.kernels import assemble
 
-    _, report = assemble(_norm_many.text(((F32, 3), (BF16, 1), float, (BF16, 3)), "80"), "80")
+    _, report = assemble(_norm_many.text(((F32, 3), (F32, 3), int, (BF16, 1), float, (F32, 3), (BF16, 3)), "80"), "80")
     assert not complaints(report), report
 
 

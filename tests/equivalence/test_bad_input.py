@@ -25,7 +25,7 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "integers for queries": ("attention", (Q.astype(int), K, V, QP, KP), {}),
     "positions out of order": ("attention", (Q, K, V, QP, KP[:, ::-1]), {}),
     "a query twice": ("attention", (Q, K, V, np.array([3, 3, 4]), KP), {}),
-    "positions that are floats": ("attention", (Q, K, V, QP.astype(float), KP), {}),
+    "positions that are floats": ("attention", (Q, K, V, QP.astype(np.float32), KP), {}),
     "a window of nothing": ("attention", (Q, K, V, QP, KP), {"window": 0}),
     "a scale that is no number": ("attention", (Q, K, V, QP, KP), {"scale": float("nan")}),
     "mass of too few positions": ("attention_mass", (Q, K, QP[:2], KP), {}),

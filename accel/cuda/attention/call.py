@@ -10,12 +10,12 @@ from typing import Any
 from accel.cuda.attention import by_row
 from accel.cuda.attention.lines import in_lines, lined, on_tensor_cores
 from accel.cuda.attention.merge import merge
-from accel.cuda.attention.visible import known_start, own_ranges, visible_ranges
+from accel.cuda.attention.visible import own_ranges, what_is_seen
 from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.device import machine
 from accel.cuda.runtime.moves import cast, put, zeros
 from accel.cuda.runtime.tiers import FORMS, tier
-from accel.cuda.runtime.views import Columns, Positions, plain
+from accel.cuda.runtime.views import Columns, plain
 from accel.shared.lazy import Chosen
 from reference import contract
 
@@ -91,15 +91,7 @@ def _read(q: Array, k: Any, v: Any, q_positions: Any, k_positions: Any, window: 
         columns, held, values = k.columns, plain(k.held), plain(v.held)
     else:
         held, values = plain(k), plain(v)
-    without_gaps = isinstance(k_positions, Positions) and k_positions.at(0) is not None
-    start, ranges = None, k_positions.ranges if isinstance(k_positions, Positions) else None
-    if ranges is not None:
-        return Read(q, held, values, columns, None, ranges, size)
-    if window is None or without_gaps:  # else where a window begins is not a matter of counting
-        start = known_start(q_positions, tokens, k_positions)
-    if start is None:
-        ranges = visible_ranges(q_positions, plain(k_positions), tokens, window)
-    return Read(q, held, values, columns, start, ranges, size)
+    return Read(q, held, values, columns, *what_is_seen(q_positions, k_positions, tokens, window), size)
 
 
 def _runs(reads: list[Read]) -> list[list[Read]]:

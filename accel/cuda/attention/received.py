@@ -14,7 +14,7 @@ from numba import cuda
 
 from accel.cuda.attention.by_row import score
 from accel.cuda.attention.lines import lined, on_tensor_cores
-from accel.cuda.attention.visible import known_start, own_ranges, visible_ranges
+from accel.cuda.attention.visible import own_ranges, what_is_seen
 from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.moves import cast
@@ -32,16 +32,14 @@ def attention_mass(
     out = empty((heads, size), F32)
     if not out.size:
         return out
-    start, ranges = known_start(q_positions, tokens, k_positions) if window is None else None, None
-    if start is None:
-        ranges = visible_ranges(q_positions, plain(k_positions), tokens, window)
+    start, ranges = what_is_seen(q_positions, k_positions, tokens, window)
     rate = 1 / math.sqrt(sizes["D"]) if scale is None else scale
     keys = plain(k)
     if tokens and on_tensor_cores(keys, rate):
         from accel.cuda.attention import received_tensor
 
         q, keys = (lined(x) for x in (q if q.dtype == F32 else cast(q, keys.dtype), keys))
-        received_tensor.mass(q, keys, ranges, start or 0, rate, 0, out)
+        received_tensor.mass(q, keys, ranges, start or 0, rate, window or 0, out)
         return out
     if ranges is None:
         ranges = own_ranges(start or 0, tokens, kv_heads, window)

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from numba import cuda
 
 from accel.cuda.runtime.arrays import I32, I64, Array, empty
+from accel.cuda.runtime.errors import rising
 from accel.cuda.runtime.kernels import blocks, device, kernel
 from accel.cuda.runtime.reduce import THREADS
-from accel.cuda.runtime.views import Columns, Positions
+from accel.cuda.runtime.views import Columns, Positions, plain
 from accel.shared.lazy import Chosen
+
+
+def what_is_seen(
+    q_positions: Any, k_positions: Any, tokens: int, window: int | None
+) -> tuple[int | None, Array | None]:
+    """The column of the first query's own key, where the queries are the last columns of what is read, or else the
+    range of columns that each of them sees, (KV, T, 2) int32."""
+    cached = isinstance(k_positions, Positions)
+    if cached and k_positions.places is not None and tokens == 1:
+        return None, k_positions.places.ranges
+    start = None
+    if window is None or (cached and k_positions.at(0) is not None):  # else a window's begin is no matter of counting
+        start = known_start(q_positions, tokens, k_positions)
+    return start, visible_ranges(q_positions, k_positions, tokens, window) if start is None else None
 
 
 def known_start(first: Any, tokens: int, k_positions: Any) -> int | None:
@@ -28,14 +44,26 @@ def known_start(first: Any, tokens: int, k_positions: Any) -> int | None:
     return k_positions.shape[1] - tokens
 
 
-def visible_ranges(q_positions: Array | int, k_positions: Array, tokens: int, window: int | None) -> Array:
-    """The first column that each query sees and the first after them: (KV, T, 2) int32."""
-    out = empty((k_positions.shape[0], tokens, 2), I32)
+def visible_ranges(q_positions: Array | int, k_positions: Any, tokens: int, window: int | None) -> Array:
+    """The first column that each query sees and the first after them: (KV, T, 2) int32. Positions that do not rise are
+    noted in the error word."""
+    held = k_positions.held if isinstance(k_positions, Chosen) else k_positions
+    places = held.places if isinstance(held, Positions) else None
+    among = plain(k_positions)
+    if not isinstance(q_positions, int):
+        rising("q_positions", q_positions)
+    rising("k_positions", among)
+    out = empty((among.shape[0], tokens, 2), I32)
     if out.size:
-        first, listed = (q_positions, empty((0,), I64)) if isinstance(q_positions, int) else (0, q_positions)
-        grid = blocks(tokens, THREADS), k_positions.shape[0]
-        _ranges[grid, THREADS](first, listed, k_positions, window or 0, out)
+        first, listed = (q_positions, _none()) if isinstance(q_positions, int) else (0, q_positions)
+        grid = blocks(tokens, THREADS), among.shape[0]
+        _ranges[grid, THREADS](first, listed, among, window or 0, _none() if places is None else places.new, out)
     return out
+
+
+@cache
+def _none() -> Array:
+    return empty((0,), I64)
 
 
 def own_ranges(start: int, tokens: int, kv_heads: int, window: int | None) -> Array:
@@ -71,10 +99,12 @@ def _own_ranges(start, window, out):
 
 
 @kernel
-def _ranges(first, listed, positions, window, out):
+def _ranges(first, listed, positions, window, new, out):
     t, head = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if t < out.shape[1]:
         p = first + t
+        if new.shape[0] > 0:  # the queries end with the new token
+            p = new[1] + t + 1 - out.shape[1]
         if listed.shape[0] > 0:
             p = listed[t]
         out[head, t, 1] = _place(positions, head, p)

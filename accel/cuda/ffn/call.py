@@ -15,6 +15,7 @@ from accel.cuda.linear.inverse_norms import write_rates
 from accel.cuda.linear.maps import linear, linear_each
 from accel.cuda.linear.sums import add
 from accel.cuda.runtime.arrays import F32, Array, empty
+from accel.cuda.runtime.errors import listed
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.moves import take
 from accel.cuda.runtime.reduce import THREADS
@@ -43,7 +44,8 @@ def sparse_ffn(
     On tensor cores the weights are read where they stand; elsewhere the chosen rows are gathered first, W_down's too,
     which lie neuron by neuron.
     """
-    contract.sparse_ffn(x, w_gate, w_up, w_down, neurons, compensator, act)
+    sizes = contract.sparse_ffn(x, w_gate, w_up, w_down, neurons, compensator, act)
+    neurons = listed("neurons", neurons, sizes["F"])
     if gathered.fits(w_gate, w_up, w_down, neurons, x):
         y = gathered.gathered_ffn(x, w_gate, w_up, w_down, neurons, act)
     else:
@@ -52,7 +54,7 @@ def sparse_ffn(
     if compensator is None:
         return y
     hidden = gated(linear(x, compensator.c1), None, act, feeds(compensator.c2.dtype))
-    return add(y, linear(hidden, compensator.c2))
+    return add(y, linear(hidden, compensator.c2)).held
 
 
 def griffin_statistic(x: Array, w_gate: Array, w_up: Array, *, act: str = "silu") -> Array:

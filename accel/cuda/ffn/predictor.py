@@ -2,8 +2,8 @@
 
     a = softmax(q_pred·Xᵀ / √E) X,   s = ReLU(a W1) W2
 
-Matrices are read once, a thread for each column of PART rows; what the parts find is added up in their order where it
-is used next. What limits it: memory.
+Matrices are read once, a thread for each column of PART rows. What the parts find is added up in their order by every
+block that needs some of it, so that no launch does only that but the last. What limits it: the launches, then memory.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from reference import contract
 from reference import fastforward as meaning
 
 PART = 32  # rows of a matrix, or tokens, that a thread goes through
+SHARES = max(THREADS // PART, 1)  # threads that add up the parts of one number
+ADDED = PART * SHARES
 AHEAD = 8  # numbers that a thread asks for at once
 
 
 def predictor_scores(x: Array, predictor: Any) -> Array:
     """s from a block x (T, E) of at least one token -> (F,) float32."""
     sizes = contract.predictor_scores(x, predictor)
-    logits, pooled = empty((sizes["T"],), F32), empty((sizes["E"],), F32)
+    logits, out = empty((sizes["T"],), F32), empty((sizes["F"],), F32)
     _logits[sizes["T"], THREADS](x, predictor.q_pred, logits)
-    parts = blocks(sizes["T"], PART)
-    sums = empty((parts, sizes["E"]), F32)
-    _pool[(blocks(sizes["E"], THREADS), parts), THREADS](x, logits, sums)
-    _add_parts[blocks(sizes["E"], THREADS), THREADS](sums, 0, pooled)
-    hidden = _through(pooled, predictor.w1, positive=True)
-    return _through(hidden, predictor.w2, positive=False)
+    pooled = empty((blocks(sizes["T"], PART), sizes["E"]), F32)
+    _pool[(blocks(sizes["E"], THREADS), len(pooled)), THREADS](x, logits, pooled)
+    hidden = _through(pooled, predictor.w1, positive=False)
+    scores = _through(hidden, predictor.w2, positive=True)
+    _add_parts[blocks(sizes["F"], THREADS), THREADS](scores, out)
+    return out
 
 
 def _through(given: Array, matrix: Array, *, positive: bool) -> Array:
-    """given (in,) times a matrix (in, out), negative sums as 0 if so wanted -> (out,)."""
+    """Parts (P, in) of a vector, negative sums as 0 if so wanted, times a matrix (in, out) -> parts (Q, out)."""
     ins, outs = matrix.shape
-    parts, out = blocks(ins, PART), empty((outs,), F32)
-    sums = empty((parts, outs), F32)
-    _multiply[(blocks(outs, THREADS), parts), THREADS](given, matrix, sums)
-    _add_parts[blocks(outs, THREADS), THREADS](sums, int(positive), out)
-    return out
+    sums = empty((blocks(ins, PART), outs), F32)
+    _multiply[(blocks(outs, THREADS), len(sums)), THREADS](given, int(positive), matrix, sums)
+    return sums
 
 
 def layer_densities(importance: Any, density: float) -> np.ndarray:
@@ -106,22 +106,43 @@ def _pool(x, logits, sums):
 
 
 @kernel
-def _multiply(given, matrix, sums):
-    n, part = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
+def _multiply(given, positive, matrix, sums):
+    added = cuda.shared.array(ADDED, np.float32)
+    n, part, thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    last, parts = matrix.shape[0] - 1, given.shape[0]
+    item = thread
+    while item < ADDED:  # SHARES threads for each of the PART numbers, which are neighbours in memory
+        share, i = item // PART, min(part * PART + item % PART, last)
+        total = np.float32(0)
+        p = share
+        while p < parts:
+            for u in range(AHEAD):
+                x = given[min(p + u * SHARES, parts - 1), i]
+                if p + u * SHARES < parts:
+                    total += x
+            p += AHEAD * SHARES
+        added[item] = total
+        item += THREADS
+    cuda.syncthreads()
     if n < matrix.shape[1]:
-        last, column = matrix.shape[0] - 1, matrix[:, n]
+        column = matrix[:, n]
         total = np.float32(0)
         for turn in range(PART // AHEAD):
             for u in range(AHEAD):
-                i = part * PART + turn * AHEAD + u
-                product = given[min(i, last)] * wide(column[min(i, last)])
-                if i <= last:
-                    total += product
+                own = turn * AHEAD + u
+                weight = wide(column[min(part * PART + own, last)])
+                x = np.float32(0)
+                for share in range(SHARES):
+                    x += added[share * PART + own]
+                if positive != 0:
+                    x = max(x, np.float32(0))
+                if part * PART + own <= last:
+                    total += x * weight
         sums[part, n] = total
 
 
 @kernel
-def _add_parts(sums, positive, out):
+def _add_parts(sums, out):
     n = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if n < out.shape[0]:
         last = sums.shape[0] - 1
@@ -133,6 +154,4 @@ def _add_parts(sums, positive, out):
                 if part + u <= last:
                     total += x
             part += AHEAD
-        if positive != 0:
-            total = max(total, np.float32(0))
         out[n] = total

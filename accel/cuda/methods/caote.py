@@ -16,6 +16,7 @@ from numba import cuda
 
 from accel.cuda.ptx.numbers import wide
 from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty
+from accel.cuda.runtime.errors import NEGATIVE_SCORE, note, word
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.reduce import THREADS, block_sum
 from reference import contract
@@ -32,7 +33,7 @@ def caote_scores(h: Array, v: Array, *, fast: bool = False, group: str = "mean")
     scores = empty((sizes["KV"], size), F32)
     if scores.size:
         sums, tops = empty((heads, 2), F64), empty((heads,), I64)
-        _shares[heads, THREADS](h, sums, tops)
+        _shares[heads, THREADS](h, sums, tops, word())
         parts = blocks(size, PART)
         partial, outputs = empty((parts, heads, 2, dim), F64), empty((heads, 2, dim), F64)
         _sum_values[(parts, heads), THREADS](h, v, tops, partial)
@@ -43,7 +44,7 @@ def caote_scores(h: Array, v: Array, *, fast: bool = False, group: str = "mean")
 
 
 @kernel
-def _shares(h, sums, tops):
+def _shares(h, sums, tops, word):
     memory = cuda.shared.array(THREADS, np.float64)
     values = cuda.shared.array(THREADS, np.float32)
     places = cuda.shared.array(THREADS, np.int64)
@@ -52,6 +53,8 @@ def _shares(h, sums, tops):
     i = thread
     while i < h.shape[1]:
         x = wide(h[head, i])
+        if not x >= 0:
+            note(word, NEGATIVE_SCORE)
         if x > best:
             best, at = x, i
         i += THREADS

@@ -26,7 +26,7 @@ from accel.cuda.ptx.warp import warp_sum
 from accel.cuda.runtime.arrays import F32, I64, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.reduce import THREADS, WARP, votes
-from accel.cuda.runtime.views import Columns, plain
+from accel.cuda.runtime.views import Columns, Growing, plain
 from accel.shared.lazy import Chosen, Keys
 from reference import contract
 
@@ -71,11 +71,13 @@ def select_keys_each(
     sinks: int = 0,
     recent: int = 0,
     positions: Any = None,
-) -> list[Array]:
+) -> list[Any]:
     """`select_keys` for several chunks in one reading of the keys: chunk c, with queries q[c] (H, T, D), ranks the
     first pasts[c] columns of k (KV, S, D) and keeps budgets[c] of them -> (KV, B) each."""
     contract.select_keys_each(q, k, pasts, budgets, n_queries)
-    kept: list[Array] = []
+    if isinstance(k, Growing):
+        return [_select_of_growing(q[0], k, pasts[0], budgets[0], n_queries, sinks, recent, positions)]
+    kept: list[Any] = []
     keys, start = with_rates(k), 0
     while start < len(q):
         stop, step, space = _alike(q, pasts, budgets, start)
@@ -85,13 +87,17 @@ def select_keys_each(
         budget = contract.keep_top(keys.rates[:, : pasts[start]], budgets[start], sinks, recent, places)["B"]
         scores = _score_chunks(together, keys.first(pasts[stop - 1]), n_queries)  # (C, KV, S)
         chosen = keep_top_each(scores, pasts[start], step, budget, sinks, recent, positions)
-        kept += list(chosen)
+        for columns, past in zip(chosen, pasts[start:stop], strict=True):
+            columns.below = past
+            kept.append(columns)
         start = stop
     return kept
 
 
-def with_chunk(kept: Array, start: int, stop: int) -> Columns:
+def with_chunk(kept: Any, start: int, stop: int) -> Columns:
     """The kept past columns and then every column of the chunk, start … stop-1: (KV, B) -> (KV, B + stop - start)."""
+    if isinstance(kept, Columns):  # they are among them already
+        return kept
     return Columns(kept, start, stop)
 
 
@@ -117,6 +123,17 @@ def quoka_attention(
         columns = with_chunk(kept, past, size)
         k, v, k_positions = (Chosen(x, columns) for x in (k, v, k_positions))
     return attention(q, k, v, q_positions, k_positions, scale=scale)
+
+
+def _select_of_growing(
+    q: Array, keys: Growing, past: int, budget: int, n_queries: int, sinks: int, recent: int, positions: Any
+) -> Columns:
+    """What a token that is decoded reads, in a pass that is recorded: all columns are scored that there is room for,
+    and those ranked that the device knows to be held."""
+    scores = _score_chunks(q.split(0, 1), keys, n_queries)
+    (kept,) = keep_top_each(scores, keys.shape[1], 0, budget, sinks, recent, positions, keys.new)
+    kept.below = past + 1
+    return Columns(kept, past, past + 1, within=True)
 
 
 def _alike(q: Sequence[Array], pasts: Sequence[int], budgets: Sequence[int], start: int) -> tuple[int, int, int]:

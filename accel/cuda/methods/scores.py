@@ -9,6 +9,7 @@ from numba import cuda
 
 from accel.cuda.attention.received import attention_mass
 from accel.cuda.runtime.arrays import F32, Array, empty
+from accel.cuda.runtime.device import here
 from accel.cuda.runtime.kernels import blocks, kernel
 from accel.cuda.runtime.moves import put
 from accel.cuda.runtime.reduce import THREADS
@@ -57,6 +58,9 @@ def last_queries(held: Array | None, q: Array, window: int) -> Array:
     if held is not None and old:
         put(held[:, before - old :], out[:, :old])
     put(q[:, q.shape[1] - new :], out[:, old:])
+    if here.given and held is not None and held.shape == out.shape:  # a pass that is recorded finds them there again
+        put(out, held)
+        return held
     return out
 
 

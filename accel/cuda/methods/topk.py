@@ -19,6 +19,8 @@ four times, from the cache for all but the longest.
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,9 @@ from numba import cuda
 from accel.cuda.ptx.numbers import bits, wide
 from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import I32, I64, Array, empty
+from accel.cuda.runtime.errors import NAN_SCORE, note, word
 from accel.cuda.runtime.kernels import device, kernel
+from accel.cuda.runtime.moves import put
 from accel.cuda.runtime.reduce import WARP, votes
 from accel.cuda.runtime.views import plain
 from reference import contract
@@ -49,31 +53,42 @@ AHEAD = 8  # scores that a thread asks for before it looks at the first, or it w
 def keep_top(scores: Array, budget: int, *, sinks: int = 0, recent: int = 0, positions: Any = None) -> Array:
     """Columns of the `budget` highest scores of every row: scores (KV, S) -> (KV, min(budget, S)) int64, ascending.
 
-    Equal scores: the lower index wins. Always kept: tokens at positions (KV, S) below `sinks` and the last `recent`.
+    Equal scores: the lower index wins. Always kept: tokens at positions (KV, S) below `sinks` and the last `recent`. A
+    NaN is noted in the error word.
     """
     sizes = contract.keep_top(scores, budget, sinks, recent, positions)
     one = scores.split(0, 1)  # (1, KV, S)
     return keep_top_each(one, sizes["S"], 0, sizes["B"], sinks, recent, positions)[0]
 
 
-def keep_top_each(scores: Array, past: int, step: int, budget: int, sinks: int, recent: int, positions: Any) -> Array:
-    """The same for every chunk c of scores (C, KV, S), among its first past + c · step columns -> (C, KV, B)."""
-    out = empty((*scores.shape[:2], budget), I64)
+def keep_top_each(
+    scores: Array, past: int, step: int, budget: int, sinks: int, recent: int, positions: Any, new: Array | None = None
+) -> Array:
+    """The same for every chunk c of scores (C, KV, S), among its first past + c · step columns -> (C, KV, B). Where
+    `new` says on the device how many there are, among the first new[0] -> (C, KV, B + 1), column new[0] the last."""
+    whole, noted = empty((*scores.shape[:2], budget + (new is not None)), I64), word()
+    whole.below = past + (scores.shape[0] - 1) * step + (new is not None)
+    out = whole[:, :, :budget]
     if not out.size:
-        return out
+        return whole
+    if new is not None:
+        own = new.seen(new.address, (*scores.shape[:2], 1), (0, 0, 8))
+        put(own, whole[:, :, budget:])
+    ends = _everywhere() if new is None else new
     places = plain(positions) if positions is not None and sinks else empty((scores.shape[1], 0), I64)
     (chunks, rows), longest = scores.shape[:2], past + (scores.shape[0] - 1) * step
     parts = min(-(-longest // LEAST), BLOCKS // (chunks * rows), MOST_PARTS)
     if longest <= SHORT or parts < 2:
-        _keep[(1, rows, chunks), THREADS](scores, past, step, sinks, recent, places, out)
-        return out
+        _keep[(1, rows, chunks), THREADS](scores, past, step, ends, sinks, recent, places, out, noted)
+        return whole
     span, grid = -(-longest // parts), (parts, rows, chunks)
     counts, above = empty((LEVELS, chunks, rows, parts, DIGITS // 2), I64), empty((LEVELS, chunks, rows, parts), I32)
     found = empty((LEVELS, chunks, rows, 2), I64)
     for level in range(LEVELS):
-        _count[grid, THREADS](scores, past, step, sinks, recent, places, budget, span, level, counts, above, found)
-    _write[grid, THREADS](scores, past, step, sinks, recent, places, span, counts, above, found, out)
-    return out
+        counted = span, level, counts, above, found, noted
+        _count[grid, THREADS](scores, past, step, ends, sinks, recent, places, budget, *counted)
+    _write[grid, THREADS](scores, past, step, ends, sinks, recent, places, span, counts, above, found, out, noted)
+    return whole
 
 
 def select_neurons(scores: Array, keep: int) -> Array:
@@ -82,10 +97,23 @@ def select_neurons(scores: Array, keep: int) -> Array:
     return keep_top(scores.split(0, 1), keep)[0]
 
 
+@cache
+def _everywhere() -> Array:
+    return empty((0,), I64)
+
+
 @device
-def _order(line, row, i, past, sinks, recent, positions):
+def _end(past, ends):
+    """How many columns of a row there are: ends[0], where it says."""
+    return ends[0] if ends.shape[0] > 0 else past
+
+
+@device
+def _order(line, row, i, past, sinks, recent, positions, word):
     """A score's place among all float32, as 0 … 2³² - 1: -0 and 0 are one, what is protected is the last."""
     x = wide(line[i])
+    if math.isnan(x):
+        note(word, NAN_SCORE)
     found = bits(x)
     if x == 0:
         found = 0
@@ -104,7 +132,7 @@ def _lowest_bit(level):
 
 
 @device
-def _count_digits(line, row, start, stop, past, sinks, recent, positions, level, prefix, digits):
+def _count_digits(line, row, start, stop, past, sinks, recent, positions, level, prefix, digits, word):
     """Count the digits of a level among those scores of start … stop - 1 whose higher digits are `prefix`."""
     places = cuda.local.array(AHEAD, np.int64)
     thread = cuda.threadIdx.x
@@ -115,7 +143,7 @@ def _count_digits(line, row, start, stop, past, sinks, recent, positions, level,
     i = start + thread
     while i < stop:
         for u in range(AHEAD):
-            places[u] = _order(line, row, min(i + u * THREADS, stop - 1), past, sinks, recent, positions)
+            places[u] = _order(line, row, min(i + u * THREADS, stop - 1), past, sinks, recent, positions, word)
         for u in range(AHEAD):
             if i + u * THREADS < stop and places[u] >> known == prefix:
                 cuda.atomic.add(digits, (places[u] >> shift) & ((1 << (known - shift)) - 1), 1)
@@ -153,7 +181,7 @@ def _find_digit(digits, sums, need, digit):
 
 @device
 def _write_columns(
-    line, row, start, stop, past, sinks, recent, positions, cut, need, higher, same, above, equal, out
+    line, row, start, stop, past, sinks, recent, positions, cut, need, higher, same, above, equal, out, word
 ):  # fmt: skip
     """Write those of start … stop - 1 that are above the cut, and of all that are at it the first `need` of the row.
     Before `start` there are `higher` above the cut and `same` at it."""
@@ -165,7 +193,7 @@ def _write_columns(
     i = first + lane
     while i - lane < last:
         for u in range(AHEAD):
-            places[u] = _order(line, row, min(i + u * WARP, stop - 1), past, sinks, recent, positions)
+            places[u] = _order(line, row, min(i + u * WARP, stop - 1), past, sinks, recent, positions, word)
         for u in range(AHEAD):
             there = i + u * WARP < last
             highers += cuda.popc(votes(there and places[u] > cut))
@@ -181,7 +209,7 @@ def _write_columns(
     i = first + lane
     while i - lane < last:
         for u in range(AHEAD):
-            places[u] = _order(line, row, min(i + u * WARP, stop - 1), past, sinks, recent, positions)
+            places[u] = _order(line, row, min(i + u * WARP, stop - 1), past, sinks, recent, positions, word)
         for u in range(AHEAD):
             there = i + u * WARP < last
             is_higher, is_same = there and places[u] > cut, there and places[u] == cut
@@ -197,20 +225,20 @@ def _write_columns(
 
 
 @kernel(threads=THREADS)
-def _keep(scores, first, step, sinks, recent, positions, out):
+def _keep(scores, first, step, ends, sinks, recent, positions, out, word):
     digits = cuda.shared.array(DIGITS, np.int32)
     sums = cuda.shared.array(THREADS, np.int32)
     digit = cuda.shared.array(2, np.int64)
     above = cuda.shared.array(WARPS, np.int32)
     equal = cuda.shared.array(WARPS, np.int32)
     row, chunk = cuda.blockIdx.y, cuda.blockIdx.z
-    past, line, kept = first + chunk * step, scores[chunk, row], out[chunk, row]
+    past, line, kept = _end(first + chunk * step, ends), scores[chunk, row], out[chunk, row]
     prefix, need = 0, kept.shape[0]
     for level in range(LEVELS):
-        _count_digits(line, row, 0, past, past, sinks, recent, positions, level, prefix, digits)
+        _count_digits(line, row, 0, past, past, sinks, recent, positions, level, prefix, digits, word)
         _find_digit(digits, sums, need, digit)
         prefix, need = (prefix << (32 - DIGIT * level - _lowest_bit(level))) | digit[0], digit[1]
-    _write_columns(line, row, 0, past, past, sinks, recent, positions, prefix, need, 0, 0, above, equal, kept)
+    _write_columns(line, row, 0, past, past, sinks, recent, positions, prefix, need, 0, 0, above, equal, kept, word)
 
 
 @device
@@ -252,20 +280,20 @@ def _gather_counts(counts, part, need, digits, sums, digit, seen):
 
 
 @kernel(threads=THREADS)
-def _count(scores, first, step, sinks, recent, positions, budget, span, level, counts, above, found):
+def _count(scores, first, step, ends, sinks, recent, positions, budget, span, level, counts, above, found, word):
     digits = cuda.shared.array(DIGITS, np.int32)
     sums = cuda.shared.array(THREADS, np.int32)
     digit = cuda.shared.array(2, np.int64)
     seen = cuda.shared.array(3, np.int32)
     part, row, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
-    past, line = first + chunk * step, scores[chunk, row]
+    past, line = _end(first + chunk * step, ends), scores[chunk, row]
     prefix, need, higher = 0, budget, 0
     if level > 0:
         prefix, need = found[level - 1, chunk, row, 0], found[level - 1, chunk, row, 1]
         _gather_counts(counts[level - 1, chunk, row], part, need, digits, sums, digit, seen)
         prefix, need, higher = (prefix << DIGIT) | digit[0], digit[1], above[level - 1, chunk, row, part] + seen[0]
     start, stop = part * span, min((part + 1) * span, past)
-    _count_digits(line, row, start, stop, past, sinks, recent, positions, level, prefix, digits)
+    _count_digits(line, row, start, stop, past, sinks, recent, positions, level, prefix, digits, word)
     own = counts[level, chunk, row, part]
     for n in range(PAIRS):
         pair = n * THREADS + thread
@@ -277,7 +305,7 @@ def _count(scores, first, step, sinks, recent, positions, budget, span, level, c
 
 
 @kernel(threads=THREADS)
-def _write(scores, first, step, sinks, recent, positions, span, counts, above, found, out):
+def _write(scores, first, step, ends, sinks, recent, positions, span, counts, above, found, out, word):
     digits = cuda.shared.array(DIGITS, np.int32)
     sums = cuda.shared.array(THREADS, np.int32)
     digit = cuda.shared.array(2, np.int64)
@@ -285,7 +313,7 @@ def _write(scores, first, step, sinks, recent, positions, span, counts, above, f
     highers = cuda.shared.array(WARPS, np.int32)
     equal = cuda.shared.array(WARPS, np.int32)
     part, row, chunk = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
-    past, line = first + chunk * step, scores[chunk, row]
+    past, line = _end(first + chunk * step, ends), scores[chunk, row]
     level = LEVELS - 1
     _gather_counts(counts[level, chunk, row], part, found[level, chunk, row, 1], digits, sums, digit, seen)
     cut = (found[level, chunk, row, 0] << (32 - DIGIT * level)) | digit[0]
@@ -294,5 +322,5 @@ def _write(scores, first, step, sinks, recent, positions, span, counts, above, f
         higher += above[level, chunk, row, p]
     _write_columns(
         line, row, part * span, min((part + 1) * span, past), past, sinks, recent, positions, cut, digit[1], higher,
-        np.int64(seen[2]), highers, equal, out[chunk, row],
+        np.int64(seen[2]), highers, equal, out[chunk, row], word,
     )  # fmt: skip

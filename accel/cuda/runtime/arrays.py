@@ -30,9 +30,11 @@ class Array:
     """Numbers on the device: `memory` keeps them alive, `address` is where the first lies, strides are in bytes.
 
     An `activation` of 16 bits stands for float32: it is stored as what it feeds is, and on the host it is float32.
+    `below` is set where whole numbers are known to rise strictly along the last axis, from 0 at least to below - 1 at
+    most, so that no one need look (errors.py).
     """
 
-    __slots__ = ("_words", "activation", "address", "dtype", "memory", "shape", "strides")
+    __slots__ = ("_words", "activation", "address", "below", "dtype", "memory", "shape", "strides")
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Array:
     ) -> None:
         self.memory, self.address, self.shape, self.strides, self.dtype = memory, address, shape, strides, dtype
         self.activation = activation
+        self.below: int | None = None
         self._words: tuple[int, ...] | None = None
 
     @property
@@ -129,11 +132,13 @@ class Array:
                 n += 1
             else:
                 address += range(shape.pop(n))[part] * strides.pop(n)
-        return self.seen(address, tuple(shape), tuple(strides))
+        view = self.seen(address, tuple(shape), tuple(strides))
+        if len(parts) < self.ndim or isinstance(parts[-1], slice):
+            view.below = self.below
+        return view
 
     def __iter__(self) -> Any:
-        shape, strides = self.shape[1:], self.strides[1:]
-        return (self.seen(self.address + n * self.strides[0], shape, strides) for n in range(self.shape[0]))
+        return (self[n] for n in range(self.shape[0]))
 
     def __repr__(self) -> str:
         return f"Array({self.shape}, {self.dtype})"
@@ -141,6 +146,11 @@ class Array:
     def seen(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
         """A view of the same memory."""
         return Array(self.memory, address, shape, strides, self.dtype, self.activation)
+
+    def columns(self, start: int, stop: int) -> Array:
+        """x[:, start:stop] of 0 ≤ start ≤ stop ≤ S, without the questions that an index asks: a cache makes many."""
+        shape, strides = self.shape, self.strides
+        return self.seen(self.address + start * strides[1], (shape[0], stop - start, *shape[2:]), strides)
 
     def axes(self, *order: int) -> Array:
         """A view with the axes in another order."""
@@ -184,6 +194,14 @@ def under_each_other(parts: Sequence[Array]) -> Array | None:
     return first.seen(first.address, (rows, *first.shape[1:]), first.strides)
 
 
+def in_words(x: Array) -> Array:
+    """The bits of x (…, D), whose rows have no gaps, as the widest whole numbers that rows are made of: (…, W)."""
+    row = x.shape[-1] * x.dtype.itemsize
+    places = x.address, row, *x.strides[:-1]
+    kind = next(kind for kind in (I64, I32, F16) if not any(place % kind.itemsize for place in places))
+    return Array(x.memory, x.address, (*x.shape[:-1], row // kind.itemsize), (*x.strides[:-1], kind.itemsize), kind)
+
+
 @lru_cache(4096)  # every layer of every pass asks for the same
 def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     strides, step = [], itemsize
@@ -207,7 +225,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype = F32, *, activation: bool = F
 
 def stored(dtype: np.dtype) -> np.dtype:
     """How numbers of this type are kept here."""
-    if dtype.kind in "iub":
+    if dtype.kind in "iu":
         return I64
     return F32 if dtype == F64 else dtype
 

@@ -58,6 +58,8 @@ class Here(threading.local):
         self.recording: Any = None  # the stream that launches go to while a graph is recorded, and
         self.memory: Any = None  # where memory comes from then (graph.py)
         self.given: dict[Any, Any] = {}  # what a recorded pass reads anew each time (recorded.py)
+        self.word: Any = None  # where kernels note what is wrong, and
+        self.words: list[Any] = []  # what to look at when the device is waited for (errors.py)
 
 
 _machines: dict[int, Machine] = {}  # by process: a forked child can use nothing of its parent's

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from accel.cuda.runtime.device import here, machine
+from accel.cuda.runtime.errors import Word, watch
 
 
 class Graph:
@@ -21,6 +22,7 @@ class Graph:
     def __init__(self) -> None:
         self._memory: defaultdict[int, list[Any]] = defaultdict(list)
         self._ready: Any = None
+        self._word = Word()
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
@@ -32,14 +34,15 @@ class Graph:
         stream = driver.CUstream(int(aside.handle))
         relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         _checked(driver.cuStreamBeginCapture(stream, relaxed))
-        here.recording, here.memory = stream, self._memory
+        own = here.word
+        here.recording, here.memory, here.word = stream, self._memory, self._word
         try:
             yield
         except BaseException:
-            here.recording = here.memory = None
+            here.recording, here.memory, here.word = None, None, own
             driver.cuStreamEndCapture(stream)
             raise
-        here.recording = here.memory = None
+        here.recording, here.memory, here.word = None, None, own
         found = _checked(driver.cuStreamEndCapture(stream))
         try:
             self._ready = _checked(driver.cuGraphInstantiate(found, 0))
@@ -50,6 +53,7 @@ class Graph:
         """Make the launches; returns at once."""
         from cuda.bindings import driver
 
+        watch(self._word)
         _checked(driver.cuGraphLaunch(self._ready, machine().handle))
 
     def __del__(self) -> None:

@@ -47,6 +47,7 @@ class Kernel:
     def __init__(self, function: Callable, name: str, threads: int | None, shared: int, feature: str) -> None:
         self.function, self.threads, self.shared, self.feature = function, threads, shared, feature
         self.name = f"{function.__module__.removeprefix('accel.cuda.')}.{name or function.__name__.lstrip('_')}"
+        self.entry = re.sub(r"\W", "_", f"thresher_{self.name}")  # as profilers show it
         self._loaded: dict[tuple, Any] = {}
         self._simulated = cuda.jit(function) if SIMULATED else None
         self._lock = threading.Lock()
@@ -93,7 +94,7 @@ class Kernel:
             if key not in self._loaded:
                 there = machine()
                 code = _kept(self, key, "{}{}".format(*there.capability) + self.feature)
-                loaded = code.get_kernel(ENTRY)
+                loaded = code.get_kernel(self.entry)
                 if self.shared > 48 * 1024:
                     _allow_shared(loaded, self.shared, there.device.device_id)
                 self._loaded[key] = Loaded(code, loaded, key)
@@ -110,7 +111,7 @@ class Kernel:
         bounds = {"launch_bounds": (self.threads, 1)} if self.threads else {}
         text, _ = cuda.compile(self.function, types.void(*given), cc=cc, device=False, abi="numba", **bounds)
         mangled = re.search(r"\.entry\s+([^\s(]+)", text)
-        return text.replace(mangled[1], ENTRY)  # type: ignore[index]
+        return text.replace(mangled[1], self.entry)  # type: ignore[index]
 
 
 class Loaded:
@@ -186,7 +187,6 @@ def _told(name: str) -> Iterator[None]:
         _tell("")
 
 
-ENTRY = "thresher_kernel"  # what every kernel is called in its own code object
 SCALARS = {int: types.int64, float: types.float64}
 _simulator = threading.Lock()  # it runs one kernel at a time
 
