@@ -1,0 +1,46 @@
+"""What the command says of a mistake, in words of its own.
+
+The library says "max_new_tokens: got 0, wanted a whole number of at least 1". Who types a command knows options and
+files, so here that reads "--max-new-tokens takes a whole number of at least 1, not 0". One rule rewrites every message,
+so that none has to be written twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+SAID = re.compile(r"(?P<place>.+?)(?P<joint>:? )got (?P<got>.*?), wanted (?P<wanted>.*)", re.DOTALL)
+CHOICE = re.compile(r"'(?P<word>[^']*)'.*?one of (?P<known>[\w.,/ -]+)", re.DOTALL)
+
+
+def plain(message: str, options: Mapping[str, str]) -> str:
+    """The message of an error as the command tells it. options: how each parameter is typed, {"top_k": "--top-k"}."""
+    said = SAID.fullmatch(message)
+    if said is None:
+        name, colon, rest = message.partition(":")
+        return f"{options.get(name, name)}{colon}{_typed(rest, options)}"
+    place, got = said["place"], said["got"]
+    wanted = _typed(said["wanted"], options) + _suggestion(f"{got} one of {said['wanted'].partition('one of ')[2]}")
+    if place in options and said["joint"] == ": ":
+        return f"{options[place]} takes {wanted}, not {got}"
+    name, colon, rest = place.partition(":")
+    verb = ": found" if said["joint"] == ": " else " has"
+    return f"{options.get(name, name)}{colon}{rest}{verb} {got}; expected {wanted}"
+
+
+def meant(word: str, known: list[str]) -> str:
+    """" (did you mean quoka?)" where a known word is close, or else nothing."""
+    close = get_close_matches(word.lower(), known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _suggestion(message: str) -> str:
+    found = CHOICE.search(message)
+    return meant(found["word"], re.split(r",\s*", found["known"].strip())) if found else ""
+
+
+def _typed(text: str, options: Mapping[str, str]) -> str:
+    """Parameters with an underscore are named as they are typed."""
+    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda name: options.get(name[0], name[0]), text)
