@@ -79,7 +79,9 @@ def known(name: str) -> Entry:
     for entry in CATALOGUE:
         if entry.name == name:
             return entry
-    raise ValueError(f"{name}: got no known model, wanted one of {_names()}{_meant(name)}, or a hub id such as org/name")
+    raise ValueError(
+        f"{name}: got no known model, wanted one of {_names()}{_meant(name)}, or a hub id such as org/name"
+    )
 
 
 def is_pulled(name: str) -> bool:

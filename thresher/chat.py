@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from time import perf_counter
 from typing import Any
 
 from loaders.chat import Message
@@ -77,7 +78,7 @@ class Conversation:
         if len(ids) > limit:
             raise TooLong(len(ids), limit)
         state, new = self._continued(ids)
-        place = _Place(state)
+        place, started = _Place(state), perf_counter()
         try:
             with reading(len(new)) as progress:
                 self.llm.prefill(new, state=state, progress=progress if callable(progress) else None)
@@ -85,10 +86,12 @@ class Conversation:
             place.go_back()
             raise
         answer = self.llm.generate(state, **self.answering)
+        took = perf_counter() - started
         try:
             yield from answer
         finally:
             if answer.token_ids:
+                answer.stats.time_to_first_token += took
                 self.messages = [*messages, {"role": "assistant", "content": answer.text}]
                 self.answer = answer
             else:

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 CUT = "\ue000cut\ue000"  # private characters: no document has them
 
 
-def split(
-    llm: LanguageModel, document: str, *, system: str | None = None, chat: bool = True
-) -> tuple[list[int], str]:
+def split(llm: LanguageModel, document: str, *, system: str | None = None, chat: bool = True) -> tuple[list[int], str]:
     """The ids of a document, and the text that ends the prompt once a question has followed it.
 
     chat: through the chat template, where the model has one; else the text is as it is and nothing ends it. system: a

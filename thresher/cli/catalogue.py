@@ -54,8 +54,10 @@ def _announce(name: str, download: int, disk: int, parameters: int | None, licen
     """What is about to be fetched."""
     memory = f", {show.size(4 * parameters)} in memory as float32" if parameters else ""
     print(f"Fetching {name}: {show.size(download)}, then {show.size(disk)} on disk{memory}.", file=sys.stderr)
-    stated = f"Licence: {licence}." if licence else (
-        "Its licence is not stated where it comes from: look for its authors' terms, and do not pass it on."
+    stated = (
+        f"Licence: {licence}."
+        if licence
+        else ("Its licence is not stated where it comes from: look for its authors' terms, and do not pass it on.")
     )
     print(stated, file=sys.stderr)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thresher.cli import answers, console, options, show, terminal, words
+from thresher.cli import answers, console, options, show, terminal, words, wrap
 
 if TYPE_CHECKING:
     from thresher.chat import Conversation
@@ -54,7 +54,7 @@ def chat(
     llm = answers.load(model, policy, backend, dtype, adapter)
     talk = Talk(Conversation(llm, policy, system=system, **answering), texts)
     if sys.stdin.isatty() and sys.stdout.isatty():
-        print(f"{model}. Enter sends, Alt-Enter begins a new line, /help lists the commands.", file=sys.stderr)
+        wrap.note(f"{model}. Enter sends, Alt-Enter begins a new line, /help lists the commands.")
     ask = terminal.messages([f"/{name}" for name in talk.commands])
     while (text := ask()) is not None:
         if text and not talk.take(text):
@@ -74,7 +74,11 @@ class Talk:
             "save": ("PATH", "keep the chat in a file", lambda path: self.conversation.save(_needed(path, "a file"))),
             "load": ("PATH", "take up a chat that was kept", self._load),
             "system": ("TEXT", "set the system message; without TEXT, show it", self._system),
-            "policy": ("METHODS", "such as quoka:budget=512 + keydiff:budget=0.5, or dense; shown without", self._policy),
+            "policy": (
+                "METHODS",
+                "such as quoka:budget=512 + keydiff:budget=0.5, or dense; shown without",
+                self._policy,
+            ),
             "stats": ("", "what the policy saves, and what the last answer took", self._stats),
         }
 
@@ -83,7 +87,7 @@ class Talk:
 
         A mistake is told and the chat goes on, and so it does when an answer is stopped by Ctrl-C on a terminal.
         """
-        command = COMMAND.fullmatch(text)
+        command, said = COMMAND.fullmatch(text), len(self.conversation.messages)
         if command and command[1] == "bye":
             return False
         try:
@@ -98,7 +102,8 @@ class Talk:
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
-            print("(stopped)", file=sys.stderr)
+            sent = len(self.conversation.messages) > said
+            wrap.note("(stopped)" if sent or command else "(stopped, and the message not sent)")
         return True
 
     def _run(self, name: str, argument: str) -> None:
@@ -112,13 +117,15 @@ class Talk:
 
         talk = self.conversation
         try:
-            terminal.stream(talk.say("\n\n".join([*self.texts, text]), show.token_progress))
+            wrap.stream(talk.say("\n\n".join([*self.texts, text]), show.token_progress))
         except TooLong as error:
             self.texts = []
             answers.refuse("The chat with this message, which was not sent,", error.tokens, error.positions, ROOM)
         self.texts = []
-        if talk.answer is not None and (talk.policy.specs or talk.answer.stats.finish_reason in ("length", "positions")):
-            print(f"({self._took()})", file=sys.stderr)
+        if talk.answer is not None and (
+            talk.policy.specs or talk.answer.stats.finish_reason in ("length", "positions")
+        ):
+            wrap.note(f"({self._took()})")
 
     def _took(self) -> str:
         """A line about the last answer."""
@@ -143,12 +150,12 @@ class Talk:
         if tokens > limit:
             raise ValueError(f"{path} has {tokens:,} tokens and this model reads {limit:,}; a part of it may fit")
         self.texts.append(text)
-        print(f"{path}, {tokens:,} tokens, is read with the next message.", file=sys.stderr)
+        wrap.note(f"{path}, {tokens:,} tokens, is read with the next message.")
 
     def _load(self, path: str) -> None:
         self.conversation.load(_needed(path, "a file"))
         self.texts = []
-        print(f"{len(self.conversation.messages)} messages, {self.conversation.state.position:,} tokens.", file=sys.stderr)
+        wrap.note(f"{len(self.conversation.messages)} messages, {self.conversation.state.position:,} tokens.")
 
     def _system(self, text: str) -> None:
         if text:
@@ -174,11 +181,14 @@ class Talk:
         rows = [
             ("policy", name(talk.policy)),
             ("read", f"{state.position:,} tokens of {talk.llm.config.max_positions:,}"),
-            ("cache", f"{show.size(state.cache.nbytes)}, dense {show.size(answers.dense_bytes(talk.llm, state.position))}"),
+            (
+                "cache",
+                f"{show.size(state.cache.nbytes)}, dense {show.size(answers.dense_bytes(talk.llm, state.position))}",
+            ),
             ("keys read", f"{read / visible:.0%}" if visible else "none yet"),
             ("tokens evicted", f"{max(counts.keys_evicted, default=0):,}"),
         ]
-        if total:
+        if run < total:
             rows.append(("neurons run", f"{run / total:.0%}"))
         if talk.answer is not None:
             rows.append(("last answer", self._took()))

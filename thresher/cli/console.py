@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from thresher.cli import words
+from thresher.cli import words, wrap
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def names() -> dict[str, str]:
 def tell(message: str) -> None:
     """One line on standard error."""
     with suppress(OSError):  # a full disk takes no complaints either
-        print(f"thresher: {' '.join(message.split())}", file=sys.stderr)
+        wrap.note(f"thresher: {' '.join(message.split())}")
 
 
 def complain(error: Exception) -> None:

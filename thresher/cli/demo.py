@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thresher.cli import answers, options, show, terminal
+from thresher.cli import answers, options, show, wrap
 
 if TYPE_CHECKING:
     from thresher.generate import Generation
@@ -38,7 +38,7 @@ def demo(
         with show.token_progress(len(ids)) as progress:
             answer = llm.generate(ids, each, max_new_tokens=40, progress=progress)
             print(f"{name}: ", end="", flush=True)
-            terminal.stream(answer)
+            wrap.stream(answer)
         given.append(answer)
     rows = [_cost(name, answer, SECRET) for name, answer in zip(policies, given, strict=True)]
     print()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thresher.cli import answers, console, options, show, terminal
+from thresher.cli import answers, console, options, show, wrap
 
 if TYPE_CHECKING:
     from reference import Policy
@@ -136,7 +135,7 @@ def read(
     state.save(out)
     dense = answers.dense_bytes(llm, len(ids))
     kept = show.size(state.cache.nbytes) + (f", dense {show.size(dense)}" if state.cache.nbytes < dense else "")
-    print(f"{len(ids):,} tokens read into {out}, cache {kept}", file=sys.stderr)
+    wrap.note(f"{len(ids):,} tokens read into {out}, cache {kept}")
 
 
 def _document(files: Sequence[Path] | None, wanted: bool) -> tuple[str, str]:
@@ -233,10 +232,12 @@ class Text:
             return text
         shorter = without_middle(self.llm.tokenizer, text, lambda each: len(ids(each)) + self.room - limit)
         if shorter is None:
-            raise ValueError(f"{name}: the model's {limit:,} positions have no room for it and {self.room:,} tokens more")
+            raise ValueError(
+                f"{name}: the model's {limit:,} positions have no room for it and {self.room:,} tokens more"
+            )
         found, left_out = shorter
         if left_out:
-            print(f"{left_out:,} tokens in the middle of {name} are left out", file=sys.stderr)
+            wrap.note(f"{left_out:,} tokens in the middle of {name} are left out")
         return found
 
 
@@ -253,11 +254,11 @@ def _stream(
         if json:
             str(answer)
         else:
-            terminal.stream(answer)
+            wrap.stream(answer)
     if json:
         show.emit_json({"text": answer.text, "token_ids": answer.token_ids, "stats": answer.stats.as_dict()})
     else:
-        print(_told(llm, answer.stats, answering), file=sys.stderr)
+        wrap.note(_told(llm, answer.stats, answering))
 
 
 def _several(
@@ -288,8 +289,8 @@ def _several(
             if json:
                 told.append({"prompt": question, "text": text, "token_ids": ids, "stats": stats.as_dict()})
             else:
-                terminal.stream([f"> {question}\n{text}\n"])
-                print(_told(llm, stats, answering), file=sys.stderr)
+                wrap.stream([f"> {question}\n{text}\n"])
+                wrap.note(_told(llm, stats, answering))
     if json:
         show.emit_json(told)
 

@@ -153,5 +153,3 @@ def answering(context: typer.Context) -> dict[str, Any]:
     Settings(Sampling(**{n: v for n, v in drawing.items() if v is not None}), stop=stops, progress=None, **given)
     StopTexts(stops)
     return {**given, **drawing, "sampling": settings["sampling"], "stop": stops}
-
-

@@ -31,7 +31,7 @@ def plain(message: str, options: Mapping[str, str]) -> str:
 
 
 def meant(word: str, known: list[str]) -> str:
-    """" (did you mean quoka?)" where a known word is close, or else nothing."""
+    """ " (did you mean quoka?)" where a known word is close, or else nothing."""
     close = get_close_matches(word.lower(), known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
