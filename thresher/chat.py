@@ -70,8 +70,9 @@ class Conversation:
         """Send a message: yields the answer in pieces, as they come.
 
         reading: called with the number of tokens to read, for a context in which they are read; what it gives is called
-        with the tokens done after each chunk. Raises TooLong, before anything is changed, for a message that the model's positions have no room for. A message
-        that is interrupted before anything was answered counts as not sent; an answer that is interrupted ends there.
+        with the tokens done after each chunk. Raises TooLong, before anything is changed, for a message that the
+        model's positions have no room for. A message that is interrupted before anything was answered counts as not
+        sent; an answer that is interrupted ends there.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         ids, limit = self.llm.encode(messages), self.llm.config.max_positions
@@ -98,7 +99,7 @@ class Conversation:
                 place.go_back()
 
     def _continued(self, ids: list[int]) -> tuple[State, list[int]]:
-        """The state to go on from and the ids that it has not read; a new state where the past reads differently now."""
+        """The state to go on from and the ids that it has not read; a new one where the past reads differently now."""
         held = self.state.sequence
         whole = not self.state.broken and self.state.position == len(self.state.token_ids)
         if not whole or ids[: len(held)] != held or len(ids) == len(held):

@@ -1,5 +1,5 @@
-"""A document that is read before anyone asks: where a prompt is cut so that questions can follow, and how a text that is
-too long for the model loses its middle.
+"""A document that is read before anyone asks: where a prompt is cut so that questions can follow, and how a text that
+is too long for the model loses its middle.
 
 A prompt is a document and a question after it, in one message of the model's chat template. It is always cut at the end
 of the document, so that both ways of asking, in one prompt or of a state that was kept, read the same ids.
@@ -47,8 +47,8 @@ def without_middle(
 ) -> tuple[str, int] | None:
     """The text with its middle left out, and how many tokens are missing; None where even its ends are too much.
 
-    over: how many tokens too long a text is, at most 0 where it fits. tail: tokens that follow the text; as much is kept
-    of the beginning as of the end with these, as LongBench cuts its prompts.
+    over: how many tokens too long a text is, at most 0 where it fits. tail: tokens that follow the text; as much is
+    kept of the beginning as of the end with these, as LongBench cuts its prompts.
     """
     excess = over(text)
     if excess <= 0:

@@ -34,8 +34,8 @@ class State(reference.State):
       ended, `length` tokens, so that the budget grows with every message of a chat; `policy` has it in tokens.
     token_ids: all that has been read, prompts and answers; pending: a token that was drawn but not yet read, the last
       of an answer; tail: where the text of that answer stands, which may have ended inside a character.
-    notes: what whoever made it keeps beside it, in values that JSON holds: a chat its messages, `thresher read` the text
-      that ends a prompt.
+    notes: what whoever made it keeps beside it, in values that JSON holds: a chat its messages, `thresher read` the
+      text that ends a prompt.
     """
 
     model: str = ""

@@ -22,7 +22,7 @@ def thresher(
     environment = {**os.environ, **({"THRESHER_CACHE": str(cache)} if cache else {})}
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
-        input=stdin,
+        **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
         capture_output=True,
         text=True,
         timeout=120,
@@ -133,13 +133,13 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "prompt: got nothing"),
-        (["-p", "x", "--evict", "keydiff"], "keydiff got no budget"),
-        (["-p", "x", "--select", "magic:budget=3"], "select: got 'magic'"),
+        ([], "--prompt takes a PROMPT, --file PATH, or piped text, not nothing"),
+        (["-p", "x", "--evict", "keydiff"], "--evict: keydiff has no budget; expected keydiff:budget=…"),
+        (["-p", "x", "--select", "magic:budget=3"], "--select takes one of quoka, not 'magic'"),
         (["-p", "x", "--backend", "tpu"], "tpu"),
         (["-p", "x", "--dtype", "int8"], "int8"),
         (["-p", "x", "--temperature", "-1"], "temperature"),
-        (["-p", "x" * 300], "wanted at most the model's 256 positions"),
+        (["-p", "x" * 300], "The prompt has 319 tokens and this model reads 256. Ways out: --truncate middle"),
         (["-f", "no-such-file.txt"], "no-such-file.txt"),
     ],
 )

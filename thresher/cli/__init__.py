@@ -6,8 +6,8 @@ import sys
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line on standard error and exit status 1 (2 where the words of the command
-    are wrong), Ctrl-C is status 130.
+    """Run the command; a user's mistake is one line on standard error and exit status 1 (2 where the command has no
+    such option or word), Ctrl-C is status 130.
 
     Anything else that goes wrong is a bug, shown in full with a request to report it.
     """

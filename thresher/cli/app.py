@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from thresher.cli import catalogue, chat, console, demo, evaluate, fit, generate, kernels, measure, settings
+from thresher.cli import catalogue, chat, console, demo, evaluate, fit, generate, kernels, measure, settings, words
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +35,7 @@ COMMANDS = (
     demo.demo,
 )
 NAMES = {"list_models": "list", "show_page": "show"}  # commands called like something that their files need
+UsageError: Any = typer.BadParameter.__mro__[1]  # the parser's error for any mistake of usage
 LEVELS = ("debug", "info", "warning", "error")
 for command in COMMANDS:
     app.command(NAMES.get(command.__name__, command.__name__))(command)
@@ -72,14 +72,15 @@ def thresher(
 
 def run() -> int:
     """Run the command that was typed; returns its exit status."""
-    root = _root()
+    root: Any = typer.main.get_command(app)
+    words.TYPED.update(_typed_names(root))
     parameters = {name: [each.name for each in found.params] for name, found in root.commands.items()}
     try:
         defaults = settings.defaults(parameters, Path.cwd())
         return int(root.main(prog_name="thresher", standalone_mode=False, default_map=defaults) or 0)
     except typer.Abort:
         return 130
-    except typer.BadParameter.__mro__[1] as error:  # every mistake of usage
+    except UsageError as error:
         told = error.format_message()
         if "\n" in told:  # the help, where a command was called without words
             print(told)
@@ -89,10 +90,9 @@ def run() -> int:
         return 2
 
 
-@cache
-def typed_names() -> dict[str, str]:
-    """How the parameters of all commands are typed: {"max_new_tokens": "--max-new-tokens", "model": "model"}."""
-    groups = [_root()]
+def _typed_names(root: Any) -> dict[str, str]:
+    """How the parameters of all commands are typed."""
+    groups = [root]
     found: dict[str, str] = {}
     for group in groups:
         for each in group.commands.values():
@@ -101,8 +101,3 @@ def typed_names() -> dict[str, str]:
                 long = [text for text in parameter.opts if text.startswith("--")]
                 found.setdefault(parameter.name, long[0] if long else parameter.name.upper())
     return found
-
-
-@cache
-def _root() -> Any:
-    return typer.main.get_command(app)

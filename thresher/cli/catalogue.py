@@ -25,7 +25,7 @@ def pull(
 ) -> None:
     """Fetch a model, once; list the known ones without a name.
 
-    An interrupted fetch goes on where it stopped. What it takes on disk and in memory, and its licence, are told before.
+    An interrupted fetch goes on where it stopped. Its licence is told before, and what it takes on disk and in memory.
     """
     from loaders import catalogue, fetch, hub
 

@@ -76,7 +76,7 @@ class Talk:
             "system": ("TEXT", "set the system message; without TEXT, show it", self._system),
             "policy": (
                 "METHODS",
-                "such as quoka:budget=512 + keydiff:budget=0.5, or dense; shown without",
+                "such as quoka:budget=512 + keydiff:budget=0.5, or dense",
                 self._policy,
             ),
             "stats": ("", "what the policy saves, and what the last answer took", self._stats),
@@ -178,12 +178,13 @@ class Talk:
         state, counts = talk.state, talk.state.counts
         read, visible = int(sum(counts.keys_read)), int(sum(counts.keys_visible))
         run, total = int(sum(counts.neurons_run)), int(sum(counts.neurons_total))
+        dense = show.size(answers.dense_bytes(talk.llm, state.position))
         rows = [
             ("policy", name(talk.policy)),
             ("read", f"{state.position:,} tokens of {talk.llm.config.max_positions:,}"),
             (
                 "cache",
-                f"{show.size(state.cache.nbytes)}, dense {show.size(answers.dense_bytes(talk.llm, state.position))}",
+                f"{show.size(state.cache.nbytes)}, dense {dense}",
             ),
             ("keys read", f"{read / visible:.0%}" if visible else "none yet"),
             ("tokens evicted", f"{max(counts.keys_evicted, default=0):,}"),

@@ -50,20 +50,13 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what it cannot encode is shown as an escape
-    warnings.showwarning = lambda message, *_: tell(words.plain(str(message), names()))
+    warnings.showwarning = lambda message, *_: tell(words.plain(str(message)))
 
 
 def describe(error: OSError) -> str:
     """What an error of the system says. The one that names no file is a standard stream's, unless memory ran out."""
     nameless = error.errno not in (None, errno.ENOMEM) and error.filename is None
     return f"standard input or output: {error.strerror}" if nameless else str(error)
-
-
-def names() -> dict[str, str]:
-    """How each parameter of a command is typed."""
-    from thresher.cli.app import typed_names  # which imports this
-
-    return typed_names()
 
 
 def tell(message: str) -> None:
@@ -76,11 +69,11 @@ def complain(error: Exception) -> None:
     """Tell a mistake; what is logged at the level debug has its trace."""
     log.debug("where it came from", exc_info=error)
     if isinstance(error, OSError):
-        tell(words.plain(describe(error), names()))
+        tell(words.plain(describe(error)))
     elif isinstance(error, MemoryError):
         tell(f"this machine has not enough memory ({error})")
     else:
-        tell(words.plain(str(error), names()))
+        tell(words.plain(str(error)))
 
 
 def finish() -> None:

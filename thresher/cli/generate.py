@@ -63,6 +63,8 @@ def generate(
 
     Text that is piped in is read before the prompt. Several prompts share one reading of the files.
     """
+    from thresher.text import check_text
+
     model, words = options.model_and_words(context, model, words)
     asked = [*filter(None, [words]), *(prompt or []), *_lines(prompts)]
     document, name = _document(file, wanted=prompts is None or str(prompts) != "-")
@@ -70,6 +72,8 @@ def generate(
         asked, document = [document], ""
     if not asked:
         raise ValueError("prompt: got nothing, wanted a PROMPT, --file PATH, or piped text")
+    for question in asked:
+        check_text("prompt", question)
     answering, policy = options.answering(context), options.policy(select, evict, ffn)
     _check_truncate(truncate)
     if state is not None:
@@ -223,7 +227,7 @@ class Text:
         return self.llm.encode(answers.messages(text, self.system) if chat else text)
 
     def _fitting(self, text: str, ids: Callable[[str], list[int]]) -> str:
-        """The text, without its middle where its prompt would not fit; ValueError where it may not be cut, or cannot."""
+        """The text, without its middle where its prompt would not fit; ValueError where it may not or cannot be cut."""
         from thresher.document import without_middle
 
         limit, name = self.llm.config.max_positions, self.name or "The prompt"

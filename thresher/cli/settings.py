@@ -20,8 +20,8 @@ FILE = "pyproject.toml"
 def defaults(options: Mapping[str, Iterable[str]], folder: Path) -> dict[str, dict[str, Any]]:
     """For each command the settings that it has an option for. options: the names of each command's parameters.
 
-    The file is the nearest one in `folder` or above it. ValueError names it where it is no TOML, or where no command has
-    such an option.
+    The file is the nearest one in `folder` or above it. ValueError names it where it is no TOML, or where no command
+    has such an option.
     """
     found = next((path for up in (folder, *folder.parents) if (path := up / FILE).is_file()), None)
     if found is None:

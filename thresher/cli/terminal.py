@@ -40,7 +40,7 @@ def messages(completions: list[str]) -> Callable[[], str | None]:
 
 
 def session(completions: list[str], **streams: Any) -> PromptSession[str]:
-    """A prompt for messages of several lines. streams: prompt_toolkit's `input` and `output`, where not the terminal."""
+    """A prompt for messages of several lines. streams: prompt_toolkit's `input` and `output`, if not the terminal."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
 

@@ -8,26 +8,26 @@ so that none has to be written twice.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from difflib import get_close_matches
 
 SAID = re.compile(r"(?P<place>.+?)(?P<joint>:? )got (?P<got>.*?), wanted (?P<wanted>.*)", re.DOTALL)
+TYPED: dict[str, str] = {}  # how each parameter of a command is typed: {"top_k": "--top-k", "model": "MODEL"}
 CHOICE = re.compile(r"'(?P<word>[^']*)'.*?one of (?P<known>[\w.,/ -]+)", re.DOTALL)
 
 
-def plain(message: str, options: Mapping[str, str]) -> str:
-    """The message of an error as the command tells it. options: how each parameter is typed, {"top_k": "--top-k"}."""
+def plain(message: str) -> str:
+    """The message of an error as the command tells it."""
     said = SAID.fullmatch(message)
     if said is None:
         name, colon, rest = message.partition(":")
-        return f"{options.get(name, name)}{colon}{_typed(rest, options)}"
+        return f"{TYPED.get(name, name)}{colon}{_typed(rest)}"
     place, got = said["place"], said["got"]
-    wanted = _typed(said["wanted"], options) + _suggestion(f"{got} one of {said['wanted'].partition('one of ')[2]}")
-    if place in options and said["joint"] == ": ":
-        return f"{options[place]} takes {wanted}, not {got}"
+    wanted = _typed(said["wanted"]) + _suggestion(f"{got} one of {said['wanted'].partition('one of ')[2]}")
+    if place in TYPED and said["joint"] == ": ":
+        return f"{TYPED[place]} takes {wanted}, not {got}"
     name, colon, rest = place.partition(":")
     verb = ": found" if said["joint"] == ": " else " has"
-    return f"{options.get(name, name)}{colon}{rest}{verb} {got}; expected {wanted}"
+    return f"{TYPED.get(name, name)}{colon}{rest}{verb} {got}; expected {wanted}"
 
 
 def meant(word: str, known: list[str]) -> str:
@@ -41,6 +41,6 @@ def _suggestion(message: str) -> str:
     return meant(found["word"], re.split(r",\s*", found["known"].strip())) if found else ""
 
 
-def _typed(text: str, options: Mapping[str, str]) -> str:
+def _typed(text: str) -> str:
     """Parameters with an underscore are named as they are typed."""
-    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda name: options.get(name[0], name[0]), text)
+    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda name: TYPED.get(name[0], name[0]), text)

@@ -123,7 +123,9 @@ class Tools:
         if shorter is None:
             raise ValueError(f"{task.name}: got a length of {length}, wanted room for the questions of {document.name}")
         text, left_out = shorter
-        return replace(document, text=text, facts=document.facts | ({"tokens_left_out": left_out} if left_out else {}))
+        if not left_out:
+            return document
+        return replace(document, text=text, facts={**document.facts, "tokens_left_out": left_out})
 
 
 def prompt(llm: LanguageModel, text: str, ask: Ask, chat: bool = True) -> tuple[list[int], list[int]]:
