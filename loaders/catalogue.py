@@ -234,7 +234,7 @@ def _cache() -> Path:
     """The folder that all of this lies in. FileNotFoundError for a user who has no home and names none."""
     if named := os.environ.get("THRESHER_CACHE"):
         return Path(named)
-    folder = platformdirs.user_cache_path("thresher", appauthor=False)
-    if not folder.is_absolute():  # "~", where nothing says what that is
-        raise FileNotFoundError(f"models: got a user without a home folder to keep them in: {SET}")
-    return folder
+    try:
+        return platformdirs.user_cache_path("thresher", appauthor=False)
+    except RuntimeError:
+        raise FileNotFoundError(f"models: got a user without a home folder to keep them in: {SET}") from None

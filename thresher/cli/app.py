@@ -86,7 +86,7 @@ def run() -> int:
             print(told)
         else:
             place = error.ctx.command_path if error.ctx else "thresher"
-            console.tell(f"{told} `{place} --help` tells more.")
+            console.tell(f"{told if told[-1] in '.?' else f'{told}.'} `{place} --help` tells more.")
         return 2
 
 

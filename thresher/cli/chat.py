@@ -167,7 +167,10 @@ class Talk:
         from thresher.evaluation import methods as spelled
 
         if methods:
-            self.conversation.set_policy(spelled.policy(methods))
+            try:
+                self.conversation.set_policy(spelled.policy(methods))
+            except ValueError as error:
+                raise ValueError(str(error).replace("methods:", "/policy:")) from None
         else:
             print(spelled.name(self.conversation.policy))
 
