@@ -4,6 +4,8 @@ interrupted, and keeps them in its own cache, where other programs find them too
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,9 +55,12 @@ def offer(name: str) -> Offer:
 
 
 def pull(name: str) -> Path:
-    """Fetch what of a model is not here yet, with huggingface_hub's own bar, and return its directory."""
+    """Fetch what of a model is not here yet, with huggingface_hub's own bar on a terminal, and return its directory."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     with _told(name):
         return Path(snapshot_download(name, allow_patterns=FILES))
 
@@ -93,8 +98,6 @@ def pulled() -> list[Copy]:
 
 def remove(name: str) -> bool:
     """Delete a model from huggingface_hub's cache; False where it is not there."""
-    import shutil
-
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

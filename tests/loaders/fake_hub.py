@@ -15,15 +15,18 @@ COMMIT = "1234567890" * 4
 
 
 class Hub:
-    """Models by id, each a folder of files. requests: what was asked for, method and path. cut: after how many bytes of a
-    file the connection breaks, once for each file; None for never."""
+    """Models by id, each a folder of files. requests: what was asked for, method and path. ranges: of the files that
+    were asked for from somewhere on. cut: after how many bytes of an answer the connection breaks; None for never."""
 
     def __init__(self, models: dict[str, Path]) -> None:
         self.models = models
         self.requests: list[str] = []
         self.ranges: list[str] = []
         self.cut: int | None = None
-        self.facts: dict[str, object] = {"cardData": {"license": "cc0-1.0"}, "safetensors": {"parameters": {"F32": 12_345}, "total": 12_345}}
+        self.facts: dict[str, object] = {
+            "cardData": {"license": "cc0-1.0"},
+            "safetensors": {"parameters": {"F32": 12_345}, "total": 12_345},
+        }
 
     def answer(self, handler: BaseHTTPRequestHandler, body: bool) -> None:
         """One request."""
@@ -40,6 +43,9 @@ class Hub:
                 self._json(handler, self._tree(name) if rest[:1] == ["tree"] else self._info(name))
             return
         name, file = "/".join(parts[:2]), "/".join(parts[4:])
+        if name not in self.models:
+            self._error(handler, 404, "RepoNotFound")
+            return
         self._file(handler, (self.models[name] / file).read_bytes(), body)
 
     def _tree(self, name: str) -> list[dict[str, object]]:

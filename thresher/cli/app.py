@@ -53,8 +53,11 @@ def _version(asked: bool) -> None:
 def _log_level(level: str) -> str:
     if level not in LEVELS:
         raise typer.BadParameter(f"'{level}' is not one of {', '.join(LEVELS)}")
-    logging.basicConfig(format="thresher: %(message)s")
-    logging.getLogger("thresher").setLevel(level.upper())
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("thresher: %(message)s"))
+    ours = logging.getLogger("thresher")
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(level.upper())
     return level
 
 
