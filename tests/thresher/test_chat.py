@@ -68,9 +68,7 @@ def test_history_is_kept_for_the_user_alone(keys: PipeInput, tmp_path: Path) -> 
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_place_that_cannot_be_written_costs_the_history(
-    keys: PipeInput, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_that_cannot_be_written_costs_the_history(keys: PipeInput, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/dev/null/nowhere")
     assert type_(keys, "hello\r") == "hello"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from thresher import in_the_way
+
 
 def main() -> None:
     """Run the command; a user's mistake is one line on standard error and exit status 1 (2 where the command has no
@@ -15,6 +17,8 @@ def main() -> None:
         from thresher.cli import console
 
         console.prepare()
+        if blocked := in_the_way():
+            raise OSError(blocked)
         from thresher.cli.app import run  # inside, because Ctrl-C may come while it loads
 
         try:
