@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thresher.cli import answers, console, options, show, wrap
+from thresher.cli import answers, options, show, texts, wrap
 
 if TYPE_CHECKING:
     from reference import Policy
@@ -66,8 +65,8 @@ def generate(
     from thresher.text import check_text
 
     model, words = options.model_and_words(context, model, words)
-    asked = [*filter(None, [words]), *(prompt or []), *_lines(prompts)]
-    document, name = _document(file, wanted=prompts is None or str(prompts) != "-")
+    asked = [*filter(None, [words]), *(prompt or []), *texts.lines(prompts)]
+    document, name = texts.document(file, wanted=prompts is None or str(prompts) != "-")
     if document and not asked:
         asked, document = [document], ""
     if not asked:
@@ -79,7 +78,7 @@ def generate(
     if state is not None:
         _check_state(state, context)
     llm = answers.load(model, policy, backend, dtype, adapter)
-    text = Text(llm, name, system, raw, max_new_tokens if truncate else 0)
+    text = texts.Text(llm, name, system, raw, max_new_tokens if truncate else 0)
     kept: State | None = None
     if state is not None:
         kept, ending = _kept(state)
@@ -122,7 +121,7 @@ def read(
     """Read a document once, for `generate --state` to ask many things of."""
     from reference.checks import whole
 
-    document, name = _document(file, wanted=True)
+    document, name = texts.document(file, wanted=True)
     if not document:
         raise ValueError("file: got nothing to read, wanted --file PATH or piped text")
     if not out.absolute().parent.is_dir():
@@ -132,7 +131,7 @@ def read(
     _check_truncate(truncate)
     llm = answers.load(model, policy, backend, dtype, adapter)
     room = llm.config.max_positions // 8 if truncate else 0  # for what will be asked
-    ids, ending = Text(llm, name, system, raw, room).opening(document)
+    ids, ending = texts.Text(llm, name, system, raw, room).opening(document)
     with show.token_progress(len(ids)) as progress:
         state = llm.prefill(ids, policy, chunk=chunk, progress=progress)
     state.notes = {"ending": ending}
@@ -140,24 +139,6 @@ def read(
     dense = answers.dense_bytes(llm, len(ids))
     kept = show.size(state.cache.nbytes) + (f", dense {show.size(dense)}" if state.cache.nbytes < dense else "")
     wrap.note(f"{len(ids):,} tokens read into {out}, cache {kept}")
-
-
-def _document(files: Sequence[Path] | None, wanted: bool) -> tuple[str, str]:
-    """The text of all files, or what is piped in where none is named and text is wanted; and what to call it."""
-    if files:
-        return "\n\n".join(console.read(file) for file in files), " with ".join(str(file) for file in files)
-    if wanted and console.piped():
-        return console.read(Path("-")), "The piped text"
-    return "", ""
-
-
-def _lines(file: Path | None) -> list[str]:
-    if file is None:
-        return []
-    lines = [line.strip() for line in console.read(file).split("\n")]
-    if not any(lines):
-        raise ValueError(f"{file}: got no prompts, wanted one in each line")
-    return [line for line in lines if line]
 
 
 def _check_truncate(truncate: str | None) -> None:
@@ -171,7 +152,8 @@ def _check_state(file: Path, context: typer.Context) -> None:
     """Before a model is loaded: the file is there, and nothing is asked for that it has decided."""
     if not file.exists():
         raise FileNotFoundError(f"{file}: there is no such file; `thresher read` writes one")
-    idle = [f"--{name}" for name in ("select", "evict", "ffn", "system", "raw", "truncate") if context.params[name]]
+    decided = ("select", "evict", "ffn", "system", "raw", "truncate")
+    idle = [f"--{name}" for name in decided if options.typed(context, name)]
     if idle:
         raise ValueError(f"{', '.join(idle)}: decided when {file} was read, so not for generate --state")
 
@@ -186,79 +168,24 @@ def _kept(file: Path) -> tuple[State, str]:
     return kept, kept.notes.get("ending", "")
 
 
-@dataclass(frozen=True)
-class Text:
-    """How text becomes a prompt.
-
-    name: what to call the document. room: tokens that are left free for an answer by cutting its middle; 0 refuses what
-    is too long.
-    """
-
-    llm: LanguageModel
-    name: str
-    system: str | None
-    raw: bool
-    room: int
-
-    def question(self, text: str, ending: str) -> list[int]:
-        """The ids of a question about what was read."""
-        from thresher.document import plain_ids
-
-        return plain_ids(self.llm, f"\n\n{text}{ending}")
-
-    def alone(self, text: str) -> list[int]:
-        """The ids of a prompt without a document."""
-        text = self._fitting(text, self._whole)
-        return self._whole(text)
-
-    def opening(self, document: str, question: str = "") -> tuple[list[int], str]:
-        """The ids of a document, and the text that ends a prompt once a question has followed it."""
-        from thresher.document import split
-
-        def both(text: str) -> list[int]:
-            ids, ending = split(self.llm, text, system=self.system, chat=not self.raw)
-            return ids + self.question(question, ending)
-
-        fitting = self._fitting(document, both)
-        return split(self.llm, fitting, system=self.system, chat=not self.raw)
-
-    def _whole(self, text: str) -> list[int]:
-        chat = not self.raw and self.llm.checkpoint.template is not None
-        return self.llm.encode(answers.messages(text, self.system) if chat else text)
-
-    def _fitting(self, text: str, ids: Callable[[str], list[int]]) -> str:
-        """The text, without its middle where its prompt would not fit; ValueError where it may not or cannot be cut."""
-        from thresher.document import without_middle
-
-        limit, name = self.llm.config.max_positions, self.name or "The prompt"
-        if not self.room:
-            answers.refuse(name, len(ids(text)), limit)
-            return text
-        shorter = without_middle(self.llm.tokenizer, text, lambda each: len(ids(each)) + self.room - limit)
-        if shorter is None:
-            raise ValueError(
-                f"{name}: the model's {limit:,} positions have no room for it and {self.room:,} tokens more"
-            )
-        found, left_out = shorter
-        if left_out:
-            wrap.note(f"{left_out:,} tokens in the middle of {name} are left out")
-        return found
-
-
 def _stream(
     llm: LanguageModel, ids: list[int], kept: State | None, policy: Policy, answering: dict[str, Any], json: bool
 ) -> None:
     """One answer, as it comes."""
+    took = 0.0  # to read what a state has not
     with show.token_progress(len(ids)) as progress:
         if kept is None:
             answer = llm.generate(ids, policy, progress=progress, **answering)
         else:
-            chunk = answering["chunk"]
-            answer = llm.generate(llm.prefill(ids, state=kept, chunk=chunk, progress=progress), **answering)
+            started = perf_counter()
+            asked = llm.prefill(ids, state=kept, chunk=answering["chunk"], progress=progress)
+            took = perf_counter() - started
+            answer = llm.generate(asked, **answering)
         if json:
             str(answer)
         else:
             wrap.stream(answer)
+    answer.stats.time_to_first_token += took
     if json:
         show.emit_json({"text": answer.text, "token_ids": answer.token_ids, "stats": answer.stats.as_dict()})
     else:

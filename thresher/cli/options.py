@@ -124,15 +124,19 @@ def policy(select: str, evict: str, ffn: str) -> Policy:
     return Policy(select=select, evict=evict, ffn=ffn)
 
 
+def typed(context: typer.Context, name: str) -> bool:
+    """Whether an option was given on the command line, and not by a default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def model_and_words(context: typer.Context, model: str, words: str) -> tuple[str, str]:
     """The model and the prompt out of what was typed: where a default names the model, one word that names none is the
     prompt."""
     from loaders import catalogue
 
     default = os.environ.get(MODEL_VARIABLE) or (context.default_map or {}).get("model")
-    source = context.get_parameter_source("model")
-    typed = source is not None and source.name == "COMMANDLINE"
-    if words or not default or not typed or catalogue.is_there(model):
+    if words or not default or not typed(context, "model") or catalogue.is_there(model):
         return model, words
     return default, model
 
