@@ -13,7 +13,6 @@ import errno
 import os
 import shutil
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import platformdirs
@@ -21,6 +20,7 @@ import platformdirs
 from loaders import hub
 from loaders.fetch import Progress, check_pip, download_package, join_members
 from loaders.gguf import convert
+from loaders.meant import meant
 from reference.checks import require
 
 
@@ -211,8 +211,7 @@ def _names() -> str:
 
 
 def _meant(name: str) -> str:
-    close = get_close_matches(name.lower(), [entry.name for entry in CATALOGUE], n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return meant(name, [entry.name for entry in CATALOGUE])
 
 
 def _home(entry: Entry) -> Path:

@@ -197,10 +197,14 @@ def test_find_says_what_to_do(index: Path) -> None:
             function("nowhere")
 
 
-def test_a_name_that_is_nearly_right_is_suggested(index: Path) -> None:
+def test_a_name_that_is_nearly_right_is_suggested(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for function in (catalogue.find, catalogue.pull):
         with pytest.raises((FileNotFoundError, ValueError), match=r"did you mean tiny\?"):
             function("Tinny")
+    monkeypatch.undo()
+    for name in ("smollm2", "smolm2", "Qwen2.5-coder"):
+        with pytest.raises(ValueError, match=r"did you mean (smollm2-135m|qwen2.5-coder-0.5b)-instruct\?"):
+            catalogue.known(name)
     with pytest.raises(ValueError, match=r"^(?!.*did you mean)"):
         catalogue.pull("nowhere")
 

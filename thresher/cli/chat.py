@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thresher.cli import answers, console, options, show, terminal, words, wrap
+from thresher.cli import answers, console, options, show, terminal, wrap
 
 if TYPE_CHECKING:
     from thresher.chat import Conversation
@@ -107,8 +107,10 @@ class Talk:
         return True
 
     def _run(self, name: str, argument: str) -> None:
+        from loaders.meant import meant
+
         if name not in self.commands:
-            hint = words.meant(name, list(self.commands)).replace("mean ", "mean /")
+            hint = meant(name, list(self.commands)).replace("mean ", "mean /")
             raise ValueError(f"/{name}: there is no such command{hint}; /help lists them")
         self.commands[name][2](argument)
 

@@ -8,7 +8,6 @@ so that none has to be written twice.
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 
 SAID = re.compile(r"(?P<place>.+?)(?P<joint>:? )got (?P<got>.*?), wanted (?P<wanted>.*)", re.DOTALL)
 TYPED: dict[str, str] = {}  # how each parameter of a command is typed: {"top_k": "--top-k", "model": "MODEL"}
@@ -30,13 +29,9 @@ def plain(message: str) -> str:
     return f"{TYPED.get(name, name)}{colon}{rest}{verb} {got}; expected {wanted}"
 
 
-def meant(word: str, known: list[str]) -> str:
-    """ " (did you mean quoka?)" where a known word is close, or else nothing."""
-    close = get_close_matches(word.lower(), known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
 def _suggestion(message: str) -> str:
+    from loaders.meant import meant
+
     found = CHOICE.search(message)
     return meant(found["word"], re.split(r",\s*", found["known"].strip())) if found else ""
 
