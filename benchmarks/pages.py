@@ -1,6 +1,7 @@
-"""The tables of docs/performance.md, written from the recorded results: `python -m benchmarks.pages`.
+"""The tables of docs/performance.md and docs/results.md, from the recorded results: `python -m benchmarks.pages`.
 
-A table stands between the comments `<!-- rows: NAME -->` or `<!-- curve: NAME, CURVE -->` and `<!-- end -->`.
+A table stands between one of the comments `<!-- rows: NAME -->`, `<!-- curve: NAME, CURVE -->` and
+`<!-- quality: NAME, TASK, LENGTH, QUESTION -->`, and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks import quality
 from benchmarks.common import RESULTS
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-BLOCK = re.compile(r"(<!-- (rows|curve): (\w+)(?:, (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = (DOCS / "performance.md", DOCS / "results.md")
+BLOCK = re.compile(r"(<!-- (rows|curve|quality): ([\w.-]+)(?:, (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(page: str) -> str:
     """The page with every table as the results have it now."""
 
     def table(block: re.Match[str]) -> str:
+        if block[2] == "quality":
+            return block[1] + "\n".join([*quality.block(block[3], *block[4].split(", ")), ""]) + block[5]
         told = json.loads((RESULTS / f"{block[3]}.json").read_text(encoding="utf-8"))
         lines = _rows(told["rows"]) if block[2] == "rows" else _curve(told["curves"][block[4]])
         facts = told["machine"]
@@ -68,4 +73,5 @@ def _three(x: float) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -7,6 +7,7 @@ and `accel.cuda` offer the same functions under the same names.
 
 from reference import backend
 from reference.attention import attention, attention_each, attention_mass, merge_heads, split_heads
+from reference.baselines import Random, Recent
 from reference.cache import KVCache, LayerCache, new_cache, restore_cache
 from reference.caote import Caote, caote_scores, joint_eviction_error
 from reference.config import ModelConfig, Rope
@@ -75,6 +76,8 @@ __all__ = [  # the names of the contract first
     "Policy",
     "Predictor",
     "Quoka",
+    "Random",
+    "Recent",
     "Rope",
     "Sampling",
     "SnapKV",

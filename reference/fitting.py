@@ -2,6 +2,7 @@
 
     predictor     a = Σ_t p_t x_t,  p = softmax(X q / √E);   s = ReLU(a W1) W2
                   L = Σ_f w_f (log(1 + e^{s_f}) − y_f s_f) / Σ_f w_f          weighted cross-entropy on σ(s)
+    layers        min Σ_l d_l x_l²  with  Σ_l x_l = (1 − b) L                  x_l: the share of layer l left out
     compensator   ŷ = C2 act(C1 x);   L = mean (ŷ − y)²                       y: what the neurons left out would write
 
 Labels y_f and weights w_f of the first are `predictor_targets`. Every gradient is the chain rule, read from the loss
@@ -20,8 +21,30 @@ from dataclasses import dataclass
 import numpy as np
 
 from reference.checks import match, require
+from reference.fastforward import layer_densities
 from reference.layers import activate, sigmoid
 from reference.predictor import Compensator, Predictor
+
+MOST_LEFT_OUT = 0.95  # of a layer's neurons, however little they seem to matter
+
+
+def densities_by_damage(damage: np.ndarray | Sequence[float], density: float) -> np.ndarray:
+    """Each layer's share of its neurons, (L,) with the mean `density`, by what thinning it costs: damage (L,) ≥ 0.
+
+    Leaving out x_l of layer l is taken to cost damage_l · x_l². The least sum over the layers under Σ x_l = (1 − b) L
+    and x_l ≤ m has x_l = min(m, λ / damage_l), which is `layer_densities` of 1 / damage; b_l = 1 − x_l. m is
+    MOST_LEFT_OUT, or 1 − b where that is more.
+    """
+    damage = np.asarray(damage, np.float64)
+    require(
+        bool(np.isfinite(damage).all() and (damage >= 0).all()),
+        "damage: got a negative, infinite or NaN entry, wanted numbers of at least 0",
+    )
+    most = max(MOST_LEFT_OUT, 1 - density)
+    if density == 1:
+        return np.ones(len(damage))
+    least = damage.max() * 1e-6 if damage.any() else 1.0  # a layer that costs nothing
+    return 1 - most * layer_densities(1 / np.maximum(damage, least), (1 - density) / most)
 
 
 def pool_blocks(x: np.ndarray, q_pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

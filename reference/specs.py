@@ -14,6 +14,7 @@ import re
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
 
+from reference.baselines import Random, Recent
 from reference.caote import Caote
 from reference.checks import require
 from reference.fastforward import FastForward
@@ -24,7 +25,15 @@ from reference.scores import H2O, SnapKV, Tova
 
 METHODS: dict[str, dict[str, type]] = {
     "select": {"quoka": Quoka},
-    "evict": {"keydiff": KeyDiff, "h2o": H2O, "tova": Tova, "snapkv": SnapKV, "caote": Caote},
+    "evict": {
+        "keydiff": KeyDiff,
+        "h2o": H2O,
+        "tova": Tova,
+        "snapkv": SnapKV,
+        "caote": Caote,
+        "recent": Recent,
+        "random": Random,
+    },
     "ffn": {"fastforward": FastForward},
 }
 

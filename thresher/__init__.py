@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loaders.catalogue import pull
+    from reference.baselines import Random, Recent
     from reference.caote import Caote
     from reference.fastforward import FastForward
     from reference.keydiff import KeyDiff
@@ -37,6 +38,8 @@ _HOMES = {
     "LanguageModel": "thresher.model",
     "Policy": "reference.policy",
     "Quoka": "reference.quoka",
+    "Random": "reference.baselines",
+    "Recent": "reference.baselines",
     "SnapKV": "reference.scores",
     "State": "thresher.state",
     "Stats": "thresher.generate",
@@ -58,6 +61,8 @@ __all__ = [
     "LanguageModel",
     "Policy",
     "Quoka",
+    "Random",
+    "Recent",
     "SnapKV",
     "State",
     "Stats",

@@ -14,7 +14,7 @@ pytest.importorskip("transformers", reason="the competitors are not installed (e
 
 from benchmarks.all import NAMES
 from benchmarks.common import RESULTS, Race, Report, spread
-from benchmarks.pages import BLOCK, PAGE, filled
+from benchmarks.pages import BLOCK, DOCS, PAGES, filled
 from tests.checkpoints import write_checkpoint
 
 TARGETS = {  # how many rows stand beside a target
@@ -103,10 +103,11 @@ def test_a_row_says_what_it_met() -> None:
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
 
 
-def test_the_page_tells_what_was_recorded() -> None:
-    page = PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_page_tells_what_was_recorded(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
     assert page.count("<!-- end -->") == len(BLOCK.findall(page)) > 0
     assert filled(page) == page
-    pictures = re.findall(r"\((performance/\w+\.svg)\)", page)
+    pictures = re.findall(r"\(((?:performance|results)/[\w-]+\.svg)\)", page)
     assert pictures
-    assert all((PAGE.parent / picture).stat().st_size < 100_000 for picture in pictures)
+    assert all((DOCS / picture).stat().st_size < 100_000 for picture in pictures)

@@ -11,7 +11,22 @@ import numpy as np
 import pytest
 
 import reference
-from reference import H2O, Caote, FastForward, KeyDiff, Model, Policy, Quoka, SnapKV, Tova, decode, new_state, prefill
+from reference import (
+    H2O,
+    Caote,
+    FastForward,
+    KeyDiff,
+    Model,
+    Policy,
+    Quoka,
+    Random,
+    Recent,
+    SnapKV,
+    Tova,
+    decode,
+    new_state,
+    prefill,
+)
 from tests.small import small_model
 
 POLICIES = {
@@ -23,6 +38,8 @@ POLICIES = {
     "tova": Policy(evict=Tova(50, sinks=2)),
     "snapkv": Policy(evict=SnapKV(50)),
     "caote": Policy(evict=Caote(50, base="tova")),
+    "recent": Policy(evict=Recent(50, sinks=4)),
+    "random": Policy(evict=Random(50)),
     "griffin": Policy(ffn=FastForward(0.5, neurons="griffin")),
     "all": Policy(
         select=Quoka(20), evict=Caote(60, base="snapkv", fast=True), ffn=FastForward(0.5, neurons="oracle", block=32)

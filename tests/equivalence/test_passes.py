@@ -21,6 +21,8 @@ from reference import (
     Model,
     Policy,
     Quoka,
+    Random,
+    Recent,
     SnapKV,
     State,
     Tova,
@@ -42,6 +44,7 @@ EVICT = st.none() | st.one_of(
         st.builds(method, budget=st.integers(6, 60), sinks=FEW, recent=FEW)
         for method in (
             *(KeyDiff, H2O, Tova, partial(SnapKV, window=5, kernel=3)),
+            *(Recent, Random),
             *(partial(Caote, base="tova"), partial(Caote, fast=True, group="max"), partial(Caote, base="snapkv")),
         )
     )

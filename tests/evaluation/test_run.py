@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import thresher
+from loaders import catalogue
 from thresher.evaluation import cells, data, metrics, run
 from thresher.evaluation.cells import Cell
 from thresher.evaluation.folder import key, load
@@ -309,3 +311,61 @@ def test_intervals_come_from_whole_documents() -> None:
     assert low == pytest.approx(0.5 - half, abs=0.012)
     assert high == pytest.approx(0.5 + half, abs=0.012)
     assert metrics.interval(scores) == (low, high)
+
+
+def rows_of(task: str, method: str, scores: list[float]) -> list[dict[str, Any]]:
+    """Lines as a run writes them, a document each."""
+    about = {"task": task, "length": 400, "ask": 0, "question": "known", "method": method, "facts": {}}
+    work = {"keys_read": 1, "keys_visible": 2}
+    return [{**about, **work, "document": str(n), "score": score} for n, score in enumerate(scores)]
+
+
+def test_a_method_is_held_against_dense_question_by_question() -> None:
+    hard = [1.0, 0.0] * 30  # half of the questions are too hard for the model
+    rows = rows_of("niah", "dense", hard) + rows_of("niah", "quoka:budget=9", hard)
+    rows += rows_of("niah", "h2o:budget=9", [0.0] * 6 + hard[6:])
+    dense, same, worse = metrics.summarise(rows)
+    assert "difference" not in dense
+    assert same["difference"] == {"mean": 0, "low": 0, "high": 0}  # though both scores are known to ± 13 points
+    assert same["high"] - same["low"] > 0.2
+    assert worse["difference"]["mean"] == pytest.approx(-3 / 60)
+    assert -0.15 < worse["difference"]["low"] < -3 / 60 < worse["difference"]["high"] <= 0
+
+
+def test_a_difference_needs_the_same_questions() -> None:
+    rows = rows_of("niah", "dense", [1.0, 0.0]) + rows_of("niah", "quoka:budget=9", [1.0, 0.0, 1.0])
+    assert "difference" not in metrics.summarise(rows)[1]
+
+
+def test_a_suite_has_an_entry_of_its_own() -> None:
+    rows = rows_of("ruler/vt", "dense", [1.0, 1.0]) + rows_of("ruler/cwe", "dense", [0.0, 0.5])
+    found = metrics.summarise(rows + rows_of("niah", "dense", [1.0]))
+    assert [(entry["task"], entry["n"], entry["score"]) for entry in found] == [
+        ("ruler/vt", 2, 1.0),
+        ("ruler/cwe", 2, 0.25),
+        ("ruler", 4, 0.625),
+        ("niah", 1, 1.0),
+    ]
+    draws = [sum(each) / 4 for each in itertools.product([1.0, 1.0, 0.0, 0.5], repeat=4)]
+    assert found[2]["low"] == pytest.approx(np.quantile(draws, 0.025), abs=0.13)
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not catalogue.is_pulled("smollm2-135m-instruct"), reason="smollm2-135m-instruct is not pulled")
+def test_weights_that_come_along_are_found(tmp_path: Path) -> None:
+    methods = "dense; fastforward:density=0.5"
+    dense, thinned = run.evaluate(
+        "smollm2-135m-instruct", tasks=["perplexity"], methods=methods, lengths=[700], limit=1, out=tmp_path / "run"
+    )
+    assert 1 < dense["perplexity"]["all"] < thinned["perplexity"]["all"]
+
+
+def test_what_an_interrupted_run_has_is_a_smaller_run(
+    evaluate: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[Cell] = []
+    monkeypatch.setattr(run, "compute", lambda cells, *rest: planned.extend(cells))
+    monkeypatch.setattr(run, "summarise", lambda rows: [])
+    evaluate(tmp_path / "run", limit=3, tasks=["niah", "perplexity"], methods="dense; h2o:budget=32")
+    begun = [(cell.document.name, cell.task) for cell in planned]
+    assert list(dict.fromkeys(begun)) == [(str(n), task) for n in range(3) for task in ("niah", "perplexity")]

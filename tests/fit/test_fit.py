@@ -17,9 +17,10 @@ from safetensors.numpy import load_file, save_file
 import thresher
 from loaders.fastforward import load_fastforward
 from reference import gated_ffn, griffin_statistic, predictor_scores
+from reference.fitting import densities_by_damage
 from reference.layers import sigmoid
 from tests.checkpoints import write_checkpoint
-from thresher.fit import Progress, activations, fastforward
+from thresher.fit import Progress, activations, damage, fastforward
 from thresher.fit.layer import Layer, Recipe, predictor_rank
 from thresher.fit.text import held_out, make_prompts, read_documents
 
@@ -264,3 +265,55 @@ def test_without_weights_the_command_is_named(model: Path) -> None:
         ValueError, match=r"weights: got none, and none come along for .*: train them with `thresher fit"
     ):
         llm.prefill([1, 2, 3], thresher.Policy(ffn=thresher.FastForward(0.5)))
+
+
+def test_damage_is_the_divergence_of_one_thinned_layer(model: Path, tmp_path: Path) -> None:
+    llm = thresher.load(model, backend="reference")
+    ids = np.random.default_rng(0).integers(0, 250, (2, 96))
+    got = damage.measure(llm.model, ids, tmp_path, density=0.5, block=16)
+    part = thresher.FastForward(0.5, neurons="oracle", block=16, dense_first=16, dense_last=16)
+    for layer in range(2):
+        policy = thresher.Policy(overrides={layer: thresher.Policy(ffn=part)})
+        expected = []
+        for row in ids:
+            p, q = (np.exp(llm.logits(row, each).astype(float)) for each in (None, policy))
+            p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
+            expected.append((p * np.log(p / q)).sum(axis=1).mean())
+        assert got[layer] == pytest.approx(np.mean(expected), rel=1e-4)
+    assert got.min() > 0
+
+
+def test_a_schedule_by_damage(model: Path, text: Path, trained: Path, tmp_path: Path) -> None:
+    """Where it breaks off it goes on, and its densities are those of what it measured."""
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    whole = fastforward(model, [text], out=tmp_path / "whole", **SMALL, schedule="damage")
+    out = tmp_path / "weights"
+    with pytest.raises(KeyboardInterrupt):
+        fastforward(model, [text], out=out, **SMALL, schedule="damage", progress=Progress(damage=stop))
+    again = []
+    progress = Progress(damage=lambda done, total: again.append(done))
+    fastforward(model, [text], out=out, **SMALL, schedule="damage", progress=progress)
+    assert again == [2]
+    assert out.read_bytes() == whole.read_bytes()
+    weights = load_fastforward(out)
+    assert weights.metadata["schedule"] == "damage"
+    found = [layer.density for layer in weights.layers]
+    np.testing.assert_allclose(found, densities_by_damage(json.loads(weights.metadata["importance"]), 0.5), atol=1e-4)
+    assert found != [layer.density for layer in load_fastforward(trained).layers]
+    with pytest.raises(ValueError, match="schedule: got 'luck', wanted one of attention, damage"):
+        fastforward(model, [text], out=out, **SMALL, schedule="luck")
+
+
+def test_a_compensator_makes_up_for_what_its_layer_leaves_out() -> None:
+    """With nine tenths of the neurons little is missing, and the predictor still learns the better half."""
+    half, most = layer_of(), layer_of()
+    most = Layer(
+        most.x, (most.w_gate, most.w_up, most.w_down), "silu", layer=0, held=1, recipe=half.recipe, density=0.9
+    )
+    (labels, missing), (same, little) = half.survey(None), most.survey(None)
+    np.testing.assert_array_equal(labels, same)
+    assert (little**2).sum() < 0.2 * (missing**2).sum()
+    assert most.fit().overlap == half.fit().overlap

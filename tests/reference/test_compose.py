@@ -18,6 +18,8 @@ from reference import (
     Model,
     Policy,
     Quoka,
+    Random,
+    Recent,
     SnapKV,
     State,
     Tova,
@@ -50,6 +52,8 @@ EVICTORS = {
     "caote h2o": lambda budget, **kept: Caote(budget, **kept),
     "caote tova": lambda budget, **kept: Caote(budget, **kept, base="tova", fast=True, group="max"),
     "caote snapkv": lambda budget, **kept: Caote(budget, **kept, base="snapkv", group="rss"),
+    "recent": lambda budget, **kept: Recent(budget, **kept),
+    "random": lambda budget, **kept: Random(budget, **kept),
 }
 FFNS = {
     "none": lambda: None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reference import Compensator, Predictor, predictor_targets
-from reference.fitting import Adam, activation_slope, compensator_loss, predictor_loss
+from reference.fitting import Adam, activation_slope, compensator_loss, densities_by_damage, predictor_loss
 
 RNG = np.random.default_rng
 SIZES = {"n": st.integers(1, 3), "t": st.integers(1, 5), "e": st.integers(1, 5), "seed": st.integers(0, 999)}
@@ -117,3 +118,38 @@ def test_adam_by_hand() -> None:
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         expected -= 0.1 * (m / (1 - 0.9**n)) / (math.sqrt(v / (1 - 0.999**n)) + 1e-8)
         assert math.isclose(theta[0], expected, rel_tol=1e-12)
+
+
+DAMAGES = st.lists(st.sampled_from([0.0, 1e-9]) | st.floats(1e-3, 10), min_size=1, max_size=8)
+
+
+@given(DAMAGES, st.floats(0.02, 1.0))
+def test_no_other_sharing_of_a_density_does_less_damage(damage: list[float], density: float) -> None:
+    """Taking a little from any layer and giving it to any other, within the bounds, does not lower Σ d x²."""
+    densities = densities_by_damage(damage, density)
+    assert densities.shape == (len(damage),)
+    assert math.isclose(densities.mean(), density, rel_tol=1e-9)
+    assert (densities <= 1).all()
+    most = max(0.95, 1 - density)
+    left_out = 1 - densities
+    assert (left_out <= most + 1e-12).all()
+    cost = np.maximum(damage, max(damage) * 1e-6)  # a layer without damage counts as one of very little
+    step = 1e-4
+    for more, less in itertools.permutations(range(len(damage)), 2):
+        if left_out[more] + step <= most and left_out[less] >= step:
+            moved = left_out.copy()
+            moved[more] += step
+            moved[less] -= step
+            assert (cost * moved**2).sum() >= (cost * left_out**2).sum() - 1e-12
+
+
+def test_damage_by_hand() -> None:
+    """Left out in proportion to 1 / damage: 4 : 2 : 1 of 1.4."""
+    assert np.allclose(densities_by_damage([1, 2, 4], 1 - 1.4 / 3), [0.2, 0.6, 0.8])
+    assert np.allclose(densities_by_damage([0.1, 2, 4], 0.5), [0.05, 1 - 0.55 * 2 / 3, 1 - 0.55 / 3])
+
+
+@pytest.mark.parametrize("damage", [[1, -1], [1, math.nan], [math.inf]])
+def test_damage_is_a_number_of_at_least_0(damage: list[float]) -> None:
+    with pytest.raises(ValueError, match="damage: got a negative, infinite or NaN entry"):
+        densities_by_damage(damage, 0.5)

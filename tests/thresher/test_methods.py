@@ -20,6 +20,8 @@ EVICTS = st.one_of(
     st.builds(thresher.KeyDiff, budget=BUDGETS, sinks=st.integers(0, 4), anchor=st.sampled_from(["normalised", "raw"])),
     st.builds(thresher.H2O, budget=BUDGETS, recent=st.integers(0, 4)),
     st.builds(thresher.SnapKV, budget=BUDGETS, kernel=st.sampled_from([3, 5, 7])),
+    st.builds(thresher.Recent, budget=BUDGETS, sinks=st.integers(0, 4)),
+    st.builds(thresher.Random, budget=BUDGETS, seed=st.integers(0, 9)),
     st.builds(thresher.Caote, budget=BUDGETS, base=st.sampled_from(["h2o", "tova", "snapkv"]), fast=st.booleans()),
 )
 PATHS = st.text(st.sampled_from('ab ,=":\\é'), min_size=1) | st.sampled_from(
@@ -43,7 +45,7 @@ def test_the_readme_spellings() -> None:
     assert parse("evict", "keydiff:budget=0.5") == thresher.KeyDiff(budget=0.5)
     assert spec(thresher.KeyDiff(budget=2048)) == "keydiff:budget=2048"
     assert {name for part in METHODS.values() for name in part} == {
-        "quoka", "keydiff", "h2o", "tova", "snapkv", "caote", "fastforward",
+        "quoka", "keydiff", "h2o", "tova", "snapkv", "caote", "recent", "random", "fastforward",
     }  # fmt: skip
 
 

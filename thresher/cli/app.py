@@ -32,6 +32,7 @@ COMMANDS = (
     evaluate.eval,
     evaluate.plot,
     evaluate.show_page,
+    evaluate.advise,
     demo.demo,
 )
 NAMES = {"list_models": "list", "show_page": "show"}  # commands called like something that their files need

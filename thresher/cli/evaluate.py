@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
@@ -66,7 +67,19 @@ def eval(
     if json:
         show.emit_json({"out": str(out), "groups": groups})
         return
-    header = ["task", "tokens", "question", "method", "score", "95 %", "n", "keys read", "cache", "first token"]
+    header = [
+        "task",
+        "tokens",
+        "question",
+        "method",
+        "score",
+        "95 %",
+        "change",
+        "n",
+        "keys read",
+        "cache",
+        "first token",
+    ]
     show.columns(header, [_row(group) for group in groups])
 
 
@@ -115,6 +128,71 @@ def show_page(
     print(out)
 
 
+def advise(
+    model: options.ModelName,
+    file: Annotated[Path, typer.Option("-f", "--file", help="The text to read; - for standard input.")],
+    prompt: Annotated[list[str], typer.Option("-p", "--prompt", help="What is asked of it; may be given again.")],
+    methods: Annotated[
+        str, typer.Option(help='Without budgets, separated by ";": "quoka; keydiff; quoka + keydiff".')
+    ] = "quoka; keydiff; snapkv; caote:base=h2o",
+    max_new_tokens: options.MaxNewTokens = 64,
+    chunk: options.Chunk = 128,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+    json: options.Json = False,
+) -> None:
+    """Find the smallest budget of each method that still answers as dense does, on your own text.
+
+    Budgets from 75 % of the text down to 6.25 % are tried, until an answer changes.
+    """
+    from thresher.evaluation.advice import advise as find
+    from thresher.model import load
+
+    text = console.read(file)
+    llm = load(model, backend=backend, dtype=dtype)
+    with show.cell_progress() as progress:
+        dense, found = find(
+            llm, text, prompt, methods=methods.split(";"), max_new_tokens=max_new_tokens, chunk=chunk, progress=progress
+        )
+    if json:
+        show.emit_json(
+            {
+                "dense": _reading(dense),
+                "methods": [
+                    {"method": each.method, "smallest": _reading(each.smallest), "failed": _reading(each.failed)}
+                    for each in found
+                ],
+            }
+        )
+        return
+    for question, answer in zip(prompt, dense.answers, strict=True):
+        print(f"{question}\n    {_line(answer)}\n")
+    rows = [["dense", "", *_costs(dense, dense)]]
+    for each in found:
+        budget = "none" if each.smallest is None else f"{each.smallest.share:.4g}"
+        rows.append([each.method, budget, *(["", "", ""] if each.smallest is None else _costs(each.smallest, dense))])
+    show.columns(["", "budget", "keys read", "cache", "first token"], rows)
+    print("\nA budget is a share of the text, the smallest tried whose answers are those above, word for word.")
+    for each in found:
+        if each.failed is not None:
+            changed = next(new for new, old in zip(each.failed.answers, dense.answers, strict=True) if new != old)
+            print(f"{each.method} at {each.failed.share:.4g}: {_line(changed)}")
+
+
+def _line(answer: str) -> str:
+    """An answer in one line, cut where it is long."""
+    return shorten(answer, 100, placeholder=" …")
+
+
+def _reading(reading: Any) -> dict[str, Any] | None:
+    return reading and {**vars(reading), "policy": reading.policy.specs}
+
+
+def _costs(reading: Any, dense: Any) -> list[str]:
+    read = f"{reading.keys_read / dense.keys_read:.0%}"
+    return [read, show.size(reading.cache_bytes), f"{reading.first_token:.2f} s"]
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -129,12 +207,15 @@ def _number(text: str) -> int:
 def _row(group: dict[str, Any]) -> list[str]:
     start = [group["task"], f"{group['length']:,}", group["question"], group["method"]]
     if "perplexity" in group:
-        return [*start, f"{group['perplexity']['all']:.2f}", "", str(group["n"]), "", "", ""]
-    time = group.get("time_to_first_token")
+        return [*start, f"{group['perplexity']['all']:.2f}", "", "", str(group["n"]), "", "", ""]
+    time, change = group.get("time_to_first_token"), group.get("difference")
     return [
         *start,
         f"{group['score']:.1%}",
         f"{group['low']:.0%} to {group['high']:.0%}",
+        ""
+        if change is None
+        else f"{100 * change['mean']:+.1f} ({100 * change['low']:+.0f} to {100 * change['high']:+.0f})",
         str(group["n"]),
         f"{group['share_of_keys_read']:.0%}",
         show.size(group["cache_bytes"]),

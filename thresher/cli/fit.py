@@ -30,6 +30,9 @@ def fastforward(
     tokens: Annotated[int, typer.Option(help="How much text is read; a tenth is held out.")] = 60_000,
     context: Annotated[int, typer.Option(help="Tokens per prompt.")] = 2048,
     steps: Annotated[int, typer.Option(help="Steps of Adam, for each of three trainings per layer.")] = 400,
+    schedule: Annotated[
+        str, typer.Option(help="How layers share the density: attention, as in the paper, or damage, as measured.")
+    ] = "attention",
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
     backend: options.Backend = "auto",
     jobs: Annotated[int, typer.Option(help="Layers trained at a time; -1 for one per core.")] = -1,
@@ -43,7 +46,7 @@ def fastforward(
     from thresher.fit import Progress
     from thresher.fit import fastforward as train
 
-    with show.byte_progress() as download, show.fit_progress() as (tokens_read, layer_done):
+    with show.byte_progress() as download, show.fit_progress() as (tokens_read, layer_thinned, layer_done):
         train(
             model,
             data or (),
@@ -52,11 +55,12 @@ def fastforward(
             tokens=tokens,
             context=context,
             steps=steps,
+            schedule=schedule,
             seed=seed,
             backend=backend,
             jobs=jobs,
             joblib_backend=joblib_backend,
-            progress=Progress(download, _tell_disk, tokens_read, layer_done),
+            progress=Progress(download, _tell_disk, tokens_read, layer_thinned, layer_done),
         )
     if json:
         show.emit_json(_facts(out))

@@ -127,8 +127,11 @@ def cell_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def fit_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int, dict[str, Any]], None]]]:
-    """A bar for the tokens read, and then one for every layer trained, which says what came of it."""
+def fit_progress() -> Iterator[
+    tuple[Callable[[int, int], None], Callable[[int, int], None], Callable[[int, int, dict[str, Any]], None]]
+]:
+    """A bar for the tokens read, one for layers whose damage is measured, and one for layers trained, which says what
+    came of each."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -152,7 +155,13 @@ def fit_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[int, 
                 f"{min(losses['predicted_masks']):.0%} of the error left",
             )
 
-        yield lambda done, total: update("tokens", done, total, "Reading tokens"), layer
+        def tokens(done: int, total: int) -> None:
+            update("tokens", done, total, "Reading tokens")
+
+        def damage(done: int, total: int) -> None:
+            update("damage", done, total, "Thinning one layer at a time")
+
+        yield tokens, damage, layer
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""From lines to figures: means with bootstrap intervals per task, length, way of asking and method."""
+"""From lines to figures: means with bootstrap intervals per task, length, way of asking and method.
+
+A method is best judged by its difference from dense on the same questions: what is hard for the model is hard for both,
+and only what the method changed is left. Its interval is therefore much narrower than that of either score.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from thresher.evaluation.cells import Row
+from thresher.evaluation.methods import DENSE
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -18,11 +23,26 @@ COSTS = ("prompt_tokens", "new_tokens", "keys_evicted", "cache_bytes", "time_to_
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One entry per group, in the order of the lines: how many, the mean score with its interval, the mean costs."""
-    return [
-        {**dict(zip(GROUP, group, strict=True)), **_summary(group, members)}
-        for group, members in grouped(rows, GROUP).items()
-    ]
+    """One entry per group, in the order of the lines: how many, the mean score with its interval, the mean costs, and
+    the mean difference from dense, where it was asked the same. Tasks of one suite, such as ruler/vt, are followed by
+    an entry for all of them together."""
+    dense = {_asked(row): row["score"] for row in rows if row["method"] == DENSE and "score" in row}
+    suites: dict[str, list[Row]] = {}
+    for row in rows:
+        suites.setdefault(row["task"].partition("/")[0], []).append(row)
+    entries = []
+    for suite, members in suites.items():
+        groups = grouped(members, GROUP)
+        if len({row["task"] for row in members}) > 1:
+            groups |= {(suite, *rest): part for rest, part in grouped(members, GROUP[1:]).items()}
+        for group, part in groups.items():
+            entries.append({**dict(zip(GROUP, group, strict=True)), **_summary(group, part, dense)})
+    return entries
+
+
+def _asked(row: Row) -> tuple[Any, ...]:
+    """The question of a line, whichever method answered it."""
+    return tuple(row[name] for name in ("task", "length", "document", "ask", "question"))
 
 
 def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
@@ -33,13 +53,20 @@ def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[Any, ...], 
     return groups
 
 
-def _summary(group: tuple[Any, ...], rows: list[Row]) -> dict[str, Any]:
+def _summary(group: tuple[Any, ...], rows: list[Row], dense: dict[tuple[Any, ...], float]) -> dict[str, Any]:
     found: dict[str, Any] = {"n": len(rows)}
     if "bands" in rows[0]:
         return found | {"perplexity": _perplexity([row["bands"] for row in rows])}
     scores = [row["score"] for row in rows]
-    low, high = interval([(row["document"], row["score"]) for row in rows], seed=zlib.crc32(repr(group).encode()))
+    seed = zlib.crc32(repr(group).encode())
+    low, high = interval([(f"{row['task']} {row['document']}", row["score"]) for row in rows], seed)
     found |= {"score": float(np.mean(scores)), "low": low, "high": high}
+    pairs = [
+        (f"{row['task']} {row['document']}", row["score"] - dense[_asked(row)]) for row in rows if _asked(row) in dense
+    ]
+    if len(pairs) == len(rows) and rows[0]["method"] != DENSE:
+        low, high = interval(pairs, seed)
+        found["difference"] = {"mean": float(np.mean([moved for _, moved in pairs])), "low": low, "high": high}
     found |= {name: float(np.mean([row[name] for row in rows])) for name in COSTS if name in rows[0]}
     found["share_of_keys_read"] = sum(row["keys_read"] for row in rows) / sum(row["keys_visible"] for row in rows)
     depths = grouped([{"depth": row["facts"].get("depth"), **row} for row in rows], ["depth"])

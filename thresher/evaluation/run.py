@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from joblib import delayed
 
+import accel
 from loaders.catalogue import find
 from reference.checks import one_of, require, whole
 from reference.policy import Policy
@@ -76,7 +78,7 @@ def evaluate(
     most = llm.config.max_positions
     require(max(lengths) <= most, f"lengths: got {max(lengths)}, wanted at most the model's {most} positions")
     for policy in policies.values():
-        policy.check(llm.config)
+        llm.new_state(policy)  # which says what is wrong with it, or that weights are missing
     request: dict[str, Any] = {
         "model": {"name": os.fspath(model), "sha256": fingerprint(path)},
         "tasks": [task.name for task in found],
@@ -95,13 +97,18 @@ def evaluate(
     folder = Folder(out, request, surroundings())
     done = {key(row) for row in folder.rows}
     order: dict[Key, int] = {}
-    waiting: list[Cell] = []
+    waiting: list[tuple[int, Cell]] = []
+    ranks = Counter[tuple[str, int]]()
     for task, length, document in documents:
         planned = list(plan(engine, tools, task, length, document, policies, request["questions"]))
         for each in (each for cell in planned for each in _keys(cell)):
             order[each] = len(order)
-        waiting += [cell for each in planned if (cell := _without(each, done)) is not None]
-    compute(waiting, folder.add, jobs, joblib_backend, scheduler, progress)
+        rank = ranks[task.name, length]
+        ranks[task.name, length] += 1
+        waiting += [(rank, cell) for each in planned if (cell := _without(each, done)) is not None]
+    # The first document of every task, then the second: what an interrupted run has is a smaller run.
+    waiting.sort(key=lambda pair: pair[0])
+    compute([cell for _, cell in waiting], folder.add, jobs, joblib_backend, scheduler, progress)
     folder.rows.sort(key=lambda row: order[key(row)])
     metrics = summarise(folder.rows)
     folder.finish(metrics)
@@ -224,5 +231,10 @@ def surroundings() -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in ("thresher", "numpy", "numba", "tokenizers")},
         },
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "gpu": accel.gpu(),
+        },
     }

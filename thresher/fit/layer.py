@@ -58,10 +58,22 @@ class Fitted:
 
 
 class Layer:
-    """One layer's data: inputs (P, T, E), of which the last `held` prompts are not trained on, and its FFN."""
+    """One layer's data: inputs (P, T, E), of which the last `held` prompts are not trained on, and its FFN.
+
+    density: the share of its neurons that the layer will run, whose absence the compensator learns to make up for; by
+      default the recipe's, which the predictor learns in any case.
+    """
 
     def __init__(
-        self, inputs: np.ndarray, ffn: tuple[np.ndarray, ...], act: str, *, layer: int, held: int, recipe: Recipe
+        self,
+        inputs: np.ndarray,
+        ffn: tuple[np.ndarray, ...],
+        act: str,
+        *,
+        layer: int,
+        held: int,
+        recipe: Recipe,
+        density: float | None = None,
     ) -> None:
         self.recipe, self.act, self.layer = recipe, act, layer
         self.train = len(inputs) - held
@@ -69,7 +81,7 @@ class Layer:
         self.w_gate, self.w_up, self.w_down = (w.astype(np.float32) for w in ffn)
         # Everything is trained on inputs of unit size, so that one rate fits all layers and models.
         self.scale = float(np.sqrt(np.square(self.x, dtype=np.float64).mean())) or 1.0
-        self.keep = kept_neurons(recipe.density, len(self.w_gate))
+        self.keep = kept_neurons(recipe.density if density is None else density, len(self.w_gate))
         self.blocks = self.x.shape[1] // recipe.block
         self.stripe = recipe.block // STRIPES if recipe.block % STRIPES == 0 else recipe.block
         self.per_block = recipe.block // self.stripe
@@ -190,12 +202,12 @@ class Layer:
         return descend(start, slope, held_loss, self.recipe.steps, self.recipe.compensator_rate)
 
     def _overlap(self, statistics: np.ndarray, predictor: Predictor) -> float:
-        """The share of the oracle's neurons that the predictor finds, over the held-out blocks."""
-        found = []
+        """The share of the oracle's neurons, at the recipe's density, that the predictor finds in held-out blocks."""
+        found, half = [], kept_neurons(self.recipe.density, len(self.w_gate))
         for p, stripe in zip(*self._held_blocks, strict=True):
             b = stripe // self.per_block
-            oracle = select_neurons(self._statistic(statistics, p, b), self.keep)
-            found.append(np.isin(oracle, select_neurons(self._scores(predictor, p, b), self.keep)).mean())
+            oracle = select_neurons(self._statistic(statistics, p, b), half)
+            found.append(np.isin(oracle, select_neurons(self._scores(predictor, p, b), half)).mean())
         return float(np.mean(found))
 
 

@@ -2,6 +2,7 @@
 
 WORK/run.json           what the run was asked for: another run must ask for the same to go on with it
 WORK/inputs …           what `activations` recorded
+WORK/damage.json        what `damage` measured
 WORK/layers/NNN.*       what was trained, layer by layer
 OUT                     written last, whole, and WORK is then deleted
 """
@@ -28,9 +29,10 @@ from loaders.catalogue import find
 from loaders.fastforward import fingerprint, save_fastforward
 from loaders.tensors import TensorFile, write_tensors
 from reference import Compensator, FastForwardLayer, FastForwardWeights, Predictor, layer_densities
-from reference.checks import require, whole
+from reference.checks import one_of, require, whole
+from reference.fitting import densities_by_damage
 from reference.neurons import check_density
-from thresher.fit import activations, corpus
+from thresher.fit import activations, corpus, damage
 from thresher.fit.layer import Layer, Recipe
 from thresher.fit.text import held_out, make_prompts, read_documents
 from thresher.model import LanguageModel
@@ -38,6 +40,7 @@ from thresher.state import write_atomically
 from thresher.workers import check_backend, workers
 
 FORMAT = "thresher-fit-layer-1"
+SCHEDULES = ("attention", "damage")
 SPARE = 1 << 28  # bytes that must stay free beside the recorded inputs
 
 
@@ -48,6 +51,7 @@ class Progress:
     download: Callable[[int, int, str], None] = lambda done, total, what: None
     disk: Callable[[int, Path], None] = lambda size, folder: None  # before anything is recorded
     tokens: Callable[[int, int], None] = lambda done, total: None
+    damage: Callable[[int, int], None] = lambda done, total: None  # layers whose damage is measured
     layer: Callable[[int, int, dict[str, Any]], None] = lambda done, total, told: None
 
 
@@ -61,6 +65,7 @@ def fastforward(
     context: int = 2048,
     block: int = 128,
     steps: int = 400,
+    schedule: str = "attention",
     seed: int = 0,
     backend: str = "auto",
     jobs: int = -1,
@@ -71,9 +76,10 @@ def fastforward(
 
     model: as `thresher.load` takes it. data: text files, folders, JSON Lines; by default prose and plays from the
     package index. density: share of the neurons that is trained for. tokens: how much text is read, in prompts of
-    `context` tokens, a tenth of which is held out. steps: of Adam, for each of three trainings in each layer. backend:
-    what runs the dense model. jobs: layers trained at a time; -1 for one per core. joblib_backend: loky, or dask or ray
-    on a cluster whose machines share the folder of `out`.
+    `context` tokens, a tenth of which is held out. steps: of Adam, for each of three trainings in each layer. schedule:
+    by what layers share the density, the reach of their "attention" as in the paper or the "damage" that is measured.
+    backend: what runs the model. jobs: layers trained at a time; -1 for one per core. joblib_backend: loky, or dask or
+    ray on a cluster whose machines share the folder of `out`.
 
     A run that is killed goes on where it was when it is started again, and the same seed gives the same file. Raises
     ValueError for text that is too short and for an unfinished run with other settings, OSError for a full disk.
@@ -83,6 +89,7 @@ def fastforward(
         whole(name, value)
     whole("context", context, least=3 * block)
     require(context % block == 0, f"context: got {context}, wanted a multiple of the block, {block}")
+    one_of("schedule", schedule, SCHEDULES)
     check_backend(joblib_backend)
     told, out = progress or Progress(), Path(out)
     checkpoint = load_checkpoint(find(os.fspath(model)))
@@ -98,14 +105,21 @@ def fastforward(
         "tokens": str(prompts.size),
         "context": str(context),
         "recipe": json.dumps(asdict(recipe)),
+        "schedule": schedule,
     }
     work = out.with_name(f"{out.name}.work")
     _begin(work, asked)
     _record(checkpoint, prompts, work, backend, block, told)
     config = checkpoint.config
-    fitted = _fit_layers(checkpoint, prompts, work, recipe, jobs, joblib_backend, told)
-    importance = activations.importance_of(work, config.layers)
-    densities = layer_densities(importance, density)
+    if schedule == "damage":
+        model_of = LanguageModel(checkpoint, accel.backend(backend)).model
+        held = prompts[-held_out(len(prompts)) :]
+        importance = damage.measure(model_of, held, work, density=density, block=block, progress=told.damage)
+        densities = densities_by_damage(importance, density)
+    else:
+        importance = activations.importance_of(work, config.layers)
+        densities = layer_densities(importance, density)
+    fitted = _fit_layers(checkpoint, prompts, work, recipe, densities, jobs, joblib_backend, told)
     metadata = {
         "base_model": Path(os.fspath(model)).name,
         **asked,
@@ -160,6 +174,7 @@ def _fit_layers(
     prompts: np.ndarray,
     work: Path,
     recipe: Recipe,
+    densities: np.ndarray,
     jobs: int,
     joblib_backend: str,
     told: Progress,
@@ -171,28 +186,35 @@ def _fit_layers(
     if missing:
         with workers(joblib_backend, jobs) as parallel:
             for count, (n, told_of) in enumerate(
-                parallel(_call(checkpoint, work, n, prompts.shape, recipe) for n in missing),
+                parallel(_call(checkpoint, work, n, prompts.shape, recipe, float(densities[n])) for n in missing),
                 config.layers - len(missing) + 1,
             ):
                 told.layer(count, config.layers, {"layer": n, **told_of})
     return [_read_layer(_layer_file(work, n)) for n in range(config.layers)]
 
 
-def _call(checkpoint: Checkpoint, work: Path, n: int, shape: tuple[int, ...], recipe: Recipe) -> Any:
+def _call(checkpoint: Checkpoint, work: Path, n: int, shape: tuple[int, ...], recipe: Recipe, density: float) -> Any:
     """The training of one layer, to be sent to a worker with the FFN that it needs."""
     w = checkpoint.weights.layers[n]
     ffn = tuple(np.asarray(matrix) for matrix in (w.w_gate, w.w_up, w.w_down))
-    return joblib.delayed(_fit_layer)(work.absolute(), n, shape, ffn, checkpoint.config.activation, recipe)
+    return joblib.delayed(_fit_layer)(work.absolute(), n, shape, ffn, checkpoint.config.activation, recipe, density)
 
 
 def _fit_layer(
-    work: Path, n: int, shape: tuple[int, ...], ffn: tuple[np.ndarray, ...], act: str, recipe: Recipe
+    work: Path,
+    n: int,
+    shape: tuple[int, ...],
+    ffn: tuple[np.ndarray, ...],
+    act: str,
+    recipe: Recipe,
+    density: float,
 ) -> tuple[int, dict[str, Any]]:
     """Train one layer and leave it in its file: in a process of its own, maybe on another machine."""
     # One thread, wherever: how a product is split among threads may change its last bits.
     with threadpool_limits(1):
         inputs = activations.inputs_of(work, n, *shape)
-        fitted = Layer(inputs, ffn, act, layer=n, held=held_out(shape[0]), recipe=recipe).fit()
+        held = held_out(shape[0])
+        fitted = Layer(inputs, ffn, act, layer=n, held=held, recipe=recipe, density=density).fit()
     told = {"losses": fitted.losses, "overlap": fitted.overlap}
     arrays = {**vars(fitted.predictor), **vars(fitted.compensator)}
     metadata = {"format": FORMAT, "told": json.dumps(told)}

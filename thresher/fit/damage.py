@@ -1,0 +1,64 @@
+"""What each layer costs when it alone is thinned: the other way, beside the attention's reach, to share out a density.
+
+    damage_l = mean over tokens of KL(p ‖ p_l),   p the next token's distribution of the dense model,
+                                                  p_l that with the oracle's half of the neurons in layer l alone
+
+WORK/damage.json has the layers that are done, so that a run that was killed goes on with the next.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import reference
+from reference import FastForward, Model, Policy
+from thresher.evaluation.cells import log_softmax
+from thresher.state import write_atomically
+
+TOKENS = 1280  # of a prompt that are read: enough for eight sparse blocks
+PROMPTS = 4  # that are read at most
+ROWS = 256  # of the logits that are held in float64 at a time
+
+
+def measure(
+    model: Model,
+    prompts: np.ndarray,
+    folder: Path,
+    *,
+    density: float,
+    block: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """The damage of every layer on prompts (P, T), which were not trained on: (L,) float64 of at least 0."""
+    file = folder / "damage.json"
+    done: list[float] = json.loads(file.read_text()) if file.exists() else []
+    texts = [ids[:TOKENS] for ids in prompts[:PROMPTS]]
+    layers = model.config.layers
+    dense = [_logits(model, Policy(), ids) for ids in texts] if len(done) < layers else []
+    for layer in range(len(done), layers):
+        part = FastForward(density, neurons="oracle", block=block, dense_first=block, dense_last=block)
+        policy = Policy(overrides={layer: Policy(ffn=part)})
+        found = [_divergence(was, _logits(model, policy, ids)) for was, ids in zip(dense, texts, strict=True)]
+        done.append(float(np.concatenate(found).mean()))
+        write_atomically(file, lambda path: path.write_text(json.dumps(done)))
+        if progress is not None:
+            progress(layer + 1, layers)
+    return np.maximum(done, 0)  # rounding
+
+
+def _logits(model: Model, policy: Any, ids: np.ndarray) -> np.ndarray:
+    return reference.prefill(model, reference.new_state(model, policy), ids, every=True)
+
+
+def _divergence(dense: np.ndarray, thinned: np.ndarray) -> np.ndarray:
+    """KL of the distributions after each token: logits (T, V) twice -> (T,)."""
+    found = []
+    for start in range(0, len(dense), ROWS):
+        p, q = (log_softmax(rows[start : start + ROWS]) for rows in (dense, thinned))
+        found.append((np.exp(p) * (p - q)).sum(axis=1))
+    return np.concatenate(found)
