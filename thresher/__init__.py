@@ -9,6 +9,8 @@ Names are imported when first used, so that `import thresher` and `thresher --he
 """
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,9 +75,21 @@ __all__ = [
 ]
 
 
+def in_the_way() -> str:
+    """What is found before a package of ours because it is called like it, in a sentence; "" where nothing is."""
+    root = Path(__file__).parents[1]
+    for package in ("reference", "accel", "loaders"):
+        found = find_spec(package)
+        if found is not None and found.origin is not None and Path(found.origin) != root / package / "__init__.py":
+            return f"{found.origin} is in the way of thresher's own package {package!r}: give it another name"
+    return ""
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'thresher' has no attribute {name!r}")
+    if blocked := in_the_way():
+        raise ImportError(blocked)
     return getattr(import_module(_HOMES[name]), name)
 
 

@@ -269,6 +269,11 @@ class BatchGeneration:
         return f"BatchGeneration({told})"
 
     @property
+    def token_ids(self) -> list[list[int]]:
+        """Tokens of each answer so far, the stop token included."""
+        return [answer.token_ids for answer in self._answers]
+
+    @property
     def stats(self) -> list[Stats]:
         """What each answer took so far. Times run from the moment that an answer found its place."""
         return [answer.stats for answer in self._answers]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from copy import deepcopy
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -33,6 +34,8 @@ class State(reference.State):
       ended, `length` tokens, so that the budget grows with every message of a chat; `policy` has it in tokens.
     token_ids: all that has been read, prompts and answers; pending: a token that was drawn but not yet read, the last
       of an answer; tail: where the text of that answer stands, which may have ended inside a character.
+    notes: what whoever made it keeps beside it, in values that JSON holds: a chat its messages, `thresher read` the
+      text that ends a prompt.
     """
 
     model: str = ""
@@ -41,6 +44,7 @@ class State(reference.State):
     token_ids: list[int] = field(default_factory=list)
     pending: int | None = None
     tail: Tail | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         held = max((layer.size for layer in self.cache.layers), default=0)
@@ -62,7 +66,12 @@ class State(reference.State):
         """An independent state: going on from one leaves the other as it was."""
         trace = self.trace and Trace(*(list(getattr(self.trace, f.name)) for f in fields(Trace)))
         return replace(
-            self, cache=self.cache.copy(), counts=self.counts.copy(), trace=trace, token_ids=list(self.token_ids)
+            self,
+            cache=self.cache.copy(),
+            counts=self.counts.copy(),
+            trace=trace,
+            token_ids=list(self.token_ids),
+            notes=deepcopy(self.notes),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -83,6 +92,7 @@ class State(reference.State):
             "format": FORMAT,
             "model": self.model,
             "policy": json.dumps(self.given.specs),
+            "notes": json.dumps(self.notes),
             **{name: json.dumps(getattr(self, name)) for name in VALUES},
         }
         write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
@@ -117,6 +127,7 @@ class State(reference.State):
                 logits=arrays.get("logits"),
                 model=metadata["model"],
                 token_ids=arrays["token_ids"].tolist(),
+                notes=dict(json.loads(metadata.get("notes", "{}"))),
                 **{name: json.loads(metadata[name]) for name in VALUES},
             )
             state.resolve(state.length)

@@ -36,10 +36,13 @@ from accel.cpu.methods.topk import keep_top, select_neurons
 from accel.cpu.runtime.needed import warmup
 from accel.cpu.runtime.team import THREADS, thread_count
 from reference.attention import merge_heads, split_heads
-from reference.backend import NAMES
+from reference.backend import FUNCTIONS, NAMES
+from reference.door import takes_any_array
 from reference.eviction import group_mean
 from reference.fastforward import layer_densities
 from reference.layers import draw, rotation_tables, to_backend
 from reference.scores import last_queries
 
 __all__ = [*NAMES, "KVCache", "LayerCache", "THREADS", "thread_count", "warmup"]
+
+globals().update({name: takes_any_array(globals()[name]) for name in FUNCTIONS})

@@ -15,9 +15,12 @@ Source: gguf-py/gguf/constants.py, convert_hf_to_gguf.py and src/llama-model.cpp
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from gguf import Keys
 
 from loaders.family import MOST_LAYERS
 from loaders.gguf.file import GGUFFile
@@ -27,36 +30,37 @@ from reference.checks import require
 from reference.config import Rope
 
 MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
+SCALE_LINEAR = "{arch}.rope.scale_linear"  # until August 2023; gguf has forgotten it
 USED = {
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scale_linear",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scaling.original_context_length",
-    "rope.scaling.attn_factor",
-    "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow",
+    Keys.LLM.BLOCK_COUNT,
+    Keys.LLM.CONTEXT_LENGTH,
+    Keys.LLM.EMBEDDING_LENGTH,
+    Keys.LLM.FEED_FORWARD_LENGTH,
+    Keys.Attention.HEAD_COUNT,
+    Keys.Attention.HEAD_COUNT_KV,
+    Keys.Attention.KEY_LENGTH,
+    Keys.Attention.VALUE_LENGTH,
+    Keys.Attention.LAYERNORM_RMS_EPS,
+    Keys.Rope.DIMENSION_COUNT,
+    Keys.Rope.FREQ_BASE,
+    SCALE_LINEAR,
+    Keys.Rope.SCALING_TYPE,
+    Keys.Rope.SCALING_FACTOR,
+    Keys.Rope.SCALING_ORIG_CTX_LEN,
+    Keys.Rope.SCALING_ATTN_FACTOR,
+    Keys.Rope.SCALING_YARN_BETA_FAST,
+    Keys.Rope.SCALING_YARN_BETA_SLOW,
 }
-USED_BY_GEMMA3 = {"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"}
+USED_BY_GEMMA3 = {Keys.Attention.SLIDING_WINDOW, Keys.Attention.SLIDING_WINDOW_PATTERN, Keys.Rope.FREQ_BASE_SWA}
 CHANGES_NOTHING = {
-    "vocab_size",  # the embedding has it
-    "tensor_data_layout",
-    "attention.layer_norm_epsilon",  # of a norm that these architectures do not have
-    "expert_used_count",  # of experts that are refused
-    "rope.scaling.finetuned",
-    "pooling_type",  # for embeddings of whole texts
+    Keys.LLM.VOCAB_SIZE,  # the embedding has it
+    Keys.LLM.TENSOR_DATA_LAYOUT,
+    Keys.Attention.LAYERNORM_EPS,  # of a norm that these architectures do not have
+    Keys.LLM.EXPERT_USED_COUNT,  # of experts that are refused
+    Keys.Rope.SCALING_FINETUNED,
+    Keys.LLM.POOLING_TYPE,  # for embeddings of whole texts
 }
-ONLY = {"attention.causal": True, "rope.scaling.yarn_ext_factor": 1, "rope.scaling.yarn_attn_factor": 1}
+ONLY = {Keys.Attention.CAUSAL: True, Keys.Rope.SCALING_YARN_EXT_FACTOR: 1, Keys.Rope.SCALING_YARN_ATTN_FACTOR: 1}
 BIASED = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
 EMBEDDING, OUTPUT, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -69,22 +73,24 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
     require(EMBEDDING in file.shapes, f"{file.path}: tensor {EMBEDDING!r}: got no such tensor, wanted it here")
     metadata = _every_layer_alike(arch, metadata)
     _refuse_others(arch, metadata)
-    heads, width = metadata.whole(f"{arch}.attention.head_count"), metadata.whole(f"{arch}.embedding_length")
-    head_dim = _whole(metadata, f"{arch}.attention.key_length", width // heads)
-    for key, what in (("attention.value_length", "as wide as keys"), ("rope.dimension_count", "no partial rotation")):
-        metadata.require(f"{arch}.{key}", metadata.get(f"{arch}.{key}", head_dim) == head_dim, f"{head_dim}: {what}")
+    at = _of(arch)
+    heads, width = metadata.whole(at(Keys.Attention.HEAD_COUNT)), metadata.whole(at(Keys.LLM.EMBEDDING_LENGTH))
+    head_dim = _whole(metadata, at(Keys.Attention.KEY_LENGTH), width // heads)
+    alike = ((Keys.Attention.VALUE_LENGTH, "as wide as keys"), (Keys.Rope.DIMENSION_COUNT, "no partial rotation"))
+    for key, what in alike:
+        metadata.require(at(key), metadata.get(at(key), head_dim) == head_dim, f"{head_dim}: {what}")
     config = {
         "model_type": MODEL_TYPES[arch],
         "vocab_size": file.shapes[EMBEDDING][0],
         "hidden_size": width,
-        "intermediate_size": metadata.whole(f"{arch}.feed_forward_length"),
-        "num_hidden_layers": metadata.whole(f"{arch}.block_count", MOST_LAYERS),
+        "intermediate_size": metadata.whole(at(Keys.LLM.FEED_FORWARD_LENGTH)),
+        "num_hidden_layers": metadata.whole(at(Keys.LLM.BLOCK_COUNT), MOST_LAYERS),
         "num_attention_heads": heads,
-        "num_key_value_heads": _whole(metadata, f"{arch}.attention.head_count_kv", heads),
+        "num_key_value_heads": _whole(metadata, at(Keys.Attention.HEAD_COUNT_KV), heads),
         "head_dim": head_dim,
-        "max_position_embeddings": metadata.whole(f"{arch}.context_length"),
-        "rms_norm_eps": _decimal(metadata.number(f"{arch}.attention.layer_norm_rms_epsilon")),
-        "rope_theta": _decimal(metadata.number(f"{arch}.rope.freq_base", 10_000.0)),
+        "max_position_embeddings": metadata.whole(at(Keys.LLM.CONTEXT_LENGTH)),
+        "rms_norm_eps": _decimal(metadata.number(at(Keys.Attention.LAYERNORM_RMS_EPS))),
+        "rope_theta": _decimal(metadata.number(at(Keys.Rope.FREQ_BASE), 10_000.0)),
         "rope_scaling": _rope_scaling(arch, metadata),
         "attention_bias": arch != "qwen2" and any(name.endswith(BIASED) for name in file.shapes),
         "tie_word_embeddings": OUTPUT not in file.shapes,
@@ -93,9 +99,14 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
     }
     if ROPE_FACTORS in file.shapes:
         alone = config["rope_scaling"] is None
-        metadata.require(f"{arch}.rope.scaling.type", alone, f"no scaling beside the factors in {ROPE_FACTORS}")
+        metadata.require(at(Keys.Rope.SCALING_TYPE), alone, f"no scaling beside the factors in {ROPE_FACTORS}")
         config["rope_scaling"] = _llama3(config["rope_theta"], head_dim, file)
     return config | (_gemma3(config, metadata) if arch == "gemma3" else {"hidden_act": "silu"})
+
+
+def _of(arch: str) -> Callable[[str], str]:
+    """How gguf's keys, such as "{arch}.block_count", read for an architecture."""
+    return lambda key: key.format(arch=arch)
 
 
 def _whole(metadata: Settings, key: str, default: int) -> int:
@@ -117,7 +128,7 @@ def _refuse_others(arch: str, metadata: Settings) -> None:
     """ValueError for a key of the architecture that is neither used nor known to change nothing, unless it is off."""
     known = USED | CHANGES_NOTHING | (USED_BY_GEMMA3 if arch == "gemma3" else set())
     for full, value in metadata.values.items():
-        key = full.removeprefix(f"{arch}.")
+        key = re.sub(rf"^{arch}\.", "{arch}.", full)
         if key == full or key in known:
             continue
         wanted = f"{ONLY[key]}" if key in ONLY else "it left out: the forward pass has no such part"
@@ -130,22 +141,24 @@ def _rope_scaling(arch: str, metadata: Settings) -> dict[str, Any] | None:
     A type that is left out is linear, a factor that is left out or 0 is 1. In files from before August 2023 the factor
     is called rope.scale_linear. With YaRN, `attn_factor` multiplies what the factor comes to.
     """
-    prefix = f"{arch}.rope.scaling"
-    kind = metadata.get(f"{prefix}.type", "linear")
-    metadata.require(f"{prefix}.type", kind in ("none", "linear", "yarn"), "none, linear or yarn")
-    factor = metadata.number(f"{prefix}.factor", metadata.number(f"{arch}.rope.scale_linear", 0)) or 1.0
-    attention = _decimal(metadata.number(f"{prefix}.attn_factor", 1.0))
-    metadata.require(f"{prefix}.attn_factor", kind == "yarn" or attention == 1, f"1 with a scaling of type {kind}")
+    at = _of(arch)
+    kind = metadata.get(at(Keys.Rope.SCALING_TYPE), "linear")
+    metadata.require(at(Keys.Rope.SCALING_TYPE), kind in ("none", "linear", "yarn"), "none, linear or yarn")
+    factor = metadata.number(at(Keys.Rope.SCALING_FACTOR), metadata.number(at(SCALE_LINEAR), 0)) or 1.0
+    scale = at(Keys.Rope.SCALING_ATTN_FACTOR)
+    attention = _decimal(metadata.number(scale, 1.0))
+    metadata.require(scale, kind == "yarn" or attention == 1, f"1 with a scaling of type {kind}")
     if kind == "none" or (kind == "linear" and factor == 1):
         return None
     scaling: dict[str, Any] = {"rope_type": kind, "factor": _decimal(factor)}
     if kind == "yarn":
-        trained = f"{prefix}.original_context_length"
-        length = metadata.whole(f"{arch}.context_length")
+        trained = at(Keys.Rope.SCALING_ORIG_CTX_LEN)
+        length = metadata.whole(at(Keys.LLM.CONTEXT_LENGTH))
         scaling["original_max_position_embeddings"] = _whole(metadata, trained, length)
-        for name in ("beta_fast", "beta_slow"):
-            if metadata.get(f"{prefix}.yarn_{name}") is not None:
-                scaling[name] = _decimal(metadata.number(f"{prefix}.yarn_{name}"))
+        betas = {"beta_fast": Keys.Rope.SCALING_YARN_BETA_FAST, "beta_slow": Keys.Rope.SCALING_YARN_BETA_SLOW}
+        for name, key in betas.items():
+            if metadata.get(at(key)) is not None:
+                scaling[name] = _decimal(metadata.number(at(key)))
         if attention != 1:
             scaling["attention_factor"] = attention * (0.1 * math.log(max(factor, 1)) + 1)
     return scaling
@@ -167,13 +180,14 @@ def _llama3(theta: float, head_dim: int, file: GGUFFile) -> dict[str, Any]:
 
 def _gemma3(config: dict[str, Any], metadata: Settings) -> dict[str, Any]:
     """What a Gemma 3 config says otherwise or besides."""
+    at = _of("gemma3")
     layers, per_head = config["num_hidden_layers"], config["hidden_size"] // config["num_attention_heads"]
-    period = _whole(metadata, "gemma3.attention.sliding_window_pattern", GEMMA3_PERIOD)
+    period = _whole(metadata, at(Keys.Attention.SLIDING_WINDOW_PATTERN), GEMMA3_PERIOD)
     return {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": per_head if layers == GEMMA3_27B_LAYERS else config["head_dim"],
-        "rope_local_base_freq": _decimal(metadata.number("gemma3.rope.freq_base_swa", 10_000.0)),
-        "sliding_window": metadata.whole("gemma3.attention.sliding_window"),
+        "rope_local_base_freq": _decimal(metadata.number(at(Keys.Rope.FREQ_BASE_SWA), 10_000.0)),
+        "sliding_window": metadata.whole(at(Keys.Attention.SLIDING_WINDOW)),
         "layer_types": ["sliding_attention" if (n + 1) % period else "full_attention" for n in range(layers)],
     }
 

@@ -12,10 +12,14 @@ Source: gguf-py/gguf/constants.py and convert_hf_to_gguf.py of github.com/ggml-o
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys, get_tensor_name_map
 
+from loaders.families.gemma3 import NAMES as GEMMA3_NAMES
+from loaders.family import LLAMA_NAMES, QK_NORMS
 from loaders.gguf.config import MODEL_TYPES, ROPE_FACTORS, hugging_face_config
 from loaders.gguf.file import GGUFFile
 from loaders.gguf.special import special_ids, tokenizer_config
@@ -23,26 +27,9 @@ from loaders.gguf.tokenizer import tokenizer_json
 from loaders.settings import Settings
 from reference.checks import require
 
-OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-INNER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+OUTER = ("model.embed_tokens", "model.norm", "lm_head")
+INNER = {*LLAMA_NAMES.values(), *QK_NORMS.values(), *GEMMA3_NAMES.values()}
 BIASED = tuple(f".self_attn.{letter}_proj.weight" for letter in "qkvo")
-GEMMA3_INNER = INNER | {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
 
 
 class GGUF:
@@ -53,12 +40,17 @@ class GGUF:
         self.path = path
         self._file = GGUFFile(path)
         self._metadata = Settings(self._file.metadata, str(path))
-        self._metadata.choice("general.architecture", MODEL_TYPES)
-        self._arch = self._metadata.get("general.architecture")
-        kind = self._metadata.get("general.type", "model")
-        self._metadata.require("general.type", kind == "model", "model: no adapter, projector or table for quantising")
-        whole_file = self._metadata.get("split.count", 1) in (0, 1)
-        self._metadata.require("split.count", whole_file, "one whole file: llama-gguf-split --merge joins the parts")
+        self._metadata.choice(Keys.General.ARCHITECTURE, MODEL_TYPES)
+        self._arch = self._metadata.get(Keys.General.ARCHITECTURE)
+        kind = self._metadata.get(Keys.General.TYPE, "model")
+        self._metadata.require(
+            Keys.General.TYPE, kind == "model", "model: no adapter, projector or table for quantising"
+        )
+        whole_file = self._metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 1) in (0, 1)
+        self._metadata.require(
+            Keys.Split.LLM_KV_SPLIT_COUNT, whole_file, "one whole file: llama-gguf-split --merge joins the parts"
+        )
+        self._names = _first_layer(self._arch)
         passed_over = {ROPE_FACTORS} if self._arch == "llama" else set()
         stored = [name for name in self._file.shapes if name not in passed_over]
         self._stored = {self._hugging_face_name(name): name for name in stored}
@@ -121,16 +113,16 @@ class GGUF:
     def _hugging_face_name(self, stored: str) -> str:
         """blk.7.attn_q.weight -> model.layers.7.self_attn.q_proj.weight."""
         stem, _, kind = stored.rpartition(".")
-        inner = GEMMA3_INNER if self._arch == "gemma3" else INNER
-        if stem in OUTER:
-            return f"{OUTER[stem]}.{kind}"
-        block, _, part = stem.partition(".")
-        layer, _, part = part.partition(".")
+        in_layer = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
+        first = f"blk.0.{in_layer[2]}" if in_layer else stem
         require(
-            block == "blk" and layer.isdecimal() and part in inner and kind in ("weight", "bias"),
+            first in self._names and kind in ("weight", "bias"),
             f"{self.path}: tensor {stored!r}: got a name that {self._arch!r} has not, wanted one of its own",
         )
-        return f"model.layers.{layer}.{inner[part]}.{kind}"
+        name = self._names[first]
+        if in_layer:
+            name = name.replace(".0.", f".{in_layer[1]}.", 1)
+        return f"{name}.{kind}"
 
     def _halves(self, name: str, x: np.ndarray, heads: int) -> np.ndarray:
         """Rows of q or k from adjacent pairs to halves: (n·D, …) -> (n·D, …)."""
@@ -140,3 +132,12 @@ class GGUF:
         )
         pairs = x.reshape(heads, len(x) // heads // 2, 2, *x.shape[1:])  # (n, D/2, 2, …)
         return pairs.swapaxes(1, 2).reshape(x.shape)
+
+
+def _first_layer(arch: str) -> dict[str, str]:
+    """{"token_embd": "model.embed_tokens", "blk.0.attn_q": "model.layers.0.self_attn.q_proj", …} as gguf's table has it
+    for an architecture."""
+    (known,) = (each for each in MODEL_ARCH if MODEL_ARCH_NAMES[each] == arch)
+    table = get_tensor_name_map(known, 1)
+    ours = [*OUTER, *(f"model.layers.0.{name.rpartition('.')[0]}" for name in INNER)]
+    return {stored: name for name in ours if (stored := table.get_name(name)) is not None}

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from gguf import Keys
+
 from loaders.settings import Settings
 from reference.checks import require
 
-KEY = "tokenizer.ggml"
+IDS = {
+    "bos": Keys.Tokenizer.BOS_ID,
+    "eos": Keys.Tokenizer.EOS_ID,
+    "eot": Keys.Tokenizer.EOT_ID,
+    "eom": Keys.Tokenizer.EOM_ID,
+    "unknown": Keys.Tokenizer.UNK_ID,
+    "padding": Keys.Tokenizer.PAD_ID,
+}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 END_NAMES = frozenset(
     (
@@ -38,10 +47,10 @@ def tokenizer_config(metadata: Settings) -> Json | None:
         special = token_id(metadata, key)
         if special is not None:
             config[f"{name}_token"] = tokens[special]
-    template = metadata.get("tokenizer.chat_template")
+    template = metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)
     named = {
-        name: metadata.get(f"tokenizer.chat_template.{name}")
-        for name in listed(metadata, "tokenizer.chat_templates", str)
+        name: metadata.get(Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name))
+        for name in listed(metadata, Keys.Tokenizer.CHAT_TEMPLATES, str)
     }
     if named:
         every = {"default": template} | named
@@ -67,11 +76,12 @@ def special_ids(metadata: Settings) -> Json:
 def vocabulary(metadata: Settings) -> tuple[list[str], list[int]]:
     """Tokens and their types, without the unused ones at the end, which only pad the embedding. A token that is empty
     has the name that llama.cpp gives it; one that is called like an end is a control token, whatever the file says."""
-    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(listed(metadata, f"{KEY}.tokens", str))]
-    types = listed(metadata, f"{KEY}.token_type", int) or [NORMAL] * len(tokens)
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(listed(metadata, Keys.Tokenizer.LIST, str))]
+    types = listed(metadata, Keys.Tokenizer.TOKEN_TYPE, int) or [NORMAL] * len(tokens)
     require(
         len(types) == len(tokens),
-        f"{metadata.where}: {KEY}.token_type: got {len(types)} entries, wanted one for each of {len(tokens)} tokens",
+        f"{metadata.where}: {Keys.Tokenizer.TOKEN_TYPE}: got {len(types)} entries, "
+        f"wanted one for each of {len(tokens)} tokens",
     )
     used = len(types)
     while used and types[used - 1] == UNUSED:
@@ -91,7 +101,7 @@ def listed(metadata: Settings, key: str, kind: type) -> list[Any]:
 def token_id(metadata: Settings, name: str) -> int | None:
     """The id of a special token, checked against the vocabulary. -1 is a way to write none, in either of its types, and
     an id that no text is padded with may lie anywhere."""
-    key = f"{KEY}.{name}_token_id"
+    key = IDS[name]
     value, count = metadata.get(key), len(vocabulary(metadata)[0])
     if value in NONE or (name == "padding" and type(value) is int and not 0 <= value < count):
         return None
@@ -101,5 +111,5 @@ def token_id(metadata: Settings, name: str) -> int | None:
 
 def adds_bos(metadata: Settings) -> bool:
     """Whether text starts with the bos token; where the file does not say, what llama.cpp takes for granted."""
-    default = metadata.get(f"{KEY}.model") == "llama" or metadata.get(f"{KEY}.pre") == "llama-bpe"
-    return metadata.flag(f"{KEY}.add_bos_token", default) and token_id(metadata, "bos") is not None
+    default = metadata.get(Keys.Tokenizer.MODEL) == "llama" or metadata.get(Keys.Tokenizer.PRE) == "llama-bpe"
+    return metadata.flag(Keys.Tokenizer.ADD_BOS, default) and token_id(metadata, "bos") is not None

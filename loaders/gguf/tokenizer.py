@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from gguf import Keys
+
 from loaders.gguf.special import (
     BYTE,
     CONTROL,
-    KEY,
     NORMAL,
     UNKNOWN,
     USER_DEFINED,
@@ -36,14 +37,16 @@ Json = dict[str, Any]
 
 def tokenizer_json(metadata: Settings) -> Json | None:
     """The content of tokenizer.json, or None where the file has no vocabulary. ValueError for a kind not read here."""
-    kind = metadata.get(f"{KEY}.model")
+    kind = metadata.get(Keys.Tokenizer.MODEL)
     tokens, types = vocabulary(metadata)
     if not tokens:
         return None
     if len(set(tokens)) < len(tokens):  # only one of a token's ids could be written out again
         twice = next(token for token, count in Counter(tokens).items() if count > 1)
-        raise ValueError(f"{metadata.where}: {KEY}.tokens: got {shown(twice)} more than once, wanted every token once")
-    metadata.require(f"{KEY}.model", kind in ("gpt2", "llama"), "gpt2 or llama")
+        raise ValueError(
+            f"{metadata.where}: {Keys.Tokenizer.LIST}: got {shown(twice)} more than once, wanted every token once"
+        )
+    metadata.require(Keys.Tokenizer.MODEL, kind in ("gpt2", "llama"), "gpt2 or llama")
     parts = _byte_level(metadata, tokens) if kind == "gpt2" else _sentencepiece(metadata, tokens, types)
     added = [
         {
@@ -64,7 +67,7 @@ def tokenizer_json(metadata: Settings) -> Json | None:
 
 def _adds_prefix(metadata: Settings) -> bool:
     """Whether SentencePiece puts a space before the text."""
-    return metadata.flag(f"{KEY}.add_space_prefix", True)
+    return metadata.flag(Keys.Tokenizer.ADD_PREFIX, True)
 
 
 def _post_processor(metadata: Settings, tokens: list[str]) -> Json | None:
@@ -113,16 +116,16 @@ PRE_TOKENIZERS = {
 
 def _byte_level(metadata: Settings, tokens: list[str]) -> Json:
     """Normalizer, pre-tokenizer, model and decoder of a "gpt2" vocabulary."""
-    pre, merges = metadata.get(f"{KEY}.pre"), listed(metadata, f"{KEY}.merges", str)
-    metadata.require(f"{KEY}.pre", pre in PRE_TOKENIZERS, f"one of {', '.join(PRE_TOKENIZERS)}")
-    metadata.require(f"{KEY}.merges", bool(merges), "the merges of a byte-level vocabulary")
+    pre, merges = metadata.get(Keys.Tokenizer.PRE), listed(metadata, Keys.Tokenizer.MERGES, str)
+    metadata.require(Keys.Tokenizer.PRE, pre in PRE_TOKENIZERS, f"one of {', '.join(PRE_TOKENIZERS)}")
+    metadata.require(Keys.Tokenizer.MERGES, bool(merges), "the merges of a byte-level vocabulary")
     pairs = []
     for merge in merges:
         cut = merge.find(" ", 1)  # a token may start with a space
         left, right = merge[:cut], merge[cut + 1 :]
         require(
             cut > 0 and bool(right),
-            f"{metadata.where}: {KEY}.merges: got {merge!r}, wanted two tokens with a space between",
+            f"{metadata.where}: {Keys.Tokenizer.MERGES}: got {merge!r}, wanted two tokens with a space between",
         )
         pairs.append((left, right))
     return {
@@ -135,10 +138,11 @@ def _byte_level(metadata: Settings, tokens: list[str]) -> Json:
 
 def _sentencepiece(metadata: Settings, tokens: list[str], types: list[int]) -> Json:
     """Normalizer, pre-tokenizer, model and decoder of a "llama" vocabulary."""
-    scores = listed(metadata, f"{KEY}.scores", float)
+    scores = listed(metadata, Keys.Tokenizer.SCORES, float)
     require(
         len(scores) >= len(tokens),
-        f"{metadata.where}: {KEY}.scores: got {len(scores)} entries, wanted one for each of {len(tokens)} tokens",
+        f"{metadata.where}: {Keys.Tokenizer.SCORES}: got {len(scores)} entries, "
+        f"wanted one for each of {len(tokens)} tokens",
     )
     prefix, unknown = _adds_prefix(metadata), token_id(metadata, "unknown")
     to_block = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}

@@ -43,10 +43,10 @@ def test_a_small_run_and_its_pictures(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", ""], "methods: got none, wanted some, such as"),
-        (["--tasks", "poetry"], "tasks: got 'poetry', wanted some of niah"),
-        (["--lengths", "4k"], "lengths: got '4k', wanted whole numbers such as 4096,8192"),
-        (["--lengths", "9000"], "lengths: got 9000, wanted at most the model's 6000 positions"),
+        (["--methods", ""], "--methods takes some, such as"),
+        (["--tasks", "poetry"], "--tasks takes some of niah"),
+        (["--lengths", "4k"], "--lengths takes whole numbers such as 4096,8192, not '4k'"),
+        (["--lengths", "9000"], "--lengths takes at most the model's 6000 positions, not 9000"),
     ],
 )
 def test_a_mistake_is_one_line(

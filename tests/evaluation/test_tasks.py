@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import thresher
+from thresher.document import CUT
 from thresher.evaluation import data
-from thresher.evaluation.samples import CUT, Ask, Document, Tools, prompt
+from thresher.evaluation.samples import Ask, Document, Tools, prompt
 from thresher.evaluation.scorers import longbench as scorer
 from thresher.evaluation.tasks import TASKS, chosen
 from thresher.evaluation.tasks.longbench import DATASETS

@@ -110,17 +110,26 @@ def test_bench_sets_dense_beside_the_policy(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["verify", "--backend", "tpu"], "backend: got 'tpu'"),
+        (["verify", "--backend", "tpu"], "--backend takes one of"),
         (["verify", "--backend", "no/such/file.py"], "(FileNotFoundError: no such file)"),
-        (["verify", "--backend", "json"], "wanted one with some of"),
+        (["verify", "--backend", "json"], "--backend takes one with some of"),
         (["verify", "--replay", "no_such_case.npz"], "no_such_case.npz: wanted a case"),
-        (["verify", "--function", "no_such_function"], "function: got 'no_such_function'"),
-        (["verify", "--function", "warmup"], "function: got 'warmup'"),
-        (["bench", "DIRECTORY", "--prompt-tokens", "255"], "wanted at most the model's 256 positions"),
-        (["bench", "DIRECTORY", "--prompt-tokens", "0"], "prompt_tokens: got 0"),
-        (["bench", "DIRECTORY", "--prompt-tokens", "9", "--new-tokens", "1"], "new_tokens: got 1"),
-        (["bench", "DIRECTORY", "--prompt-tokens", "9", "--runs", "0"], "runs: got 0"),
-        (["bench", "DIRECTORY", "--evict", "keydiff"], "keydiff got no budget"),
+        (["verify", "--function", "no_such_function"], "--function takes one of attention,"),
+        (["verify", "--function", "warmup"], "--function takes one of attention,"),
+        (
+            ["bench", "DIRECTORY", "--prompt-tokens", "255"],
+            "--prompt-tokens takes at most the model's 256 positions, not 255",
+        ),
+        (["bench", "DIRECTORY", "--prompt-tokens", "0"], "--prompt-tokens takes a whole number of at least 1"),
+        (
+            ["bench", "DIRECTORY", "--prompt-tokens", "9", "--new-tokens", "1"],
+            "--new-tokens takes a whole number",
+        ),
+        (
+            ["bench", "DIRECTORY", "--prompt-tokens", "9", "--runs", "0"],
+            "--runs takes a whole number of at least 1",
+        ),
+        (["bench", "DIRECTORY", "--evict", "keydiff"], "keydiff has no budget"),
     ],
 )
 def test_mistakes_are_one_line(directory: Path, arguments: list[str], message: str) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from thresher import in_the_way
+
 
 def main() -> None:
-    """Run the command; a user's mistake is one line on standard error and exit status 1, Ctrl-C is status 130.
+    """Run the command; a user's mistake is one line on standard error and exit status 1 (2 where the command has no
+    such option or word), Ctrl-C is status 130.
 
     Anything else that goes wrong is a bug, shown in full with a request to report it.
     """
@@ -14,23 +17,23 @@ def main() -> None:
         from thresher.cli import console
 
         console.prepare()
-        from thresher.cli.app import app  # inside, because Ctrl-C may come while it loads
+        if blocked := in_the_way():
+            raise OSError(blocked)
+        from thresher.cli.app import run  # inside, because Ctrl-C may come while it loads
 
         try:
-            app()
+            status = run()
         finally:
             console.finish()
     except KeyboardInterrupt:
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        console.tell(console.describe(error) if isinstance(error, OSError) else str(error))
-        sys.exit(1)
-    except MemoryError as error:
-        console.tell(f"this machine has not enough memory ({error})")
-        sys.exit(1)
+        status = 130
+    except (ValueError, OSError, MemoryError) as error:
+        console.complain(error)
+        status = 1
     except Exception as error:
         _report(error)
-        sys.exit(1)
+        status = 1
+    sys.exit(status)
 
 
 def _report(error: Exception) -> None:

@@ -6,12 +6,18 @@ from __future__ import annotations
 import codecs
 import errno
 import io
+import logging
 import os
+import stat
 import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
+
+from thresher.cli import words, wrap
+
+log = logging.getLogger(__name__)
 
 
 class _Closed(io.TextIOBase):
@@ -44,7 +50,7 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what it cannot encode is shown as an escape
-    warnings.showwarning = lambda message, *_: tell(str(message))
+    warnings.showwarning = lambda message, *_: tell(words.plain(str(message)))
 
 
 def describe(error: OSError) -> str:
@@ -56,7 +62,18 @@ def describe(error: OSError) -> str:
 def tell(message: str) -> None:
     """One line on standard error."""
     with suppress(OSError):  # a full disk takes no complaints either
-        print(f"thresher: {' '.join(message.split())}", file=sys.stderr)
+        wrap.note(f"thresher: {' '.join(message.split())}")
+
+
+def complain(error: Exception) -> None:
+    """Tell a mistake; what is logged at the level debug has its trace."""
+    log.debug("where it came from", exc_info=error)
+    if isinstance(error, OSError):
+        tell(words.plain(describe(error)))
+    elif isinstance(error, MemoryError):
+        tell(f"this machine has not enough memory ({error})")
+    else:
+        tell(words.plain(str(error)))
 
 
 def finish() -> None:
@@ -80,14 +97,18 @@ def read(file: Path) -> str:
     return _decode(str(file), file.read_bytes())
 
 
-def ask() -> str:
-    """The next line that is typed or piped in, "" at the end."""
-    if not sys.stdin.isatty():
-        return _decode("standard input", sys.stdin.buffer.readline()).strip()
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""
+def ask() -> str | None:
+    """The next line of standard input, None at its end."""
+    line = sys.stdin.buffer.readline()
+    return _decode("standard input", line).strip() if line else None
+
+
+def piped() -> bool:
+    """Whether standard input is a pipe or a file, from which text comes without being asked for."""
+    with suppress(OSError, ValueError, AttributeError):
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+    return False
 
 
 def _decode(name: str, data: bytes) -> str:

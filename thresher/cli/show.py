@@ -10,6 +10,8 @@ from typing import Any
 
 from thresher.cli import console
 
+ANY_WIDTH = 100_000  # of a line in a pipe or a file
+
 
 def emit_json(answer: Any) -> None:
     """One JSON document on standard output, in ASCII where that cannot show everything."""
@@ -17,17 +19,30 @@ def emit_json(answer: Any) -> None:
 
 
 def table(rows: list[tuple[str, str]]) -> None:
-    """Two columns, the first padded."""
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+    """Two columns without a header."""
+    _table(None, [list(row) for row in rows])
 
 
 def columns(header: list[str], rows: list[list[str]]) -> None:
-    """A table with a header, every column as wide as it must be."""
-    widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
-    for row in [header, *rows]:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    """A table with a header."""
+    _table(header, rows)
+
+
+def _table(header: list[str] | None, rows: list[list[str]]) -> None:
+    """Columns as wide as they must be; on a terminal that is narrower, cells are folded between words."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, show_header=header is not None, header_style="", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in header or rows[0]:
+        grid.add_column(Text(name), overflow="fold")
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else ANY_WIDTH)
+    with console.capture() as captured:
+        console.print(grid)
+    print("\n".join(line.rstrip() for line in captured.get().split("\n")), end="")
 
 
 def word(value: Any) -> str:

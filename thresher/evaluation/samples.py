@@ -1,7 +1,6 @@
 """What is read and what is asked: documents, questions, and the token ids that a model gets of them.
 
-A prompt is a document and a question after it, in one message of the model's chat template. It is always cut at the end
-of the document, so that both ways of asking read the same ids:
+A prompt is cut at the end of its document (`thresher.document`), so that both ways of asking read the same ids:
 
     known   one prompt: document and question are read together, and the last chunk of the document sees the question
     after   the document is read under the policy, its state is kept, and each question goes on from a copy
@@ -11,19 +10,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reference.checks import require
+from thresher.document import plain_ids, split, without_middle
 
 if TYPE_CHECKING:
     from thresher.model import LanguageModel
 
 QUESTIONS = ("known", "after")
-CUT = "\ue000cut\ue000"  # private characters: no document has them
 
 
 @dataclass(frozen=True)
@@ -113,36 +112,25 @@ class Tools:
 
         ValueError where the questions alone do not fit.
         """
-        over = self.tokens(task, document) - length
-        if over <= 0:
-            return document
         tokenizer = self.llm.tokenizer
-        ids = tokenizer.encode(document.text, add_special_tokens=False).ids
         tail = max(len(tokenizer.encode(ask.question, add_special_tokens=False).ids) for ask in document.asks)
-        keep = len(ids) - over
-        while keep >= 2:  # joined tokens may read as more than they were
-            back = max(1, (keep + tail) // 2 - tail)
-            text = "".join(tokenizer.decode(part) for part in (ids[: keep - back], ids[-back:]))
-            facts = {**document.facts, "tokens_left_out": len(ids) - keep}
-            shorter = Document(document.name, text, document.asks, facts)
-            over = self.tokens(task, shorter) - length
-            if over <= 0:
-                return shorter
-            keep -= over
-        raise ValueError(f"{task.name}: got a length of {length}, wanted room for the questions of {document.name}")
+        shorter = without_middle(
+            tokenizer,
+            document.text,
+            lambda text: self.tokens(task, replace(document, text=text)) - length,
+            tail=tail,
+        )
+        if shorter is None:
+            raise ValueError(f"{task.name}: got a length of {length}, wanted room for the questions of {document.name}")
+        text, left_out = shorter
+        if not left_out:
+            return document
+        return replace(document, text=text, facts={**document.facts, "tokens_left_out": left_out})
 
 
 def prompt(llm: LanguageModel, text: str, ask: Ask, chat: bool = True) -> tuple[list[int], list[int]]:
     """The ids of a document and of what follows it, through the chat template where the model has one."""
-    template = llm.checkpoint.template if chat else None
-    if template is None:
-        after = f"{ask.question} {ask.prefix}".rstrip()
-        return (llm.encode(text) if text else []), _ids(llm, after)
-    rendered = template.render([{"role": "user", "content": f"{text}{CUT}{ask.question}"}])
-    before, found, after = rendered.partition(CUT)
-    require(bool(found), "messages: the chat template changes what it is given, wanted one that keeps the text")
-    return _ids(llm, before), _ids(llm, after + ask.prefix)
-
-
-def _ids(llm: LanguageModel, text: str) -> list[int]:
-    return llm.tokenizer.encode(text, add_special_tokens=False).ids
+    before, ending = split(llm, text, chat=chat)
+    if chat and llm.checkpoint.template is not None:
+        return before, plain_ids(llm, ask.question + ending + ask.prefix)
+    return before, plain_ids(llm, f"{ask.question} {ask.prefix}".rstrip())

@@ -80,7 +80,7 @@ def check_function(module: Any, name: str, *, examples: int = EXAMPLES, seed: in
     try:
         import hypothesis
     except ImportError:
-        raise ValueError("verify needs hypothesis: pip install 'thresher[test]'") from None
+        raise ValueError("verify needs hypothesis: pip install 'thresher[verify]'") from None
     from thresher.verify import cases, moves
     from thresher.verify.checker import Checker
     from thresher.verify.drawing import strategy
