@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from thresher.cli import catalogue, evaluate, fit, kernels, measure, talk
+from thresher.cli import catalogue, evaluate, fit, kernels, measure, serve, talk
 
 app = typer.Typer(
     help="Long-context language-model inference made cheap, and proved to stay right.",
@@ -17,6 +17,7 @@ COMMANDS = (
     catalogue.pull,
     talk.generate,
     talk.chat,
+    serve.serve,
     catalogue.info,
     catalogue.methods,
     catalogue.convert,
