@@ -77,10 +77,10 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, or an OSError that names it."""
+    """A socket that listens at the address, or a ValueError that names it."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]  # which names the address again
         raise ValueError(f"serve: cannot listen at {host}, port {port} ({reason})") from None

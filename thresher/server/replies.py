@@ -54,7 +54,8 @@ class Writer:
         number = self.jobs.index(told.job)
         delta = {"content": told.text} if told.text or told.tokens else {}
         body: dict[str, Any] = {"delta": delta} if self.request.chat else {"text": told.text}
-        return self._chunk([self._choice(number, body, self._logprobs(number, told.tokens), told.finish_reason)])
+        logprobs = self._logprobs(number, told.tokens) if told.tokens else None
+        return self._chunk([self._choice(number, body, logprobs, told.finish_reason)])
 
     def closing(self) -> list[dict[str, Any]]:
         """What a stream ends with: what it took, where that was asked for."""
@@ -103,7 +104,7 @@ class Writer:
 
     def _logprobs(self, number: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
         """The tokens' log-probabilities in the form of the request's kind, None where none were asked for."""
-        if self.request.top is None or not tokens:
+        if self.request.top is None:
             return None
         if self.request.chat:
             return {"content": [self._in_chat(token) for token in tokens], "refusal": None}
