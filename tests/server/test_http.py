@@ -250,6 +250,8 @@ def _send(address: str, body: dict[str, Any], buffer: int | None = None) -> sock
     """A completion that has been asked for, on a connection that nothing was read from."""
     content = json.dumps(body).encode()
     connection = _connect(address, buffer)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    )
     connection.sendall(head.encode() + b"\r\n\r\n" + content)
     return connection

@@ -69,9 +69,7 @@ def test_logprobs(ai: openai.OpenAI, llm: thresher.LanguageModel) -> None:
         assert token.bytes is None or bytes(token.bytes).decode() == token.token
     told = ai.completions.create(model="small", prompt=llm.encode(MESSAGES), max_tokens=10, logprobs=2)
     assert told.choices[0].logprobs.token_logprobs == [logprob for _, logprob in wanted]
-    stream = ai.completions.create(
-        model="small", prompt=llm.encode(MESSAGES), max_tokens=10, logprobs=2, stream=True
-    )
+    stream = ai.completions.create(model="small", prompt=llm.encode(MESSAGES), max_tokens=10, logprobs=2, stream=True)
     each = [chunk.choices[0].logprobs for chunk in stream if chunk.choices[0].logprobs]
     assert [logprob for some in each for logprob in some.token_logprobs] == [logprob for _, logprob in wanted]
     assert [offset for some in each for offset in some.text_offset] == told.choices[0].logprobs.text_offset

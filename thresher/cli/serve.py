@@ -66,9 +66,7 @@ def serve(
     )
     with _listen(host, port) as door:  # before the model is loaded: a port that is taken is told at once
         app: Starlette = application(load(model, backend=backend, dtype=dtype, adapter=adapter), serving)
-        config = uvicorn.Config(
-            app, log_level="warning", server_header=False, timeout_graceful_shutdown=LAST_SECONDS
-        )
+        config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=LAST_SECONDS)
         if not serving.api_key and host not in ("127.0.0.1", "localhost", "::1"):
             print(f"Whoever reaches {host} may use the model: set {KEY} to want a key.", file=sys.stderr)
         where = f"[{host}]" if ":" in host else host

@@ -89,7 +89,7 @@ def application(llm: LanguageModel, serving: Serving) -> Starlette:
         routes=routes,
         lifespan=lifespan,
         middleware=[Middleware(_Door, metrics=metrics, paths=paths, key=serving.api_key)],
-        exception_handlers={BadRequest: _refused, HTTPException: _refused, Exception: _failed},
+        exception_handlers={BadRequest: refused, HTTPException: refused, Exception: _failed},
     )
 
 
@@ -282,15 +282,8 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-async def _read_json(http: HTTPRequest, limit: int) -> Any:
-    """The body as JSON. BadRequest where it is not, or has more than `limit` bytes.
-
-    The content type matters: a page in a browser may send other types to a local server unasked.
-    """
-    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        told = f"Content-Type: got {kind or 'none'}, wanted application/json"
-        raise BadRequest(told, code="unsupported_media_type", status=415)
+async def read_body(http: HTTPRequest, limit: int) -> bytes:
+    """The body. BadRequest where it has more than `limit` bytes, or does not come."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -303,8 +296,19 @@ async def _read_json(http: HTTPRequest, limit: int) -> Any:
         raise BadRequest(told, status=408) from None
     except ClientDisconnect:
         raise BadRequest("body: got only a part of it") from None  # nobody reads this
+    return bytes(body)
+
+
+async def _read_json(http: HTTPRequest, limit: int) -> Any:
+    """The body as JSON, or BadRequest. The content type matters: a page in a browser may send other types to a local
+    server unasked."""
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        told = f"Content-Type: got {kind or 'none'}, wanted application/json"
+        raise BadRequest(told, code="unsupported_media_type", status=415)
+    body = await read_body(http, limit)
     try:
-        return json.loads(bytes(body))
+        return json.loads(body)
     except RecursionError:
         raise BadRequest("body: got JSON that is nested too deep") from None
     except ValueError as error:
@@ -331,8 +335,8 @@ def _wrong_event(error: Exception) -> bytes:
     return b"data: " + bytes(_wrong(error).body) + b"\n\n"
 
 
-def _refused(_: HTTPRequest, error: Exception) -> Response:
-    """A BadRequest, or Starlette's own for a path or a method that there is not."""
+def refused(_: HTTPRequest, error: Exception) -> Response:
+    """The reply for a BadRequest, or Starlette's own for a path or a method that there is not."""
     if isinstance(error, BadRequest):
         body = replies.error(str(error), "invalid_request_error", error.param, error.code)
         return JSONResponse(body, error.status)
