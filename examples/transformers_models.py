@@ -91,6 +91,7 @@ def compare(name: str, policy: Policy, directory: Path) -> tuple[list[int], list
 
 
 def main() -> None:
+    """Every family under every method."""
     transformers.utils.logging.disable_progress_bar()
     for name in CONFIGS:
         for method, policy in POLICIES.items():

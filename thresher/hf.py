@@ -96,7 +96,7 @@ class Cache(transformers.Cache):
         self.states = []
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
+class _Layer(CacheLayerMixin):
     """One layer of a Cache, as transformers asks for it."""
 
     def __init__(self, cache: Cache, number: int) -> None:

@@ -82,4 +82,4 @@ def _on_tensors(name: str) -> Callable[..., torch.Tensor]:
 
 
 globals().update({name: _on_tensors(name) for name in FUNCTIONS})
-__all__ = ["backend_for", "to_array", "to_tensor", *FUNCTIONS]  # noqa: PLE0604
+__all__ = ["backend_for", "to_array", "to_tensor", *FUNCTIONS]

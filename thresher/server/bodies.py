@@ -161,7 +161,7 @@ def _seed(name: str, value: Any) -> int:
 
 def _number(name: str, value: Any) -> float:
     _require(type(value) in (int, float), name, value, "a number")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _top(name: str, value: Any) -> int:

@@ -39,8 +39,10 @@ def deployment(model: str, serving: Serving, *, replicas: int = 2, **loading: An
     """
     # A replica queues by itself, up to its own limit; one request more, and it says so with status 429.
     most = serving.places + serving.queue + 1
-    engine = _Replica.options(num_replicas=replicas, max_ongoing_requests=most).bind(model, serving, loading)
-    return _Front.options(max_ongoing_requests=replicas * most).bind(engine, serving.body_bytes)
+    router = RequestRouterConfig(request_router_class=ROUTER)
+    made = serve.deployment(num_replicas=replicas, max_ongoing_requests=most, request_router_config=router)(_Replica)
+    front = serve.deployment(max_ongoing_requests=replicas * most)(_Front)
+    return front.bind(made.bind(model, serving, loading), serving.body_bytes)
 
 
 def session(body: bytes) -> str:
@@ -57,11 +59,11 @@ def session(body: bytes) -> str:
         return ""  # the replica will say what is wrong with it
 
 
-@serve.deployment(request_router_config=RequestRouterConfig(request_router_class=ROUTER))
 class _Replica:
     """The application of `thresher serve` in a process of its own, spoken to in ASGI's messages."""
 
-    async def __init__(self, model: str, serving: Serving, loading: dict[str, Any]) -> None:
+    async def __init__(self, model: str, serving: Serving, loading: dict[str, Any]) -> None:  # type: ignore[misc]
+        # Ray awaits it.
         self._app = application(await asyncio.to_thread(load, model, **loading), serving)
         self._life = self._app.router.lifespan_context(self._app)
         await self._life.__aenter__()
@@ -88,7 +90,6 @@ class _Replica:
             running.cancel()
 
 
-@serve.deployment
 class _Front:
     """Takes requests and hands them on."""
 

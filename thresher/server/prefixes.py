@@ -63,7 +63,7 @@ class Prefixes:
         """A state of its own that has read the longest known beginning of `ids`, all of them never; or None."""
         wanted = np.array(ids, np.int64)
         best, length = None, 0
-        for key, state in self._held.items():
+        for key in self._held:
             if key[0] == way and (shared := _shared(way, np.frombuffer(key[1], np.int64), wanted)) > length:
                 best, length = key, shared
         if best is None:
