@@ -119,7 +119,7 @@ def test_who_decodes_beside_a_sequence_does_not_change_its_bits(
 ) -> None:
     """As many as the backend names share a pass, short ones and long ones, under any policies."""
     count = min(count, getattr(backend, "FEW", 1))
-    model = on(backend, small_model(heads=kv_heads * group, kv_heads=kv_heads, dtype="float32"))
+    model = on(backend, heads=kv_heads * group, kv_heads=kv_heads)
     lengths = [length, *(data.draw(st.integers(1, 1400)) for _ in range(count - 1))]
     states, alone = [], []
     for n, each in enumerate(lengths):
