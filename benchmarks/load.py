@@ -1,4 +1,4 @@
-"""Many clients at once: requests per second, time to the first token, answers that differ from those given alone, memory.
+"""Many clients at once: requests per second, time to the first token, answers that differ from those alone, memory.
 
 Each client asks again as soon as it has its answer, streamed and greedy. The questions are short chats, and a document
 that several questions follow. Every server first answers each question alone; under load it must say the same. Beside
