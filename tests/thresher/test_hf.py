@@ -157,3 +157,18 @@ def test_other_caches_and_policies_are_refused() -> None:
             model(ids[:1], past_key_values=ours)
         with pytest.raises(ValueError, match="got beams to reorder"):
             model.generate(ids[:1], num_beams=2, max_new_tokens=4, do_sample=False, eos_token_id=None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_on_a_gpu_it_says_what_it_says_on_the_processor(family: str, policy: Policy) -> None:
+    ids, rows = torch.from_numpy(IDS), []
+    for device in ("cpu", "cuda"):
+        model = wrap(random_model(CONFIGS[family]).to(device), policy, chunk=CHUNK)
+        out = model.generate(
+            ids.to(device), max_new_tokens=6, do_sample=False, eos_token_id=None, output_logits=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+        rows.append(torch.stack(out.logits).cpu())
+    assert torch.linalg.norm(rows[1] - rows[0]) <= 1e-3 * torch.linalg.norm(rows[0])

@@ -102,3 +102,21 @@ def test_what_is_refused() -> None:
         thresher.torch.linear(q[0].detach(), k.to("meta"))
     with pytest.raises(ValueError, match="k: got shape"):
         thresher.torch.keydiff_scores(k[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "layer_densities"])  # of a few numbers
+def test_on_a_gpu_it_says_what_it_says_on_the_processor(name: str) -> None:
+    args, named = CALLS[name]
+    given = [tensors(x) for x in args], {key: tensors(x) for key, x in named.items()}
+    wanted = getattr(thresher.torch, name)(*given[0], **given[1])
+    there = [on_gpu(x) for x in given[0]], {key: on_gpu(x) for key, x in given[1].items()}
+    got = getattr(thresher.torch, name)(*there[0], **there[1])
+    assert got.device.type == "cuda"
+    torch.testing.assert_close(got.cpu(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def on_gpu(x: Any) -> Any:
+    if isinstance(x, Predictor):
+        return Predictor(*(on_gpu(getattr(x, name)) for name in x.__dataclass_fields__))
+    return x.cuda() if isinstance(x, torch.Tensor) else x
