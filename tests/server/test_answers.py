@@ -96,17 +96,23 @@ def test_what_was_read_under_one_policy_serves_no_other(llm: thresher.LanguageMo
 
 
 def test_beginnings_keep_to_their_budget(llm: thresher.LanguageModel) -> None:
-    """Room for one of the two documents: each pushes the other out, and one too large is never kept."""
-    one, two = llm.encode("a" * 100), llm.encode("b" * 100)
-    per_token = llm.config.cache_bytes_per_token(4)
-    with (
-        running(llm, prefix_bytes=150 * per_token) as address,
-        httpx.Client(base_url=address, timeout=60) as client,
-    ):
-        for ids, wanted in ((one, 0), (one, 96), (two, 0), (two, 96), (one, 0), (llm.encode("c" * 600), 0), (one, 96)):
+    """Room for one of the two documents, what its buffers leave free counted: each pushes the other out, and one too
+    large is never kept."""
+    one, two, large = (llm.encode(text) for text in ("a" * 500, "b" * 500, "c" * 1500))
+    most = 1000 * llm.config.cache_bytes_per_token(4)
+    with running(llm, prefix_bytes=most) as address, httpx.Client(base_url=address, timeout=60) as client:
+        for ids, wanted in (
+            (one, 0),
+            (one, 480),
+            (two, 0),
+            (two, 480),
+            (one, 0),
+            (llm.encode("c" * 1500), 0),
+            (one, 480),
+        ):
             told = ask(client, ids, 2)
             assert told["usage"]["prompt_tokens_details"]["cached_tokens"] == wanted
-            assert metric(client, "thresher_prefix_cache_bytes") <= 150 * per_token
+            assert 480 * llm.config.cache_bytes_per_token(4) < metric(client, "thresher_prefix_cache_bytes") <= most
 
 
 def test_the_servers_own_policy_counts_where_a_request_names_none(llm: thresher.LanguageModel) -> None:

@@ -92,6 +92,9 @@ def test_a_body_that_makes_no_sense(client: httpx.Client, body: Any, param: str 
         ({"tools": [{"type": "function"}]}, "tools", "tools: got"),
         ({"response_format": {"type": "json_object"}}, "response_format", "response_format: got"),
         ({"prompt": "x"}, "prompt", "'prompt': no such field"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "chat_template_kwargs: got {'messages'"),
+        ({"chat_template_kwargs": {"self": 1, "chat_template": []}}, "chat_template_kwargs.chat_template", "chat_temp"),
+        ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template", "chat_template: got 'x', wanted one of"),
     ],
 )
 def test_a_chat_that_makes_no_sense(client: httpx.Client, fields: dict, param: str, message: str) -> None:

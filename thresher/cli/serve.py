@@ -51,6 +51,7 @@ def serve(
         from thresher.server.app import Serving, application
     except ImportError as error:
         raise ValueError(f"serve: {error}; install what it needs with: pip install 'thresher[serve]'") from None
+    from thresher.kernels import compile_kernels
     from thresher.model import load
 
     serving = Serving(
@@ -65,7 +66,9 @@ def serve(
         api_key=os.environ.get(KEY) or None,
     )
     with _listen(host, port) as door:  # before the model is loaded: a port that is taken is told at once
-        app: Starlette = application(load(model, backend=backend, dtype=dtype, adapter=adapter), serving)
+        llm = load(model, backend=backend, dtype=dtype, adapter=adapter)
+        compile_kernels(llm.model.backend)  # all of them now: requests bring policies of their own
+        app: Starlette = application(llm, serving)
         config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=LAST_SECONDS)
         if not serving.api_key and host not in ("127.0.0.1", "localhost", "::1"):
             print(f"Whoever reaches {host} may use the model: set {KEY} to want a key.", file=sys.stderr)

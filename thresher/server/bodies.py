@@ -71,7 +71,7 @@ class Request:
         options = {"max_new_tokens": limit or (max_new_tokens if chat else DEFAULT_NEW_TOKENS)}
         options |= {"seed": given.take("seed", _seed), "stop": given.take("stop", _stops, [])}
         options |= {name: given.take(name, _number) for name in SAMPLING}
-        options |= {"template_variables": given.take("chat_template_kwargs", _object)} if chat else {}
+        options |= {"template_variables": given.take("chat_template_kwargs", _variables)} if chat else {}
         if chat:
             prompts: list[Any] = [given.needed("messages", _messages)]
             told, top = given.take("logprobs", _flag, False), given.take("top_logprobs", _top)
@@ -172,6 +172,14 @@ def _top(name: str, value: Any) -> int:
 def _object(name: str, value: Any) -> dict[str, Any]:
     _require(isinstance(value, Mapping), name, value, "an object")
     return dict(value)
+
+
+def _variables(name: str, value: Any) -> dict[str, Any]:
+    """What a chat template is given besides the messages."""
+    variables = _object(name, value)
+    _require("messages" not in variables, name, variables, "other names than messages")
+    _text(f"{name}.chat_template", variables.get("chat_template", ""))
+    return variables
 
 
 def _stops(name: str, value: Any) -> list[str]:

@@ -73,7 +73,7 @@ class Prefixes:
 
     def keep(self, way: Way, ids: list[int], state: State) -> None:
         """Remember a copy of the state, which has read `ids`. One that takes more than the whole budget is left out."""
-        size, key = state.cache.nbytes, (way, np.array(ids, np.int64).tobytes())
+        size, key = _bytes_of(state), (way, np.array(ids, np.int64).tobytes())
         if key in self._held or size > self.budget:
             return
         if way.whole:  # it serves wherever its own beginnings did
@@ -87,7 +87,13 @@ class Prefixes:
         self.nbytes += size
 
     def _forget(self, key: tuple[Way, bytes]) -> None:
-        self.nbytes -= self._held.pop(key).cache.nbytes
+        self.nbytes -= _bytes_of(self._held.pop(key))
+
+
+def _bytes_of(state: State) -> int:
+    """What a copy takes: buffers have room for more than they hold, where a backend says so."""
+    layers = state.cache.layers
+    return sum(layer.nbytes * getattr(layer, "capacity", layer.size) // max(layer.size, 1) for layer in layers)
 
 
 def _shared(way: Way, held: np.ndarray, wanted: np.ndarray) -> int:

@@ -143,8 +143,8 @@ class Scheduler:
         answer = job.answer
         state, ids, chunk = answer.state, answer.prompt_ids, answer.settings.chunk
         backend = answer.llm.model.backend
-        way = Way.of(answer.llm.config, state, len(ids), chunk, getattr(backend, "TOGETHER", TOGETHER))
         try:
+            way = Way.of(answer.llm.config, state, len(ids), chunk, getattr(backend, "TOGETHER", TOGETHER))
             if (known := self.prefixes.longest(way, ids)) is not None:
                 known.given = state.given
                 answer.state, answer.prompt_ids = known, ids[known.position :]
@@ -201,11 +201,11 @@ class Scheduler:
         if len(answer.token_ids) == 1:
             self._metrics.first_token.observe(perf_counter() - job.asked)
         self._metrics.new_tokens.inc()
-        if text or tokens or answer.finished:
-            job.tell(Event(job, text, tokens, answer.stats.finish_reason))
-        if answer.finished:
+        if answer.finished:  # the place is free before the client hears of it, and may ask again
             self._writing.remove(job)
             self._leave(job)
+        if text or tokens or answer.finished:
+            job.tell(Event(job, text, tokens, answer.stats.finish_reason))
 
     def _leave(self, job: Job, error: Exception | None = None) -> None:
         """The job gives its place back, and says why where it did not end by itself."""
