@@ -107,7 +107,7 @@ def test_beginnings_keep_to_their_budget(llm: thresher.LanguageModel) -> None:
             (two, 0),
             (two, 480),
             (one, 0),
-            (llm.encode("c" * 1500), 0),
+            (large, 0),
             (one, 480),
         ):
             told = ask(client, ids, 2)
