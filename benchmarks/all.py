@@ -24,6 +24,7 @@ NAMES = (
     "ttft",
     "fastforward",
     "peers",
+    "load",
 )
 
 

@@ -113,13 +113,15 @@ class Answer:
         """True once there is a reason to stop."""
         return bool(self.stats.finish_reason)
 
-    def start(self) -> None:
-        """Read what the state has not read yet: the prompt, or the token that an earlier answer ended with."""
+    def start(self, progress: Callable[[int], None] | None = None) -> None:
+        """Read what the state has not read yet: the prompt, or the token that an earlier answer ended with.
+
+        progress: called after each pass, in place of what the settings name.
+        """
         self._started = perf_counter()
         if self.prompt_ids:
-            self.llm.prefill(
-                self.prompt_ids, state=self.state, chunk=self.settings.chunk, progress=self.settings.progress
-            )
+            progress = progress or self.settings.progress
+            self.llm.prefill(self.prompt_ids, state=self.state, chunk=self.settings.chunk, progress=progress)
         elif self.state.pending is not None:
             advance(self.llm, [self.state])
         self._text = TextStream(self.llm.tokenizer, self.state.token_ids, self.state.tail)
@@ -208,10 +210,13 @@ class Batch:
 
 
 class Generation:
-    """An answer on its way: iterate for pieces of text; `.text`, `.token_ids`, `.state` and `.stats` tell the rest."""
+    """An answer on its way: iterate for pieces of text; `.text`, `.token_ids`, `.state` and `.stats` tell the rest.
+
+    `.answer` is the sequence itself, for who takes the turns of many.
+    """
 
     def __init__(self, answer: Answer) -> None:
-        self._answer = answer
+        self.answer = answer
         self._pieces = run([answer], places=1)
         self.text = ""
 
@@ -230,22 +235,22 @@ class Generation:
         return self.text
 
     def __repr__(self) -> str:
-        return f"Generation({self.text!r}, {_progress(self._answer)})"
+        return f"Generation({self.text!r}, {_progress(self.answer)})"
 
     @property
     def token_ids(self) -> list[int]:
         """Tokens drawn so far, the stop token included."""
-        return self._answer.token_ids
+        return self.answer.token_ids
 
     @property
     def state(self) -> State:
         """The sequence so far; it can be given to `generate` or `prefill` to go on."""
-        return self._answer.state
+        return self.answer.state
 
     @property
     def stats(self) -> Stats:
         """What it took so far."""
-        return self._answer.stats
+        return self.answer.stats
 
 
 class BatchGeneration:

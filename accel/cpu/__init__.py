@@ -20,6 +20,7 @@ from accel.cpu.layers import (
     rotate,
     to_numpy,
 )
+from accel.cpu.linear.few_tokens import FEW
 from accel.cpu.linear.maps import linear, linear_each
 from accel.cpu.methods.caote import caote_scores
 from accel.cpu.methods.keydiff import keydiff_scores
@@ -43,6 +44,6 @@ from reference.fastforward import layer_densities
 from reference.layers import draw, rotation_tables, to_backend
 from reference.scores import last_queries
 
-__all__ = [*NAMES, "KVCache", "LayerCache", "THREADS", "thread_count", "warmup"]
+__all__ = [*NAMES, "FEW", "KVCache", "LayerCache", "THREADS", "thread_count", "warmup"]
 
 globals().update({name: takes_any_array(globals()[name]) for name in FUNCTIONS})

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the competitors are not installed (extra: bench)")
 pytest.importorskip("transformers", reason="the competitors are not installed (extra: bench)")
+pytest.importorskip("httpx", reason="the load's clients are not installed (extra: test)")
 
 from benchmarks.all import NAMES
 from benchmarks.common import RESULTS, Race, Report, spread
@@ -29,6 +30,7 @@ TARGETS = {  # how many rows stand beside a target
     "ttft": 4,
     "peers": 0,
     "fastforward": 3,
+    "load": 0,
 }
 
 

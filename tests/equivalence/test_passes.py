@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 
@@ -112,3 +113,29 @@ def test_a_shared_pass_changes_nothing(
         shared = told(model, policies, length + 3, chunk, shared=True)
     for got, wanted in zip(shared, alone, strict=True):
         same_choices(model, got, wanted, 1e-9 if where == "reference" else 1e-4)
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 8), st.integers(1, 4), st.sampled_from([1, 4, 12]), POLICIES, st.integers(1, 1400), st.data())
+def test_who_decodes_beside_a_sequence_does_not_change_its_bits(
+    backend: ModuleType, count: int, kv_heads: int, group: int, policies: list[Policy], length: int, data: st.DataObject
+) -> None:
+    """As many as the backend names share a pass, short ones and long ones, under any policies."""
+    count = min(count, getattr(backend, "FEW", 1))
+    model = on(backend, heads=kv_heads * group, kv_heads=kv_heads)
+    lengths = [length, *(data.draw(st.integers(1, 1400)) for _ in range(count - 1))]
+    states, alone = [], []
+    for n, each in enumerate(lengths):
+        states.append(new_state(model, policies[n % len(policies)]))
+        prefill(model, states[n], np.resize(IDS, each))
+        alone.append(copied(states[n]))
+    for token in (3, 7, 11):
+        decode(model, states, [token] * count)
+        for state, one in zip(states, alone, strict=True):
+            decode(model, [one], [token])
+            np.testing.assert_array_equal(state.logits, one.logits)
+
+
+def copied(state: State) -> State:
+    """A state of its own with the same content."""
+    return replace(state, cache=state.cache.copy(), counts=state.counts.copy())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from thresher.cli import catalogue, chat, console, demo, evaluate, fit, generate, kernels, measure, settings, words
+from thresher.cli import catalogue, chat, console, demo, evaluate, fit, generate, kernels, measure, serve, settings, words
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +23,7 @@ COMMANDS = (
     generate.generate,
     generate.read,
     chat.chat,
+    serve.serve,
     catalogue.info,
     catalogue.methods,
     catalogue.convert,

@@ -80,7 +80,9 @@ def lay_out(reads: Sequence[tuple[Any, Any, Any, Any]], scale: float | None, win
         keys = sum(one.items * one.keys for one in some)  # that all items read, before any are shared out
         for one in some:
             shortest = KEYS if few else 16 * KEYS
-            one.parts = max(1, min(-(-one.keys * ITEMS // max(keys, 1)), one.keys // shortest))
+            # Decoding is shared out as if alone: a sequence must get the same bits in any company.
+            wanted = -(-ITEMS // one.items) if few or one.tokens == 1 else -(-one.keys * ITEMS // max(keys, 1))
+            one.parts = max(1, min(wanted, one.keys // shortest))
         shares = -(-ITEMS // max(sum(one.items for one in some), 1))
         for one in some:
             if not few and shares > 1:
