@@ -51,6 +51,15 @@ from reference.state import Chunk, State
 from reference.topk import keep_top
 from reference.trace import Counts, Trace
 from reference.transformer import CHUNK, decode, forward, logits, new_state, prefill
+from reference.voting import (
+    estimate_reliability,
+    mixed_pass_at_k,
+    pass_at_k,
+    reliable_sources,
+    round_robin,
+    sources_asked,
+    weighted_vote,
+)
 from reference.weights import LayerWeights, Weights
 
 __all__ = [  # the names of the contract first
@@ -88,14 +97,21 @@ __all__ = [  # the names of the contract first
     "cosine_bound",
     "decode",
     "dequantize",
+    "estimate_reliability",
     "forward",
     "joint_eviction_error",
     "logits",
+    "mixed_pass_at_k",
     "mixing",
     "new_state",
+    "pass_at_k",
     "pool",
     "predictor_targets",
     "prefill",
     "quantize",
+    "reliable_sources",
+    "round_robin",
+    "sources_asked",
     "unit",
+    "weighted_vote",
 ]
