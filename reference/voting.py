@@ -78,7 +78,7 @@ def sources_asked(answers: np.ndarray, weights: np.ndarray, kappa: int) -> np.nd
     whole("kappa", kappa)
     order = np.argsort(-weights, kind="stable")
     knows = answers[order] >= 0
-    before = np.cumsum(knows, axis=0) - knows  # answers found before each source
+    before: np.ndarray = np.cumsum(knows, axis=0) - knows  # answers found before each source
     asked = np.empty(answers.shape, bool)
     asked[order] = before < kappa
     return asked
@@ -103,7 +103,7 @@ def pass_at_k(n: np.ndarray | int, c: np.ndarray | int, k: np.ndarray | int) -> 
         require(not wrong.any(), f"{name}: got {array[wrong][:1]} of n = {n[wrong][:1]} runs, wanted 0 to n")
     none = np.ones(n.shape)  # the chance that all k are wrong, one draw after the other
     for i in range(int(k.max(initial=0))):
-        none = np.where(i < k, none * np.maximum(n - c - i, 0) / np.maximum(n - i, 1), none)
+        none = np.where(i < k, none * (n - c - i) / np.maximum(n - i, 1), none)
     return 1 - none
 
 
