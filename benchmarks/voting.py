@@ -3,8 +3,8 @@
 Sources answer without any model: source i holds a passage for a query with probability 0.6, and then gives the right
 answer with its own probability p_i, or else one of nine wrong ones. p_i comes from one of the two priors of RA-RAG
 (arXiv 2410.22954): Beta(3, 2), or adversaries and hammers, which are 0.1 and 0.9 with equal chances. Weights are
-estimated on 200 queries without labels and tested on 1,400 others. All of it is repeated over the seeds; what is told is
-a mean with a bootstrap interval over them. The nine wrong answers are our choice: the source tells no number.
+estimated on 200 queries without labels and tested on 1,400 others. All of it is repeated over the seeds; told is a mean
+with a bootstrap interval over them. The nine wrong answers are our choice: the source tells no number.
 """
 
 from __future__ import annotations
