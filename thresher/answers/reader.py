@@ -10,15 +10,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
 
 from loaders.fastforward import fingerprint
 from reference import CHUNK, Policy
 from reference.checks import require, whole
 from thresher.answers.shelf import Shelf
 from thresher.answers.sources import Search, Source, bm25
+from thresher.answers.yes import yes
 from thresher.evaluation.samples import Ask, prompt
 from thresher.evaluation.scorers.words import normalise
 from thresher.generate import Batch
@@ -154,11 +152,8 @@ class Reader:
         return [text.strip() for text in answers.texts]
 
     def _yes(self, state: State | None, text: str, question: str) -> float:
-        """P(yes) / (P(yes) + P(no)) of the next token, in any case and spelling."""
-        logits = self.llm.model.backend.to_numpy(self._go_on(state, text, question).logits).astype(np.float64)
-        yes, no = (_first_tokens(self.llm, word) for word in ("yes", "no"))
-        odds = np.logaddexp.reduce(logits[sorted(no - yes)]) - np.logaddexp.reduce(logits[sorted(yes - no)])
-        return float(1 / (1 + np.exp(np.clip(odds, -500, 500))))
+        """How likely yes is against no, after the question."""
+        return yes(self.llm, self._go_on(state, text, question))
 
     def _go_on(self, state: State | None, text: str, question: str) -> State:
         """The state after the question, from a copy; without one, of text and question."""
@@ -176,8 +171,3 @@ def knows(answer: str) -> bool:
 
 def _joined(passages: Sequence[str]) -> str:
     return PASSAGES.format("\n\n".join(passages))
-
-
-def _first_tokens(llm: Any, word: str) -> set[int]:
-    spelled = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
-    return {llm.tokenizer.encode(text, add_special_tokens=False).ids[0] for text in spelled}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from thresher.cli import catalogue, evaluate, fit, kernels, measure, talk
+from thresher.cli import answers, catalogue, evaluate, fit, kernels, measure, talk
 
 app = typer.Typer(
     help="Long-context language-model inference made cheap, and proved to stay right.",
@@ -26,9 +26,11 @@ COMMANDS = (
     evaluate.eval,
     evaluate.plot,
     evaluate.advise,
+    answers.ask,
     talk.demo,
 )
 for command in COMMANDS:
     app.command()(command)
 app.command("show")(evaluate.show_page)
+app.add_typer(answers.app, name="sources")
 app.add_typer(fit.app, name="fit")
