@@ -52,7 +52,7 @@ def coverage(
     taken = [(int(m), int((turns[:k] == m).sum())) for k, m in enumerate(turns)]  # (method, which of its runs)
     mixed = [[answers[names[m]][p][i] for m, i in taken] for p in range(len(wanted))]
     voted = {name: _vote([*table], wanted, seed) for name, table in [*answers.items(), (MIX, mixed)]}
-    found = {
+    found: dict[str, dict[str, Any]] = {
         name: {"pass": [_told(values) for values in curve], "majority": voted[name]} for name, curve in curves.items()
     }
     covered = [float(np.mean(values)) for values in curves[MIX]]

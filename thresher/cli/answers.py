@@ -1,4 +1,4 @@
-"""The commands that answer from several sources, or in several ways: `ask`, `sources estimate`."""
+"""The commands that answer from several sources, or in several ways: `ask`, `sources estimate`, `solve`."""
 
 from __future__ import annotations
 
@@ -112,6 +112,68 @@ def ask(
     for name, why in verdict.not_read.items():
         print(f"{name} was not read: {why}")
     print(_costs(reader))
+
+
+def solve(
+    model: options.ModelName,
+    problems: Annotated[
+        str,
+        typer.Option(metavar="NAME", help='gsm8k, math500, or a file of lines {"problem": …, "answer": …}.'),
+    ],
+    methods: Annotated[str, typer.Option(help="Of text, code and cumulative.")] = "text,code,cumulative",
+    runs: Annotated[int, typer.Option(metavar="K", help="Runs of each method on each problem.")] = 6,
+    limit: Annotated[int, typer.Option(help="How many problems.")] = 100,
+    temperature: Annotated[float, typer.Option(help="Of every run.")] = 0.7,
+    max_new_tokens: options.MaxNewTokens = 320,
+    select: options.Select = "",
+    evict: options.Evict = "",
+    ffn: options.Ffn = "",
+    seed: Annotated[int, typer.Option(help="Which problems, and what is drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where every answer is written, as JSON.")] = None,
+    chunk: options.Chunk = 128,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+    json: options.Json = False,
+) -> None:
+    """Solve problems in several ways, again and again: what each way covers, what their mix saves, what a vote says."""
+    from thresher.answers.coverage import coverage
+    from thresher.answers.problems import read_problems
+    from thresher.answers.solve import Solver, check_methods, seeds_of
+    from thresher.evaluation.folder import write_json
+    from thresher.model import load
+
+    names = check_methods([name.strip() for name in methods.split(",") if name.strip()])
+    seeds_of(seed, 0, names[0], runs)  # bad numbers are told before a model is read
+    found, policy = read_problems(problems, limit, seed), options.policy(select, evict, ffn)
+    llm = load(model, backend=backend, dtype=dtype)
+    solver = Solver(llm, policy, temperature=temperature, max_new_tokens=max_new_tokens, chunk=chunk)
+    answers: dict[str, list[list[str]]] = {name: [] for name in names}
+    with show.cell_progress() as progress:
+        for n, problem in enumerate(found):
+            for name in names:
+                answers[name].append(solver.answers(name, problem.text, seeds_of(seed, n, name, runs)))
+            progress(n + 1, len(found))
+    told = coverage(answers, [problem.wanted for problem in found], seed)
+    if out:
+        write_json(out, {"model": model, **told, "problems": [vars(each) for each in found], "answers": answers})
+    if json:
+        show.emit_json(told)
+        return
+    rows = []
+    for name, each in told["methods"].items():
+        saved = "" if each.get("saved") is None else f"{each['saved']:.0%}, at run {each['reached']}"
+        rows.append(
+            [name, *(_share(figure) for figure in (each["pass"][0], each["pass"][-1], each["majority"])), saved]
+        )
+    show.columns(["", "pass@1", f"pass@{runs}", "majority", "runs that the mix saves"], rows)
+    print(
+        f"\n{len(found)} problems, {runs} runs of each method; the mix takes {runs} in all, in the order of "
+        f"{', '.join(told['order'])}. Brackets: 95 % over the problems."
+    )
+
+
+def _share(figure: dict[str, float]) -> str:
+    return f"{figure['mean']:.1%} ({figure['low']:.0%} to {figure['high']:.0%})"
 
 
 def _reader(

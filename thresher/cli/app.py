@@ -27,6 +27,7 @@ COMMANDS = (
     evaluate.plot,
     evaluate.advise,
     answers.ask,
+    answers.solve,
     talk.demo,
 )
 for command in COMMANDS:
