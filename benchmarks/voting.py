@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,9 @@ PRIORS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 }
 SOURCES = (3, 4, 5, 6, 7, 8, 9, 1000)
 ESTIMATE, TEST, COVERAGE, WRONG, KAPPA = 200, 1400, 0.6, 9, 4
+RECORD = RESULTS / "answers" / "voting.json"
+PAGE = Path(__file__).parents[1] / "docs" / "answers.md"
+BLOCK = re.compile(r"(?<=<!-- voting -->\n).*?(?=<!-- end -->)", re.DOTALL)
 PAPER = {"correlation": "> 0.99 on real sources", "fewer reads": "99.1 % at 1,000 sources"}
 COLUMNS = ("correlation", "majority", "estimated", "kappa", "true", "fewer reads")
 HEADER = ("sources", "correlation", "majority vote", "estimated weights", "best four", "true weights", "fewer reads")
@@ -83,6 +88,11 @@ def table(record: dict[str, Any]) -> list[str]:
     return lines[:-1]
 
 
+def filled(page: str, record: dict[str, Any]) -> str:
+    """The page with the tables of a record."""
+    return BLOCK.sub(lambda _: "\n".join([*table(record), ""]), page)
+
+
 def _cell(figure: dict[str, Any], scale: int) -> str:
     if figure["mean"] is None:
         return ""
@@ -95,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.voting", description=__doc__)
     parser.add_argument("--seeds", type=int, default=10, help="repeats (default: %(default)s)")
     parser.add_argument("--sources", default=",".join(map(str, SOURCES)), help="default: %(default)s")
-    parser.add_argument("--record", action="store_true", help="write results/voting.json")
+    parser.add_argument("--record", action="store_true", help="keep the figures, and the tables of docs/answers.md")
     arguments = parser.parse_args()
     counts = [int(text) for text in arguments.sources.split(",")]
     rows = [
@@ -106,8 +116,9 @@ def main() -> None:
     settings = {"seeds": arguments.seeds, "estimate": ESTIMATE, "test": TEST, "coverage": COVERAGE, "kappa": KAPPA}
     record = {"settings": {**settings, "wrong answers": WRONG}, "paper": PAPER, "rows": rows}
     if arguments.record:
-        path = RESULTS / "voting.json"
-        path.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        RECORD.parent.mkdir(exist_ok=True)
+        RECORD.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), record), encoding="utf-8")
     print("\n".join(table(record)))
     print(json.dumps(record, ensure_ascii=False))
 

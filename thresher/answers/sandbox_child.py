@@ -50,7 +50,8 @@ class Refused(Exception):
 
 
 def check(source: str) -> ast.Module:
-    """The program's tree. Refused for syntax, modules and names that are not listed; SyntaxError for no program."""
+    """The program's tree. Refused for syntax and modules that are not listed, and for names that lead out of it;
+    SyntaxError for no program. Builtins are no matter of syntax: those that are not listed are not there."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if not isinstance(node, SYNTAX):
@@ -65,8 +66,6 @@ def check(source: str) -> ast.Module:
                 _refuse(node, f"the name {name}", "names that do not begin with _")
         if isinstance(node, ast.Attribute) and (node.attr in HIDDEN or node.attr.startswith(FRAMES)):
             _refuse(node, f"the attribute {node.attr}", "attributes of numbers and collections")
-        if isinstance(node, ast.Name) and hasattr(builtins, node.id) and node.id not in (*BUILTINS, "print"):
-            _refuse(node, f"the name {node.id}", "the builtins of arithmetic and collections")
     return tree
 
 
