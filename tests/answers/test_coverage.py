@@ -34,6 +34,7 @@ def test_a_ceiling_that_the_mix_does_not_reach() -> None:
     told = coverage({"a": [["1", "0"]], "b": [["0", "0"]]}, [("1",)])
     assert told["methods"]["a"]["reached"] is None
     assert told["methods"]["a"]["saved"] is None
+    assert told["methods"]["b"]["reached"] is None  # there is nothing to reach
 
 
 def test_pass_at_k_is_the_share_of_choices_of_runs() -> None:

@@ -31,7 +31,8 @@ def coverage(
     Returns for each method and the mix: "pass", the mean over the problems of pass@k for k = 1 … K, with intervals;
     "majority", the share of problems whose vote over K runs is right. Also "order", in which the mix takes its runs,
     and for each method "reached", the first run at which the mix covers what the method covers with K, and "saved", the
-    share of K that this leaves; both None where it does not. The runs of the mix are the methods' first ones.
+    share of K that this leaves; both None where it does not, or where the method covers nothing. The runs of the mix
+    are the methods' first ones.
     """
     names, runs = list(answers), len(next(iter(answers.values()))[0])
     shaped = all(len(table) == len(wanted) and all(len(row) == runs for row in table) for table in answers.values())
@@ -58,7 +59,7 @@ def coverage(
     covered = [float(np.mean(values)) for values in curves[MIX]]
     for name in names:
         ceiling = found[name]["pass"][-1]["mean"]
-        reached = next((k for k, mean in enumerate(covered, start=1) if mean >= ceiling - 1e-12), None)
+        reached = next((k for k, mean in enumerate(covered, start=1) if mean >= ceiling - 1e-12 and ceiling), None)
         found[name] |= {"reached": reached, "saved": None if reached is None else 1 - reached / runs}
     return {"runs": runs, "problems": len(wanted), "order": [names[m] for m in order], "methods": found}
 

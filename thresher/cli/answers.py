@@ -11,6 +11,7 @@ import typer
 from thresher.cli import console, options, show
 
 if TYPE_CHECKING:
+    from thresher.answers.nli import Entailment
     from thresher.answers.reader import Reader
 
 Top = Annotated[int, typer.Option(help="Passages that are read of a source for a question.")]
@@ -19,6 +20,10 @@ States = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where states are kept; by default in the user's cache.")
 ]
 StatesGb = Annotated[float, typer.Option(help="Gigabytes that they may take; 0 keeps none.")]
+NliModel = Annotated[
+    str | None,
+    typer.Option("--nli", metavar="NAME", help="A model of entailment for support and sameness (extra: nli)."),
+]
 app = typer.Typer(help="Folders of texts that answers come from.", no_args_is_help=True)
 
 
@@ -35,6 +40,7 @@ def estimate(
     model: Annotated[str, typer.Option(help="Which model reads.")] = "smollm2-135m-instruct",
     top: Top = 3,
     threshold: Threshold = 0.1,
+    nli: NliModel = None,
     max_new_tokens: options.MaxNewTokens = 24,
     select: options.Select = "",
     evict: options.Evict = "",
@@ -52,11 +58,13 @@ def estimate(
     from thresher.answers.sources import read_sources
 
     found, asked = read_sources(folder), panel.read_queries(console.read(queries), str(queries))
+    judge = _judge(nli)
     reader = _reader(
-        (model, backend, dtype), (select, evict, ffn), (states, states_gb), top, threshold, max_new_tokens, chunk
+        (model, backend, dtype), (select, evict, ffn), (states, states_gb), judge, top, threshold, max_new_tokens, chunk
     )
+    same = judge.same if judge else reader.same
     with show.cell_progress() as progress:
-        weights = panel.estimate(found, asked, reader, reader.same, seed=seed, progress=progress)
+        weights = panel.estimate(found, asked, reader, same, seed=seed, progress=progress)
     panel.save_weights(out, weights, len(asked))
     if json:
         show.emit_json({"out": str(out), "queries": len(asked), "weights": weights, "cost": vars(reader.cost)})
@@ -76,6 +84,7 @@ def ask(
     kappa: Annotated[int, typer.Option(help="Answers that are looked for, the most reliable source first.")] = 4,
     top: Top = 3,
     threshold: Threshold = 0.1,
+    nli: NliModel = None,
     max_new_tokens: options.MaxNewTokens = 24,
     select: options.Select = "",
     evict: options.Evict = "",
@@ -96,10 +105,12 @@ def ask(
     given = panel.load_weights(weights) if weights else {}
     if given and not any(source.name in given for source in found):
         raise ValueError(f"{weights}: got weights of {', '.join(given)}, wanted those of the sources in {sources}")
+    judge = _judge(nli)
     reader = _reader(
-        (model, backend, dtype), (select, evict, ffn), (states, states_gb), top, threshold, max_new_tokens, chunk
+        (model, backend, dtype), (select, evict, ffn), (states, states_gb), judge, top, threshold, max_new_tokens, chunk
     )
-    verdict = panel.ask(found, prompt, reader, reader.same, weights=given, kappa=kappa, seed=seed)
+    same = judge.same if judge else reader.same
+    verdict = panel.ask(found, prompt, reader, same, weights=given, kappa=kappa, seed=seed)
     if json:
         show.emit_json({**verdict.as_dict(), "cost": vars(reader.cost)})
         return
@@ -180,6 +191,7 @@ def _reader(
     model: tuple[str, str, str],
     methods: tuple[str, str, str],
     states: tuple[Path | None, float],
+    judge: Entailment | None,
     top: int,
     threshold: float,
     max_new_tokens: int,
@@ -198,7 +210,18 @@ def _reader(
     policy = options.policy(*methods)
     shelf = Shelf(folder or cache_folder("states"), int(gigabytes * 1e9)) if gigabytes else None
     llm = load(name, backend=backend, dtype=dtype)
-    return Reader(llm, policy, shelf, top=top, threshold=threshold, max_new_tokens=max_new_tokens, chunk=chunk)
+    support = judge.support if judge else None
+    settings: dict[str, Any] = {"top": top, "threshold": threshold, "max_new_tokens": max_new_tokens, "chunk": chunk}
+    return Reader(llm, policy, shelf, support=support, **settings)
+
+
+def _judge(name: str | None) -> Entailment | None:
+    """The model of entailment of that name."""
+    if name is None:
+        return None
+    from thresher.answers.nli import Entailment
+
+    return Entailment(name)
 
 
 def _costs(reader: Any) -> str:
