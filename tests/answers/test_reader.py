@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import reference
 import thresher
 from thresher.answers import reader as module
 from thresher.answers.reader import Reader, Said, knows
@@ -55,6 +57,21 @@ def test_a_state_is_read_once_and_kept(llm: thresher.LanguageModel, folder: Path
     assert again.cost.kept > 0
     other = reader_of(llm, shelf=shelf)  # another policy has states of its own
     other.answers(asked)
+    assert other.cost.kept == 0
+
+
+def test_another_model_of_the_same_shape_has_states_of_its_own(
+    llm: thresher.LanguageModel, folder: Path, tmp_path: Path
+) -> None:
+    """One query matrix differs, as a merged adapter would have it."""
+    asked = [(source, QUESTIONS[0]) for source in read_sources(folder)]
+    shelf = Shelf(tmp_path / "shelf", 1 << 30)
+    reader_of(llm, shelf=shelf).answers(asked)
+    weights = llm.checkpoint.weights
+    layer = replace(weights.layers[-1], w_q=weights.layers[-1].w_q * np.float32(1.5))
+    changed = replace(weights, layers=(*weights.layers[:-1], layer))
+    other = reader_of(thresher.LanguageModel(replace(llm.checkpoint, weights=changed), reference), shelf=shelf)
+    assert other.answers(asked) == reader_of(other.llm).answers(asked)
     assert other.cost.kept == 0
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from loaders.fastforward import fingerprint
 from reference import CHUNK, Policy
 from reference.checks import require, whole
 from thresher.answers.shelf import Shelf
@@ -96,13 +96,15 @@ class Reader:
                 groups.setdefault(tuple(source.passages[i] for i in found), []).append((n, found))
             else:
                 said[n] = Said(None, "no passage shares a word with the question")
-        for passages, members in groups.items():
-            state = self._read(passages)
-            for start in range(0, len(members), PLACES):
-                part = members[start : start + PLACES]
-                texts = self._ask(state, passages, [asked[n][1] for n, _ in part])
-                for (n, found), text in zip(part, texts, strict=True):
-                    said[n] = self._judged(state, passages, asked[n][1], text, found)
+        waiting = [(passages, *member) for passages, members in groups.items() for member in members]
+        states: dict[tuple[str, ...], State] = {}
+        for start in range(0, len(waiting), PLACES):
+            part = waiting[start : start + PLACES]
+            needed = dict.fromkeys(passages for passages, _, _ in part)
+            states = {passages: states.get(passages) or self._read(passages) for passages in needed}
+            texts = self._ask([(states[passages], passages, asked[n][1]) for passages, n, _ in part])
+            for (passages, n, found), text in zip(part, texts, strict=True):
+                said[n] = self._judged(states[passages], passages, asked[n][1], text, found)
         return [each for each in said if each is not None]
 
     def same(self, question: str, a: str, b: str) -> bool:
@@ -127,7 +129,7 @@ class Reader:
     def _read(self, passages: tuple[str, ...]) -> State:
         """The state of the passages, from the shelf where it is there."""
         head, _ = prompt(self.llm, _joined(passages), Ask("", ()))
-        name = self._name(head)
+        name = "" if self.shelf is None else self._name(head)
         if self.shelf is not None and (kept := self.shelf.take(name)) is not None:
             self.cost.kept += len(head)
             return kept
@@ -139,12 +141,21 @@ class Reader:
 
     def _name(self, head: list[int]) -> str:
         """What a state follows from: the model, how its numbers are stored, the policy, the chunk, and the ids."""
-        llm, specs = self.llm, (self.policy or Policy()).specs
-        made = [fingerprint(llm.checkpoint.source), str(llm.model.weights.embedding.dtype), specs, self.chunk, head]
+        dtype, specs = str(self.llm.model.weights.embedding.dtype), (self.policy or Policy()).specs
+        made = [self._fingerprint, self.llm.identity, dtype, specs, self.chunk, head]
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
 
-    def _ask(self, state: State, passages: tuple[str, ...], questions: Iterable[str]) -> list[str]:
-        states = [self._go_on(state, _joined(passages), QUESTION.format(question=q)) for q in questions]
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Of what the model makes of some text: every weight counts, and those of a merged adapter too."""
+        return hashlib.sha256(self.llm.logits(QUESTION).tobytes()).hexdigest()
+
+    def _ask(self, asked: Sequence[tuple[State, tuple[str, ...], str]]) -> list[str]:
+        """An answer for each state, its passages and a question, from copies that go through the model together."""
+        states = [
+            self._go_on(state, _joined(passages), QUESTION.format(question=question))
+            for state, passages, question in asked
+        ]
         answers = self.llm.generate(Batch(states, PLACES), max_new_tokens=self.max_new_tokens, stop="\n")
         for _ in answers:
             pass
