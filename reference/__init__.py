@@ -52,6 +52,15 @@ from reference.state import Chunk, State
 from reference.topk import keep_top
 from reference.trace import Counts, Trace
 from reference.transformer import CHUNK, decode, forward, logits, new_state, prefill
+from reference.voting import (
+    estimate_reliability,
+    mixed_pass_at_k,
+    pass_at_k,
+    reliable_sources,
+    round_robin,
+    sources_asked,
+    weighted_vote,
+)
 from reference.weights import LayerWeights, Weights
 
 __all__ = [  # the names of the contract first
@@ -89,16 +98,23 @@ __all__ = [  # the names of the contract first
     "cosine_bound",
     "decode",
     "dequantize",
+    "estimate_reliability",
     "forward",
     "joint_eviction_error",
     "logits",
+    "mixed_pass_at_k",
     "mixing",
     "new_state",
+    "pass_at_k",
     "pool",
     "predictor_targets",
     "prefill",
     "quantize",
+    "reliable_sources",
+    "round_robin",
+    "sources_asked",
     "unit",
+    "weighted_vote",
 ]
 
 globals().update({name: takes_any_array(globals()[name]) for name in backend.FUNCTIONS})

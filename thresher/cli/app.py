@@ -8,7 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from thresher.cli import catalogue, chat, console, demo, evaluate, fit, generate, kernels, measure, serve, settings, words
+from thresher.cli import (
+    catalogue,
+    chat,
+    console,
+    demo,
+    evaluate,
+    fit,
+    generate,
+    kernels,
+    measure,
+    serve,
+    settings,
+    sources,
+    words,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +48,8 @@ COMMANDS = (
     evaluate.plot,
     evaluate.show_page,
     evaluate.advise,
+    sources.ask,
+    sources.solve,
     demo.demo,
 )
 NAMES = {"list_models": "list", "show_page": "show"}  # commands called like something that their files need
@@ -41,6 +57,7 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # the parser's error for any mi
 LEVELS = ("debug", "info", "warning", "error")
 for command in COMMANDS:
     app.command(NAMES.get(command.__name__, command.__name__))(command)
+app.add_typer(sources.app, name="sources")
 app.add_typer(fit.app, name="fit")
 
 

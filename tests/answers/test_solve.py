@@ -1,0 +1,120 @@
+"""Ways of asking, with texts that a script draws instead of the model; and what is drawn by a small random model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import thresher
+from tests.thresher.test_cli import one_line
+from tests.thresher.test_cli import thresher as command
+from thresher.answers import solve
+from thresher.answers.problems import Problem, read_problems
+from thresher.answers.solve import Solver, program_of, seeds_of
+
+
+class Scripted(Solver):
+    """A solver whose model writes what a list has, and finds right what does not say "wrong"."""
+
+    def __init__(self, llm: thresher.LanguageModel, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(llm)
+        object.__setattr__(self, "texts", texts)
+        object.__setattr__(self, "questions", [])
+        object.__setattr__(self, "prefixes", [])
+        monkeypatch.setattr(solve, "yes", lambda llm, question: 0.0 if "step: wrong" in question else 1.0)
+
+    def _ask(self, question: str) -> Any:
+        self.questions.append(question)  # type: ignore[attr-defined]
+        return question
+
+    def _go_on(self, state: Any, text: str) -> Any:
+        self.prefixes.append(text)  # type: ignore[attr-defined]
+        return state + text
+
+    def _draw(self, states: Sequence[Any], *_: Any, **__: Any) -> list[str]:
+        return [self.texts.pop(0) for _ in states]  # type: ignore[attr-defined]
+
+
+def test_text_and_code(llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    solver = Scripted(llm, ["So it is 3.\n#### 7", "nothing at all"], monkeypatch)
+    assert solver.answers("text", "p", [1, 2]) == ["7", ""]
+    programs = [
+        "```python\nprint('hm')\nprint(6 * 7)\n```",
+        "print(1)",
+        "```\nimport os\n```",
+        "no program",
+        "```python\nprint('x = 2')",
+    ]
+    assert Scripted(llm, programs, monkeypatch).answers("code", "p", range(5)) == ["42", "1", "", "", "2"]
+
+
+def test_steps_are_checked_kept_and_built_upon(llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["3 and 4", "wrong turn", "```python\nprint(3 + 4)\n```", "So #### 7"]
+    solver = Scripted(llm, texts, monkeypatch)
+    assert solver.answers("cumulative", "p", [5]) == ["7"]
+    assert solver.prefixes == [  # type: ignore[attr-defined]
+        "Step 1:",
+        "Step 1: 3 and 4\nStep 2:",
+        "Step 1: 3 and 4\nStep 2:",
+        "Step 1: 3 and 4\nStep 2: ```python\nprint(3 + 4)\n```\nOutput: 7\nStep 3:",
+    ]
+    late = Scripted(llm, ["a", "wrong"] * solve.STEPS + ["1", "2"], monkeypatch)
+    assert late.answers("cumulative", "p", [5, 6]) == ["1", "2"]  # no step had the answer, so it is asked for
+    assert late.prefixes[-1] == "####"  # type: ignore[attr-defined]
+
+
+def test_every_run_follows_from_its_seed(llm: thresher.LanguageModel) -> None:
+    solver = Solver(llm, max_new_tokens=6, temperature=2.0, places=2)
+    state = llm.prefill("Some problem.")
+    seeds = seeds_of(0, 3, "text", 5)
+    drawn = solver._draw([state] * 5, seeds)
+    assert len(set(drawn)) > 1
+    assert drawn == solver._draw([state] * 5, seeds)
+    for text, seed in zip(drawn, seeds, strict=True):
+        assert text == str(llm.generate(state.copy(), max_new_tokens=6, temperature=2.0, seed=seed))
+    assert seeds[:2] == seeds_of(0, 3, "text", 2)
+    assert len({*seeds, *seeds_of(0, 4, "text", 5), *seeds_of(0, 3, "code", 5), *seeds_of(1, 3, "text", 5)}) == 20
+
+
+def test_programs_stand_between_fences() -> None:
+    assert program_of("a\n```python\nx\n```\nb\n```\ny\n```") == "y\n"
+    assert program_of("```py\nx") == "x"
+    assert program_of("none") == ""
+
+
+def test_problems_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"problem": "1 + 1?", "answer": "2"}\n\n{"problem": "b", "answer": "3", "more": 0}\n')
+    assert read_problems(str(path), 9) == [Problem("1 + 1?", ("2",)), Problem("b", ("3",))]
+    assert len(read_problems(str(path), 1)) == 1
+    for text, line in [
+        ("", "got no line"),
+        ("{", "line 1: got text that is not JSON"),
+        ('{"problem": "a"}', "line 1: got answer None"),
+        ('{"problem": "a", "answer": 3}', "line 1: got answer 3, wanted a text"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"p\.jsonl: {line}"):
+            read_problems(str(path), 9)
+    with pytest.raises(ValueError, match=r"problems: got nothing\.json, wanted gsm8k, math500 or a file"):
+        read_problems("nothing.json", 9)
+
+
+def test_the_command(directory: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "p.jsonl", tmp_path / "out.json"
+    path.write_text('{"problem": "1 + 1?", "answer": "2"}\n{"problem": "2 + 2?", "answer": "4"}\n')
+    common = ["solve", directory, "--problems", path, "--backend", "reference", "--max-new-tokens", 4]
+    result = command(*common, "--methods", "text,code", "--runs", 2, "--out", out, "--json")
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert set(told["methods"]) == {"text", "code", "mix"}
+    assert len(json.loads(out.read_text())["answers"]["code"]) == 2
+    plain = command(*common, "--methods", "text", "--runs", 1)
+    assert "runs that the mix saves" in plain.stdout
+    assert "methods: got 'magic', wanted one of text" in one_line(command(*common, "--methods", "magic"))
+    assert "methods: got text,text, wanted each once" in one_line(command(*common, "--methods", "text,text"))
+    assert "runs: got 0" in one_line(command(*common, "--runs", 0))

@@ -1,0 +1,229 @@
+"""The commands that answer from several sources, or in several ways: `ask`, `sources estimate`, `solve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thresher.cli import console, options, show
+
+if TYPE_CHECKING:
+    from thresher.answers.nli import Entailment
+    from thresher.answers.reader import Reader
+
+Top = Annotated[int, typer.Option(help="Passages that are read of a source for a question.")]
+Threshold = Annotated[float, typer.Option(help="An answer whose passages support it less, 0 to 1, does not count.")]
+States = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where states are kept; by default in the user's cache.")
+]
+StatesGb = Annotated[float, typer.Option(help="Gigabytes that they may take; 0 keeps none.")]
+NliModel = Annotated[
+    str | None,
+    typer.Option("--nli", metavar="NAME", help="A model of entailment for support and sameness (extra: nli)."),
+]
+app = typer.Typer(help="Folders of texts that answers come from.", no_args_is_help=True)
+
+
+@app.callback()
+def sources() -> None:
+    """Folders of texts that answers come from."""
+
+
+@app.command()
+def estimate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with a folder of texts for each source.")],
+    queries: Annotated[Path, typer.Option(metavar="FILE", help="Questions, one a line; nobody need know the answers.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The JSON file of weights to write.")],
+    model: Annotated[str, typer.Option(help="Which model reads.")] = "smollm2-135m-instruct",
+    top: Top = 3,
+    threshold: Threshold = 0.1,
+    nli: NliModel = None,
+    max_new_tokens: options.MaxNewTokens = 24,
+    select: options.Select = "",
+    evict: options.Evict = "",
+    ffn: options.Ffn = "",
+    states: States = None,
+    states_gb: StatesGb = 4.0,
+    seed: Annotated[int, typer.Option(help="Of the noise that breaks ties.")] = 0,
+    chunk: options.Chunk = 128,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+    json: options.Json = False,
+) -> None:
+    """Estimate how reliable each source is, from its agreement with the others."""
+    from thresher.answers import panel
+    from thresher.answers.sources import read_sources
+
+    found, asked = read_sources(folder), panel.read_queries(console.read(queries), str(queries))
+    judge = _judge(nli)
+    reader = _reader(
+        (model, backend, dtype), (select, evict, ffn), (states, states_gb), judge, top, threshold, max_new_tokens, chunk
+    )
+    same = judge.same if judge else reader.same
+    with show.cell_progress() as progress:
+        weights = panel.estimate(found, asked, reader, same, seed=seed, progress=progress)
+    panel.save_weights(out, weights, len(asked))
+    if json:
+        show.emit_json({"out": str(out), "queries": len(asked), "weights": weights, "cost": vars(reader.cost)})
+        return
+    ordered = sorted(weights.items(), key=lambda item: -item[1])
+    show.columns(["source", "weight"], [[name, f"{weight:.3f}"] for name, weight in ordered])
+    print(_costs(reader))
+
+
+def ask(
+    model: options.ModelName,
+    sources: Annotated[Path, typer.Option(metavar="DIR", help="A folder with a folder of texts for each source.")],
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="The question.")],
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `thresher sources estimate` wrote; without, all count 1.")
+    ] = None,
+    kappa: Annotated[int, typer.Option(help="Answers that are looked for, the most reliable source first.")] = 4,
+    top: Top = 3,
+    threshold: Threshold = 0.1,
+    nli: NliModel = None,
+    max_new_tokens: options.MaxNewTokens = 24,
+    select: options.Select = "",
+    evict: options.Evict = "",
+    ffn: options.Ffn = "",
+    states: States = None,
+    states_gb: StatesGb = 4.0,
+    seed: Annotated[int, typer.Option(help="Of the noise that breaks ties.")] = 0,
+    chunk: options.Chunk = 128,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+    json: options.Json = False,
+) -> None:
+    """Answer a question from several sources, each read by itself, by a vote of the most reliable."""
+    from thresher.answers import panel
+    from thresher.answers.sources import read_sources
+
+    found = read_sources(sources)
+    given = panel.load_weights(weights) if weights else {}
+    if given and not any(source.name in given for source in found):
+        raise ValueError(f"{weights}: got weights of {', '.join(given)}, wanted those of the sources in {sources}")
+    judge = _judge(nli)
+    reader = _reader(
+        (model, backend, dtype), (select, evict, ffn), (states, states_gb), judge, top, threshold, max_new_tokens, chunk
+    )
+    same = judge.same if judge else reader.same
+    verdict = panel.ask(found, prompt, reader, same, weights=given, kappa=kappa, seed=seed)
+    if json:
+        show.emit_json({**verdict.as_dict(), "cost": vars(reader.cost)})
+        return
+    print("I don't know." if verdict.answer is None else verdict.answer, end="\n\n")
+    rows = [
+        [name, f"{verdict.weights[name]:.3f}", shorten(each.text or f"({each.why})", 80, placeholder=" …")]
+        for name, each in verdict.said.items()
+    ]
+    show.columns(["source", "weight", "said"], rows)
+    for name, why in verdict.not_read.items():
+        print(f"{name} was not read: {why}")
+    print(_costs(reader))
+
+
+def solve(
+    model: options.ModelName,
+    problems: Annotated[
+        str,
+        typer.Option(metavar="NAME", help='gsm8k, math500, or a file of lines {"problem": …, "answer": …}.'),
+    ],
+    methods: Annotated[str, typer.Option(help="Of text, code and cumulative.")] = "text,code,cumulative",
+    runs: Annotated[int, typer.Option(metavar="K", help="Runs of each method on each problem.")] = 6,
+    limit: Annotated[int, typer.Option(help="How many problems.")] = 100,
+    temperature: Annotated[float, typer.Option(help="Of every run.")] = 0.7,
+    max_new_tokens: options.MaxNewTokens = 320,
+    select: options.Select = "",
+    evict: options.Evict = "",
+    ffn: options.Ffn = "",
+    seed: Annotated[int, typer.Option(help="Which problems, and what is drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where every answer is written, as JSON.")] = None,
+    chunk: options.Chunk = 128,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+    json: options.Json = False,
+) -> None:
+    """Solve problems in several ways, again and again: what each way covers, what their mix saves, what a vote says."""
+    from thresher.answers.coverage import coverage
+    from thresher.answers.problems import read_problems
+    from thresher.answers.solve import Solver, check_methods, seeds_of
+    from thresher.evaluation.folder import write_json
+    from thresher.model import load
+
+    names = check_methods([name.strip() for name in methods.split(",") if name.strip()])
+    seeds_of(seed, 0, names[0], runs)  # bad numbers are told before a model is read
+    found, policy = read_problems(problems, limit, seed), options.policy(select, evict, ffn)
+    llm = load(model, backend=backend, dtype=dtype)
+    solver = Solver(llm, policy, temperature=temperature, max_new_tokens=max_new_tokens, chunk=chunk)
+    answers: dict[str, list[list[str]]] = {name: [] for name in names}
+    with show.cell_progress() as progress:
+        for n, problem in enumerate(found):
+            for name in names:
+                answers[name].append(solver.answers(name, problem.text, seeds_of(seed, n, name, runs)))
+            progress(n + 1, len(found))
+    told = coverage(answers, [problem.wanted for problem in found], seed)
+    if out:
+        write_json(out, {"model": model, **told, "problems": [vars(each) for each in found], "answers": answers})
+    if json:
+        show.emit_json(told)
+        return
+    rows = []
+    for name, each in told["methods"].items():
+        saved = "" if each.get("saved") is None else f"{each['saved']:.0%}, at run {each['reached']}"
+        rows.append(
+            [name, *(_share(figure) for figure in (each["pass"][0], each["pass"][-1], each["majority"])), saved]
+        )
+    show.columns(["", "pass@1", f"pass@{runs}", "majority", "runs that the mix saves"], rows)
+    print(
+        f"\n{len(found)} problems, {runs} runs of each method; the mix takes {runs} in all, in the order of "
+        f"{', '.join(told['order'])}. Brackets: 95 % over the problems."
+    )
+
+
+def _share(figure: dict[str, float]) -> str:
+    return f"{figure['mean']:.1%} ({figure['low']:.0%} to {figure['high']:.0%})"
+
+
+def _reader(
+    model: tuple[str, str, str],
+    methods: tuple[str, str, str],
+    states: tuple[Path | None, float],
+    judge: Entailment | None,
+    top: int,
+    threshold: float,
+    max_new_tokens: int,
+    chunk: int,
+) -> Reader:
+    """The reader that the options spell: model, backend and dtype; methods; where states are kept, and gigabytes."""
+    from loaders.catalogue import cache_folder
+    from thresher.answers.reader import Reader
+    from thresher.answers.shelf import Shelf
+    from thresher.model import load
+
+    name, backend, dtype = model
+    folder, gigabytes = states
+    if not 0 <= gigabytes < float("inf"):
+        raise ValueError(f"states-gb: got {gigabytes}, wanted a finite number of at least 0")
+    policy = options.policy(*methods)
+    shelf = Shelf(folder or cache_folder("states"), int(gigabytes * 1e9)) if gigabytes else None
+    llm = load(name, backend=backend, dtype=dtype)
+    support = judge.support if judge else None
+    settings: dict[str, Any] = {"top": top, "threshold": threshold, "max_new_tokens": max_new_tokens, "chunk": chunk}
+    return Reader(llm, policy, shelf, support=support, **settings)
+
+
+def _judge(name: str | None) -> Entailment | None:
+    """The model of entailment of that name."""
+    if name is None:
+        return None
+    from thresher.answers.nli import Entailment
+
+    return Entailment(name)
+
+
+def _costs(reader: Any) -> str:
+    cost = reader.cost
+    return f"\n{cost.read:,} tokens read, {cost.kept:,} more from kept states, {cost.written:,} written"
