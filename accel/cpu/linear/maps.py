@@ -17,7 +17,7 @@ from numba import carray, njit
 from numba.extending import register_jitable
 
 from accel.cpu.linear.few_tokens import FEW, STREAMS, read, rows_read, whole_vectors
-from accel.cpu.linear.rows import list_rows, number_size, padded
+from accel.cpu.linear.rows import kind_of, list_rows, number_size, padded, rounded
 from accel.cpu.linear.unit import (
     DEPTH,
     HEIGHT,
@@ -137,18 +137,18 @@ def places(base, tokens, dim, rows):
 
 
 @njit
-def pack_tokens(x, x_row, x_kind, tokens, dim, left_kind, out, lines, temporary):
+def pack_tokens(x, x_row, x_kind, tokens, dim, form, out, lines, temporary):
     """All tokens as packed blocks of columns."""
     stand = carray(words_at(lines), WIDTH)
     for c in range(0, tokens, WIDTH):
         columns = min(WIDTH, tokens - c)
         for i in range(columns):
             stand[i] = x + (c + i) * x_row
-        pack_right(lines, x_kind, columns, dim, out + 4 * c // WIDTH * right_size(dim), 1.0, left_kind, temporary)
+        pack_right(lines, x_kind, columns, dim, out + 4 * c // WIDTH * right_size(dim), 1.0, form, temporary)
 
 
 @njit
-def multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, sums, plan, coming, coming_rows):
+def multiply_rows(lines, form, rows, tokens, dim, right, left, turn, sums, plan, coming, coming_rows):
     """sums (blocks, rows padded to HIGH, WIDTH) = the rows of a matrix, whose addresses stand at `lines`, times packed
     tokens. After those addresses there is room for HEIGHT more.
 
@@ -156,7 +156,8 @@ def multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, sums, plan,
     whose addresses stand at `coming` is, if there are any, for the place whose turn is returned.
     """
     stand, here = carray(words_at(lines), rows), carray(words_at(lines + 8 * rows), HEIGHT)
-    high, size, blocks, place = padded(rows, HIGH), number_size(kind), blocks_of(tokens), 4 * left_size(HEIGHT, DEPTH)
+    high, blocks, place = padded(rows, HIGH), blocks_of(tokens), 4 * left_size(HEIGHT, DEPTH)
+    size = number_size(kind_of(form))
     for depth in range(0, dim, DEPTH):
         deep = min(DEPTH, dim - depth)
         for first in range(0, rows, HEIGHT):
@@ -170,14 +171,14 @@ def multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, sums, plan,
             elif depth + DEPTH < dim:
                 then, then_rows, then_depth = lines, rows, depth + DEPTH
             ready_and_plan(
-                plan, lines + 8 * rows, kind, some, deep, packed, then, min(HEIGHT, then_rows), then_depth * size,
+                plan, lines + 8 * rows, form, some, deep, packed, then, min(HEIGHT, then_rows), then_depth * size,
                 min(DEPTH, dim - then_depth), following,
             )  # fmt: skip
             turn = 1 - turn
             for n in range(blocks):
-                at = right_at(right + 4 * n * right_size(dim), depth, kind)
+                at = right_at(right + 4 * n * right_size(dim), depth, form)
                 to, vectors = sums + 4 * (n * high + first) * WIDTH, vectors_of(tokens - n * WIDTH)
-                multiply_packing(kind, depth == 0, vectors, some, deep, packed, 0, at, to, 4 * WIDTH, plan)
+                multiply_packing(form, depth == 0, vectors, some, deep, packed, 0, at, to, 4 * WIDTH, plan)
     return turn
 
 
@@ -234,16 +235,16 @@ def _project(task, worker, x, x_row, x_kind, maps, count, tokens, dim, first_tok
     open_tiles()
     n, first, rows = list_item(fetch_add(task, 1), each, maps, count, at.lines)
     while rows:
-        kind, bias, y, outs = described[n, 2], described[n, 3], described[n, 4], described[n, 5]
-        if packed != kind:
-            pack_tokens(x, x_row, x_kind, tokens, dim, kind, at.right, at.lines, at.temporary)
+        form, bias, y, outs = rounded(described[n, 2]), described[n, 3], described[n, 4], described[n, 5]
+        if packed != form:
+            pack_tokens(x, x_row, x_kind, tokens, dim, form, at.right, at.lines, at.temporary)
             list_rows(at.lines, described[n, 0], described[n, 1], first, rows, 0)
-            plan_left(at.plan, at.lines, kind, min(HEIGHT, rows), 0, min(DEPTH, dim), at.left + turn * place)
-            packed = kind
+            plan_left(at.plan, at.lines, form, min(HEIGHT, rows), 0, min(DEPTH, dim), at.left + turn * place)
+            packed = form
         next_n, next_first, next_rows = list_item(fetch_add(task, 1), each, maps, count, at.coming)
-        same = next_rows if described[next_n, 2] == kind else 0
+        same = next_rows if rounded(described[next_n, 2]) == form else 0
         turn = multiply_rows(
-            at.lines, kind, rows, tokens, dim, at.right, at.left, turn, at.sums, at.plan, at.coming, same
+            at.lines, form, rows, tokens, dim, at.right, at.left, turn, at.sums, at.plan, at.coming, same
         )
         to, shift = y + 4 * (first_token * outs + first), bias + 4 * first if bias else 0
         write_turned(at.sums, padded(rows, HIGH), rows, tokens, to, 4 * outs, shift, at.lines, at.turned)

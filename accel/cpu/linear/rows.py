@@ -10,6 +10,8 @@ from accel.cpu.simd import (
     F16,
     F32,
     LANES,
+    PAIRS,
+    ROUNDED,
     exp2,
     fma,
     highest,
@@ -32,6 +34,19 @@ from accel.cpu.simd import (
 def padded(n, step):
     """n rounded up to a multiple of step."""
     return (n + step - 1) // step * step
+
+
+@register_jitable(forceinline=True)
+def rounded(kind):
+    """The form of a product whose one side is stored as `kind`, and whose other may be rounded as much: what is stored
+    in 16 bits meets what was rounded to bfloat16, where the machine multiplies that faster."""
+    return kind + ROUNDED if PAIRS and kind != F32 else kind
+
+
+@register_jitable(forceinline=True)
+def kind_of(form):
+    """How the stored side of a product is stored. A kind is a form too, of a product as exact as what is stored."""
+    return form % ROUNDED
 
 
 @njit(forceinline=True)

@@ -5,7 +5,7 @@
 """
 
 from accel.cpu.simd.emit import Vector, compiled_as
-from accel.cpu.simd.machine import HALF, LANES, MATRIX, REGISTERS, ROWS, VECTORS
+from accel.cpu.simd.machine import HALF, LANES, MATRIX, PAIRS, REGISTERS, ROWS, VECTORS
 from accel.cpu.simd.matrix import (
     LEAD,
     TILE,
@@ -19,12 +19,13 @@ from accel.cpu.simd.matrix import (
     soften_units,
     turn_units,
 )
-from accel.cpu.simd.tile import TALL, tall_tile, tile_rows, transpose
+from accel.cpu.simd.tile import TALL, pair_rows, tall_tile, tile_rows, transpose
 from accel.cpu.simd.vectors import (
     BF16,
     F16,
     F32,
     LOG2E,
+    ROUNDED,
     any_above,
     exp2,
     fma,
@@ -40,6 +41,8 @@ from accel.cpu.simd.vectors import (
     pair,
     prefetch,
     rest,
+    rounded_pair,
+    rounded_run,
     smaller,
     splat,
     store,
@@ -79,7 +82,9 @@ __all__ = [
     "LOG2E",
     "MATRIX",
     "MOST_WORDS",
+    "PAIRS",
     "REGISTERS",
+    "ROUNDED",
     "ROWS",
     "TALL",
     "TILE",
@@ -110,6 +115,7 @@ __all__ = [
     "open_tiles",
     "pack_units",
     "pair",
+    "pair_rows",
     "peek",
     "prefetch",
     "product_and_pack",
@@ -117,6 +123,8 @@ __all__ = [
     "product_and_turn",
     "real",
     "rest",
+    "rounded_pair",
+    "rounded_run",
     "smaller",
     "soften_units",
     "splat",

@@ -22,6 +22,7 @@ from accel.cpu.simd.emit import (
     I64,
     INTS,
     REAL,
+    SHORTS,
     VECTOR,
     WORD,
     Vector,
@@ -34,9 +35,10 @@ from accel.cpu.simd.emit import (
     machine_function,
     spread,
 )
-from accel.cpu.simd.machine import HALF, LANES
+from accel.cpu.simd.machine import HALF, LANES, PAIRS
 
 F32, F16, BF16 = 0, 1, 2  # kinds
+ROUNDED = 4  # a product's form is the kind of its stored side, plus this where both sides are rounded to bfloat16
 LOG2E = math.log2(math.e)  # kernels take powers of two: e^x = 2^(x · LOG2E)
 
 
@@ -280,9 +282,27 @@ def emit_pair(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     return b.bitcast(b.or_(low, b.and_(b.bitcast(y, INTS), each(INTS, 0xFFFF0000))), VECTOR)
 
 
+def emit_rounded_pair(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """As `emit_pair`, of two floats rounded to the nearest bfloat16, ties to even. For machines with PAIRS."""
+    order = [n for i in range(LANES) for n in (i, LANES + i)]
+    kind = ir.VectorType(I16, 2 * LANES)
+    shorts = b.bitcast(emit_rounded_run(b, x, y), kind)
+    return b.bitcast(b.shuffle_vector(shorts, shorts, ir.Constant(ir.VectorType(I32, 2 * LANES), order)), VECTOR)
+
+
+def emit_rounded_run(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The floats of x and after them those of y, rounded to the nearest bfloat16: two in a lane."""
+    if not PAIRS:  # never called then, but compiled
+        return x
+    return b.bitcast(call_llvm(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", SHORTS, y, x), VECTOR)
+
+
 def emit_rest(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """A float less its upper half: exact, so that three bfloat16 hold every bit of a float32."""
     return b.fsub(x, b.bitcast(b.and_(b.bitcast(x, INTS), each(INTS, 0xFFFF0000)), VECTOR))
 
 
 pair, rest = machine_function(Vector, Vector, Vector)(emit_pair), machine_function(Vector, Vector)(emit_rest)
+rounded_pair, rounded_run = (
+    machine_function(Vector, Vector, Vector)(emit) for emit in (emit_rounded_pair, emit_rounded_run)
+)
