@@ -47,8 +47,8 @@ def _registers(name: str, features: str) -> tuple[int, int]:
     return 4, 32 if llvm.Target.from_default_triple().name.startswith(("aarch64", "arm64")) else 16
 
 
-def _pairs(name: str, features: str) -> bool:
-    """Whether registers of 16 multiply pairs of bfloat16: then they round to bfloat16 in one instruction too."""
+def _rounds(name: str, features: str) -> bool:
+    """Whether registers of 16 float32 are rounded to bfloat16 in one instruction, and pairs of those multiplied."""
     text = _compiled(name, features, "%y = fptrunc <16 x float> %x to <16 x bfloat>", "bfloat")
     return "vcvtneps2bf16" in text
 
@@ -62,8 +62,10 @@ def _matrix_unit(features: str) -> bool:
 
 
 LANES, REGISTERS = _registers(*_target())
-PAIRS = LANES == 16 and _pairs(*_target())
-MATRIX = PAIRS and _matrix_unit(_target()[1])
+_ROUNDS = LANES == 16 and _rounds(*_target())
+MATRIX = _ROUNDS and _matrix_unit(_target()[1])
+# Whether products of bfloat16 are faster than of float32. In Intel's registers they take twice as long (measured).
+PAIRS = MATRIX or (_ROUNDS and _target()[0].startswith("znver"))
 VECTORS = 4 if REGISTERS == 32 else 2  # columns of a register tile, in registers
 ROWS = 6 if REGISTERS == 32 or LANES == 8 else 4  # rows of it: ROWS · VECTORS sums, VECTORS of B, one of A
 HALF = LANES > 4 or REGISTERS == 32  # converts float16 by itself: AVX2 and later, NEON
