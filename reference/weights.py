@@ -39,12 +39,13 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole model: `output` is the embedding itself where the two are tied."""
+    """A whole model: `output` is the embedding itself where the two are tied. Matrices are arrays, or `Int8`."""
 
     embedding: Any  # (V, E)
     layers: tuple[LayerWeights, ...]
     final_norm: Any  # (E,)
     output: Any  # (V, E)
+    cache_dtype: Any = None  # what keys and values are stored in, where that is not the embedding's own
 
     @property
     def nbytes(self) -> int:

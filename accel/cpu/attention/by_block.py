@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention.blocks import LISTED, first_keys, pack_queries, places, plan_values, take_keys
+from accel.cpu.attention.blocks import LISTED, first_keys, pack_queries, places, plan_values, take_keys, weighted
 from accel.cpu.attention.hidden_values import spoil
 from accel.cpu.attention.reads import find, group_of, read_at
 from accel.cpu.attention.softmax import (
@@ -29,7 +29,7 @@ from accel.cpu.attention.softmax import (
     raise_peaks,
 )
 from accel.cpu.attention.sums import SETTLE, collect, settle
-from accel.cpu.linear.rows import copy_row, padded, rounded
+from accel.cpu.linear.rows import copy_row, padded
 from accel.cpu.linear.unit import (
     HIGH,
     KEYS,
@@ -81,8 +81,7 @@ def attend(task, worker, table, reads, memory, size):
 @njit
 def _attend_block(one, kv, part, first_token, here, at):
     """An item: the tokens first_token, …, `here` of them, of one group, to a range of keys."""
-    group, dim, v_kind, v_form = group_of(one), one.dim, one.v_kind, rounded(one.v_kind)
-    k_form = rounded(one.k_kind) if one.v else one.k_kind
+    group, dim, k_kind, v_kind, v_form = group_of(one), one.dim, one.k_kind, one.v_kind, weighted(one.v_kind)
     high = padded(padded(dim, LANES), HIGH)
     columns, last_token = here * group, first_token + here - 1
     seen = carray(words_at(one.seen + kv * one.seen_head), (one.tokens, 2))
@@ -90,7 +89,7 @@ def _attend_block(one, kv, part, first_token, here, at):
     keys, values = one.k + kv * one.k_head, one.v + kv * one.v_head
     source = one.q + kv * group * one.q_head + first_token * one.q_row
     pack_queries(
-        source, one.q_head, one.q_row, one.q_kind, group, here, dim, at.queries, real(one.scale), k_form, at.lines,
+        source, one.q_head, one.q_row, one.q_kind, group, here, dim, at.queries, real(one.scale), k_kind, at.lines,
         at.temporary,
     )  # fmt: skip
     begin = max(part * one.span, seen[first_token, 0])
@@ -104,15 +103,15 @@ def _attend_block(one, kv, part, first_token, here, at):
             store(_sums_of(at, c, high) + 4 * i, splat(np.float32(0.0)))
     nothing_planned(at.plan)
     nothing_planned(at.value_plan)
-    turn, spoiled, together = 0, 0, one.v != 0 and k_form == v_form
-    first_keys(at, keys, one.k_row, k_form, dim, begin, end, picked)
+    turn, spoiled, together = 0, 0, one.v != 0 and k_kind == v_kind
+    first_keys(at, keys, one.k_row, k_kind, dim, begin, end, picked)
     if one.v:
         spoiled = plan_values(
             at, values, one.v_row, v_kind, dim, begin, end, picked, seen, first_token, last_token, turn
         )
     for start in range(begin, end, KEYS):
         count = min(KEYS, end - start)
-        packed_keys = take_keys(at, keys, one.k_row, k_form, dim, start, end, picked, turn)
+        packed_keys = take_keys(at, keys, one.k_row, k_kind, dim, start, end, picked, turn)
         packed_values = at.left_values + turn * 4 * left_size(dim, KEYS)
         if one.v:
             ready_across(at.value_plan, at.value_lines + turn * LISTED, v_form, dim, count, packed_values, at.temporary)
@@ -134,7 +133,7 @@ def _attend_block(one, kv, part, first_token, here, at):
             if c < columns:
                 vectors, right = vectors_of(columns - c), at.queries + 4 * c // WIDTH * right_size(dim)
                 done = multiply_softening(
-                    k_form, vectors, count, dim, packed_keys, right, fresh_scores, at.plan, together, c > 0, count,
+                    k_kind, vectors, count, dim, packed_keys, right, fresh_scores, at.plan, together, c > 0, count,
                     old_scores, at.weights, old_state,
                 )  # fmt: skip
                 if edge:

@@ -1,4 +1,4 @@
-"""Products with weight matrices, from float32 or 16-bit weights, any stride from row to row.
+"""Products with weight matrices, from float32, 16-bit or 8-bit weights, any stride from row to row.
 
 How it tiles. For chunks, an item is HEIGHT rows of W, or several times as many where the tokens, packed, outgrow the
 second-level cache. DEPTH of their columns at a time are packed, HEIGHT rows after another, and multiplied with all
@@ -17,7 +17,7 @@ from numba import carray, njit
 from numba.extending import register_jitable
 
 from accel.cpu.linear.few_tokens import FEW, STREAMS, read, rows_read, whole_vectors
-from accel.cpu.linear.rows import kind_of, list_rows, number_size, padded, rounded
+from accel.cpu.linear.rows import bytes_of, kind_of, list_rows, padded, rounded
 from accel.cpu.linear.unit import (
     DEPTH,
     HEIGHT,
@@ -34,7 +34,7 @@ from accel.cpu.linear.unit import (
     right_size,
     vectors_of,
 )
-from accel.cpu.runtime.arrays import address, matrix, readable
+from accel.cpu.runtime.arrays import Matrix, address, matrix, readable, readable_matrix
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import fresh, scratch
 from accel.cpu.runtime.team import THREADS
@@ -55,19 +55,19 @@ from reference import contract
 MOST_TOKENS = 256  # tokens per call of a kernel: what is packed of them should stay in the second-level cache
 
 
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+def linear(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np.ndarray:
     """x Wᵀ + b: x (T, in), weight (out, in), bias (out,) -> (T, out) float32."""
     return linear_each(x, [(weight, bias)])[0]
 
 
-def linear_each(x: np.ndarray, maps: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> list[np.ndarray]:
+def linear_each(x: np.ndarray, maps: Sequence[tuple[Matrix, np.ndarray | None]]) -> list[np.ndarray]:
     """Several maps (W, b) of one input, as `linear`, in one pass: x is packed once for all of them."""
     outputs, tasks, held = [], [], []
     for weight, bias in maps:
         sizes = contract.linear(x, weight, bias)
         tokens, outs = sizes["T"], sizes["out"]
         y = fresh(tokens, outs)
-        weight = readable(weight)
+        weight = readable_matrix(weight)
         bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
         outputs.append(y)
         held.append((weight, bias))  # until the kernel is done
@@ -157,13 +157,13 @@ def multiply_rows(lines, form, rows, tokens, dim, right, left, turn, sums, plan,
     """
     stand, here = carray(words_at(lines), rows), carray(words_at(lines + 8 * rows), HEIGHT)
     high, blocks, place = padded(rows, HIGH), blocks_of(tokens), 4 * left_size(HEIGHT, DEPTH)
-    size = number_size(kind_of(form))
+    kind = kind_of(form)
     for depth in range(0, dim, DEPTH):
         deep = min(DEPTH, dim - depth)
         for first in range(0, rows, HEIGHT):
             some, after = min(HEIGHT, rows - first), first + HEIGHT
             for i in range(some):
-                here[i] = stand[first + i] + depth * size
+                here[i] = stand[first + i] + bytes_of(kind, depth)
             packed, following = left + turn * place, left + (1 - turn) * place
             then, then_rows, then_depth = coming, coming_rows, 0
             if after < rows:
@@ -171,8 +171,8 @@ def multiply_rows(lines, form, rows, tokens, dim, right, left, turn, sums, plan,
             elif depth + DEPTH < dim:
                 then, then_rows, then_depth = lines, rows, depth + DEPTH
             ready_and_plan(
-                plan, lines + 8 * rows, form, some, deep, packed, then, min(HEIGHT, then_rows), then_depth * size,
-                min(DEPTH, dim - then_depth), following,
+                plan, lines + 8 * rows, form, some, deep, packed, then, min(HEIGHT, then_rows),
+                bytes_of(kind, then_depth), min(DEPTH, dim - then_depth), following,
             )  # fmt: skip
             turn = 1 - turn
             for n in range(blocks):

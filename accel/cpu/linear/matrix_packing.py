@@ -9,11 +9,12 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.linear.rows import kind_of, load_kind, number_size, padded
+from accel.cpu.linear.rows import bytes_of, group_part, kind_of, load_kind, number_size, padded
 from accel.cpu.simd import (
     F16,
     F32,
     LANES,
+    Q8,
     ROUNDED,
     TILE,
     load,
@@ -124,8 +125,11 @@ def pack_left_steps(lines, form, rows, first, depth, out):
         to = out + r // 16 % 2 * TILE + (r // 32 * steps_of(depth) + first // STEP) * pieces * 2 * TILE
         for d in range(first, depth, STEP):
             for i in range(16):
-                row = stand[min(r + i, rows - 1)] + size * d  # any below the last: nobody reads what comes of it
-                if kind == F32 and depth - d >= STEP:
+                row = stand[min(r + i, rows - 1)]  # any below the last: nobody reads what comes of it
+                row += bytes_of(kind, d)
+                if kind == Q8:
+                    x, y = group_part(row, 0), group_part(row, LANES)
+                elif kind == F32 and depth - d >= STEP:
                     x, y = load(row), load(row + 4 * LANES)
                 else:
                     x = load_kind(row, kind, depth - d)

@@ -22,11 +22,12 @@ from accel.cpu.linear.matrix_packing import (
     store_pieces,
     stored_pieces,
 )
-from accel.cpu.linear.rows import kind_of, load_kind, number_size, padded
+from accel.cpu.linear.rows import bytes_of, kind_of, load_kind, number_size, padded
 from accel.cpu.simd import (
     F32,
     LANES,
     LEAD,
+    Q8,
     TILE,
     TURN_LEAD,
     pack_units,
@@ -85,7 +86,8 @@ def _finish(plan, form):
 def plan_left(plan, lines, form, rows, offset, depth, out):
     """Plan to pack an A from `depth` numbers from `offset` bytes on in each of the rows whose addresses stand at
     `lines`: its whole steps."""
-    stand, size, steps = carray(words_at(lines), rows), number_size(kind_of(form)), depth // STEP
+    stand, kind, steps = carray(words_at(lines), rows), kind_of(form), depth // STEP
+    half = LANES if kind == Q8 else LANES * number_size(kind)  # bytes of half a step
     tiles, n = steps_of(depth) * stored_pieces(form) * 2 * TILE, 0
     entries = carray(words_at(plan + 16), (padded(rows, HIGH) * steps + LEAD, 3))
     for r in range(0, padded(rows, HIGH), 16):
@@ -93,8 +95,9 @@ def plan_left(plan, lines, form, rows, offset, depth, out):
         for first in range(0, steps, RUN):  # a run of each row at a time: memory likes neighbours
             for i in range(16):
                 for s in range(first, min(first + RUN, steps)):
-                    at = stand[min(r + i, rows - 1)] + offset + s * STEP * size
-                    entries[n, 0], entries[n, 1] = at, at + LANES * size
+                    at = stand[min(r + i, rows - 1)] + offset + bytes_of(kind, s * STEP)
+                    at += 2 if kind == Q8 else 0  # after the scale
+                    entries[n, 0], entries[n, 1] = at, at + half
                     entries[n, 2] = to + 64 * i + s * stored_pieces(form) * 2 * TILE
                     n += 1
     _close_plan(plan, n, LEAD)

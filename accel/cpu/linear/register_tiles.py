@@ -12,9 +12,10 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.linear.rows import kind_of, load_kind, number_size, padded, widen
+from accel.cpu.linear.rows import bytes_of, group_part, kind_of, load_kind, number_size, padded, widen
 from accel.cpu.simd import (
     LANES,
+    Q8,
     ROUNDED,
     ROWS,
     VECTORS,
@@ -116,6 +117,10 @@ def pack_left(lines, form, rows, depth, out):
             widen(stand[i], kind, depth, to, 1.0)
             continue
         for d in range(0, depth, 2 * LANES):
+            if kind == Q8:
+                group = stand[i] + bytes_of(kind, d)
+                store(to + 2 * d, rounded_run(group_part(group, 0), group_part(group, LANES)))
+                continue
             x = load_kind(stand[i] + size * d, kind, depth - d)
             y = load_kind(stand[i] + size * (d + LANES), kind, depth - d - LANES)
             store(to + 2 * d, rounded_run(x, y))
@@ -217,7 +222,7 @@ def plan_left(plan, lines, form, rows, offset, depth, out):
     """Plan to pack an A from `depth` numbers from `offset` bytes on in each of the rows whose addresses stand at
     `lines`."""
     nothing_planned(plan)
-    _enqueue(plan, lines, rows, offset, depth * number_size(kind_of(form)))
+    _enqueue(plan, lines, rows, offset, bytes_of(kind_of(form), depth))
 
 
 @njit

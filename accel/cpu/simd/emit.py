@@ -18,7 +18,7 @@ from numba.extending import intrinsic, register_model
 from accel.cpu.simd.machine import LANES
 
 
-class _BFloat(ir.Type):
+class _BFloat(ir.Type):  # type: ignore[misc]
     """LLVM's bfloat16, which llvmlite has no name for."""
 
     def _to_string(self) -> str:

@@ -43,17 +43,26 @@ from accel.cpu.simd.vectors import (
     BF16,
     F16,
     F32,
+    Q8,
     ROUNDED,
     emit_exp2,
     emit_load,
+    emit_load_bytes,
     emit_pair,
     emit_rest,
     emit_rounded_pair,
+    emit_scale,
 )
 
 TILE = 1024  # bytes
 LEAD, TURN_LEAD = 64, 4  # units of packing and of turning from the fetching of what they read to their work
-FORMS = F32, F16, BF16, ROUNDED + F16, ROUNDED + BF16
+# The forms of product that meet each chore: scores, anything, weights times values. What a chore makes is for a product
+# from the same storage, in as many pieces as that has.
+_FORMS = {
+    "soften": (F32, F16, BF16),
+    "pack": (F32, F16, BF16, ROUNDED + F16, ROUNDED + BF16, ROUNDED + Q8),
+    "turn": (F32, F16, ROUNDED + BF16),
+}
 _OTHERS = {"soften": 3, "pack": 1, "turn": 2}  # arguments that a chore needs besides its units
 _NOTHING = ir.VoidType()
 
@@ -149,7 +158,7 @@ def emit_soften(
     Units count the vectors first, then the rows. Rows of `scores` hold two vectors, `state` two of peaks and two of
     sums.
     """
-    pieces = 3 if form == F32 else 1
+    pieces = _stored_pieces(form)
     place = b.shl(b.and_(unit, number(1)), number(6))  # of the vector, in bytes
     r, step = b.and_(b.ashr(unit, number(1)), number(15)), b.ashr(unit, number(5))
     row = b.add(b.add(scores, place), b.add(b.mul(step, number(32 * 128)), b.mul(r, number(128))))
@@ -169,7 +178,16 @@ def emit_pack(b: ir.IRBuilder, form: int, unit: ir.Value, entries: ir.Value) -> 
         fetch(b, address, write=False)
     with b.if_then(b.icmp_signed(">=", unit, number(LEAD))):
         one, other, out = _entry(b, entries, unit, -LEAD)
-        _store_pieces(b, *(emit_load(b, form % ROUNDED, place) for place in (one, other)), out, _stored_pieces(form))
+        x, y = _halves(b, form % ROUNDED, one, other)
+        _store_pieces(b, x, y, out, _stored_pieces(form))
+
+
+def _halves(b: ir.IRBuilder, kind: int, one: ir.Value, other: ir.Value) -> list[ir.Value]:
+    """The stored numbers at two places as float32. Of 8 bits they are the halves of a group, its scale before them."""
+    if kind != Q8:
+        return [emit_load(b, kind, place) for place in (one, other)]
+    scale = emit_scale(b, plus(b, one, -2))
+    return [b.fmul(emit_load_bytes(b, place), scale) for place in (one, other)]
 
 
 def emit_turn(b: ir.IRBuilder, form: int, unit: ir.Value, entries: ir.Value, square: ir.Value) -> None:
@@ -224,58 +242,48 @@ def _alone(emit: Any, form: int, others: int) -> Any:
     return machine_function(types.void, *[WORD] * (1 + others))(build)
 
 
+def _choice(name: str, functions: dict[int, Any]) -> Any:
+    """One function of a form and other arguments from those of each form; of a form that it does not have the last."""
+    (form, first), *others = functions.items()
+    if not others:
+        return compiled_as(f"{name}_{form}", lambda form, *arguments: first(*arguments))
+    rest = _choice(name, dict(others))
+
+    def choose(given, *arguments):
+        return first(*arguments) if given == form else rest(given, *arguments)
+
+    return compiled_as(f"{name}_{form}", choose)
+
+
 def _softening() -> Callable:
-    of_f32, of_others = _alone(emit_soften, F32, 3), _alone(emit_soften, ROUNDED, 3)
+    unit_of = _choice("soften_unit", {form: _alone(emit_soften, form, 3) for form in _FORMS["soften"]})
 
     def soften_units(form, unit, units, vectors, scores, weights, state):
         for u in range(unit, units):
             if u % 2 < vectors:
-                if form == F32:
-                    of_f32(u, scores, weights, state)
-                else:
-                    of_others(u, scores, weights, state)
+                unit_of(form, u, scores, weights, state)
 
     return compiled_as("soften_units", soften_units)
 
 
 def _units(chore: str) -> Callable:
     """Units of packing or turning by themselves."""
-    of_f32, of_f16, of_bf16, from_f16 = (
-        _alone(_CHORES[chore], form, _OTHERS[chore]) for form in (F32, F16, BF16, ROUNDED + F16)
-    )
+    alone = {form: _alone(_CHORES[chore], form, _OTHERS[chore]) for form in _FORMS[chore]}
+    unit_of = _choice(f"{chore}_unit", alone)
 
     def units_of_chore(form, unit, units, *others):
         for u in range(unit, units):
-            if form == F32:
-                of_f32(u, *others)
-            elif form == F16:
-                of_f16(u, *others)
-            elif form == ROUNDED + F16:
-                from_f16(u, *others)
-            else:
-                of_bf16(u, *others)
+            unit_of(form, u, *others)
 
     return compiled_as(f"{chore}_units", units_of_chore)
 
 
-def _by_form(chore: str, vectors: int) -> Callable:
-    f32, f16, bf16, from_f16, from_bf16 = (_product(form, vectors, chore) for form in FORMS)
-
-    def product(form, *arguments):
-        if form == F32:
-            return f32(*arguments)
-        if form == F16:
-            return f16(*arguments)
-        if form == BF16:
-            return bf16(*arguments)
-        return from_f16(*arguments) if form == ROUNDED + F16 else from_bf16(*arguments)
-
-    return compiled_as(f"product_and_{chore}_{vectors}", product)
-
-
 def _products(chore: str) -> Callable:
     """One function for all forms and both widths."""
-    wide, narrow = _by_form(chore, 2), _by_form(chore, 1)
+    wide, narrow = (
+        _choice(f"product_and_{chore}_{vectors}", {form: _product(form, vectors, chore) for form in _FORMS[chore]})
+        for vectors in (2, 1)
+    )
 
     def product(vectors, form, *arguments):
         return wide(form, *arguments) if vectors == 2 else narrow(form, *arguments)

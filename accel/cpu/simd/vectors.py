@@ -37,7 +37,8 @@ from accel.cpu.simd.emit import (
 )
 from accel.cpu.simd.machine import HALF, LANES, PAIRS
 
-F32, F16, BF16 = 0, 1, 2  # kinds
+F32, F16, BF16, Q8 = 0, 1, 2, 3  # kinds; Q8 is groups of GROUP bytes along a row: a float16 scale, and 32 numbers
+GROUP = 34
 ROUNDED = 4  # a product's form is the kind of its stored side, plus this where both sides are rounded to bfloat16
 LOG2E = math.log2(math.e)  # kernels take powers of two: e^x = 2^(x · LOG2E)
 
@@ -57,6 +58,18 @@ def _widened_half(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
     special = b.icmp_unsigned(">=", magnitude, each(INTS, 0x0F800000))  # infinity or NaN
     scaled = b.select(special, b.or_(magnitude, each(INTS, 0x7F800000)), scaled)
     return b.bitcast(b.or_(scaled, b.shl(b.and_(bits, each(INTS, 0x8000)), each(INTS, 16))), VECTOR)
+
+
+def emit_scale(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """The float16 at an address in every lane."""
+    stored = b.load(at(b, address, I16), align=1)
+    kind = ir.VectorType(I16, LANES)
+    return _widened_half(b, spread(b, stored, kind))
+
+
+def emit_load_bytes(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """LANES signed bytes as float32."""
+    return b.sitofp(b.load(at(b, address, ir.VectorType(ir.IntType(8), LANES)), align=1), VECTOR)
 
 
 def _widened(b: ir.IRBuilder, kind: int, raw: ir.Value) -> ir.Value:
@@ -87,6 +100,7 @@ def _loader(kind: int, masked: bool) -> Any:
     return machine_function(Vector, WORD, WORD)(some) if masked else machine_function(Vector, WORD)(whole)
 
 
+scale_at, load_bytes = (machine_function(Vector, WORD)(emit) for emit in (emit_scale, emit_load_bytes))
 load, load_f16, load_bf16 = (_loader(kind, masked=False) for kind in (F32, F16, BF16))
 load_some, load_some_f16, load_some_bf16 = (_loader(kind, masked=True) for kind in (F32, F16, BF16))
 
