@@ -9,6 +9,7 @@ float16, and cuts off what then exceeds 127 (chosen: rounded up; files hold eith
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ _MOST = 127
 class Int8:
     """A weight matrix in 8 bits."""
 
+    stored: ClassVar[str] = "int8"
     values: np.ndarray  # (out, in) int8, -127 to 127
     scales: np.ndarray  # (out, ⌈in / 32⌉) float16
 

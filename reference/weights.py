@@ -48,6 +48,11 @@ class Weights:
     cache_dtype: Any = None  # what keys and values are stored in, where that is not the embedding's own
 
     @property
+    def stored_cache(self) -> Any:
+        """The dtype that keys and values are stored in."""
+        return self.embedding.dtype if self.cache_dtype is None else self.cache_dtype
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all arrays; the embedding counts once where it is the output matrix too."""
         layers = (getattr(layer, field.name) for layer in self.layers for field in fields(layer))

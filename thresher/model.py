@@ -63,10 +63,14 @@ def load(
 
     backend: "reference" (NumPy, the definition), "cpu", "cuda" (an NVIDIA GPU), or "auto": the GPU where there is one
       that the model and its cache fit, else the processor. `LanguageModel.device` tells which.
-    dtype: what weights and cache are stored in: float32, float64, float16 or bfloat16.
+    dtype: what weights and cache are stored in: float32, float64, float16 or bfloat16; or int8, whose cache is in
+      bfloat16, for "cpu" and "reference": a quarter of float32's memory, and the fastest to decode.
     adapter: a directory with a LoRA or AdaLoRA adapter in PEFT's layout, merged into the weights.
     Raises FileNotFoundError for a model that is not there and ValueError for one that cannot be read, in one line.
     """
+    if dtype == "int8":
+        require(backend != "cuda", "dtype: got int8 for the GPU, wanted float32, float16 or bfloat16 there")
+        backend = "cpu" if backend == "auto" else backend
     module = None if backend == "auto" else accel.backend(backend)
     checkpoint = load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter)
     return LanguageModel(checkpoint, module or accel.backend("auto", _bytes_needed(checkpoint)))
@@ -78,7 +82,8 @@ class LanguageModel:
     def __init__(self, checkpoint: Checkpoint, backend: Any = reference) -> None:
         compile_kernels(backend, Policy())
         weights = backend.prepare_weights(checkpoint.weights)
-        self.checkpoint = replace(checkpoint, weights=weights)  # a file whose numbers were copied is not kept open
+        self.checkpoint = replace(checkpoint, weights=weights)
+        checkpoint.source.let_go()  # a file whose numbers were copied takes no memory
         self.model = Model(checkpoint.config, weights, backend)
 
     @property
@@ -116,7 +121,7 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         weights, backend = self.model.weights, self.model.backend
-        stored = f"{weights.embedding.dtype} on {backend.__name__.removeprefix('accel.')}"
+        stored = f"{getattr(weights.embedding, 'stored', weights.embedding.dtype)} on {backend.__name__.removeprefix('accel.')}"
         return f"LanguageModel({self.checkpoint.path}: {self.identity}, {stored})"
 
     def encode(

@@ -137,7 +137,7 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
         (["-p", "x", "--evict", "keydiff"], "keydiff got no budget"),
         (["-p", "x", "--select", "magic:budget=3"], "select: got 'magic'"),
         (["-p", "x", "--backend", "tpu"], "tpu"),
-        (["-p", "x", "--dtype", "int8"], "int8"),
+        (["-p", "x", "--dtype", "int4"], "int4"),
         (["-p", "x", "--temperature", "-1"], "temperature"),
         (["-p", "x" * 300], "wanted at most the model's 256 positions"),
         (["-f", "no-such-file.txt"], "no-such-file.txt"),

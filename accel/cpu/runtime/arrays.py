@@ -43,7 +43,7 @@ class Grouped:
     """A weight matrix in 8 bits as kernels read it, as in GGUF's Q8_0: a row is its groups, each a float16 scale and 32
     numbers, zeros after the last of a row."""
 
-    dtype = np.dtype(np.float32)  # of the numbers that it stands for
+    stored, dtype = "int8", np.dtype(np.float32)  # of the numbers that it stands for
 
     def __init__(self, groups: np.ndarray, width: int) -> None:
         self.groups = groups  # (out, ⌈in / 32⌉ · GROUP) bytes
