@@ -24,6 +24,7 @@ from reference.checks import one_of, require
 from reference.state import check_tokens
 from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settings
 from thresher.kernels import compile_kernels
+from thresher.memory import give_back
 from thresher.state import State
 from thresher.text import check_text
 from thresher.trained import weights_for
@@ -73,7 +74,10 @@ def load(
         backend = "cpu" if backend == "auto" else backend
     module = None if backend == "auto" else accel.backend(backend)
     checkpoint = load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter)
-    return LanguageModel(checkpoint, module or accel.backend("auto", _bytes_needed(checkpoint)))
+    llm = LanguageModel(checkpoint, module or accel.backend("auto", _bytes_needed(checkpoint)))
+    del checkpoint  # whose arrays were copied
+    give_back()
+    return llm
 
 
 class LanguageModel:
@@ -120,8 +124,8 @@ class LanguageModel:
         return f"{c.family}, {shape}, {c.vocab_size} ids"
 
     def __repr__(self) -> str:
-        weights, backend = self.model.weights, self.model.backend
-        stored = f"{getattr(weights.embedding, 'stored', weights.embedding.dtype)} on {backend.__name__.removeprefix('accel.')}"
+        table, backend = self.model.weights.embedding, self.model.backend
+        stored = f"{getattr(table, 'stored', table.dtype)} on {backend.__name__.removeprefix('accel.')}"
         return f"LanguageModel({self.checkpoint.path}: {self.identity}, {stored})"
 
     def encode(

@@ -14,9 +14,7 @@ ModelName = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 Backend = Annotated[str, typer.Option(help="reference, cpu, cuda, or auto for the fastest here.")]
-Dtype = Annotated[
-    str, typer.Option(help="What weights and cache are stored in: float32, float16, bfloat16, float64, int8.")
-]
+Dtype = Annotated[str, typer.Option(help="What weights are stored in: float32, float16, bfloat16, int8, float64.")]
 Adapter = Annotated[str | None, typer.Option(metavar="DIR", help="A LoRA adapter in PEFT's layout, merged on load.")]
 Chunk = Annotated[int, typer.Option(help="Prompt tokens per chunk.")]
 Select = Annotated[str, typer.Option(metavar="SPEC", help="Keys that a chunk reads, e.g. quoka:budget=1024.")]
