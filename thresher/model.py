@@ -306,7 +306,7 @@ class LanguageModel:
 
 def _bytes_needed(checkpoint: Checkpoint) -> int:
     """Weights, a long prompt's cache, and what a pass takes besides."""
-    config, itemsize = checkpoint.config, checkpoint.weights.embedding.dtype.itemsize
+    config, itemsize = checkpoint.config, checkpoint.weights.stored_cache.itemsize
     cache = config.cache_bytes_per_token(itemsize) * min(config.max_positions, LONG)
     return checkpoint.weights.nbytes + cache + BESIDES
 

@@ -43,10 +43,11 @@ STREAMS = 8  # rows that are read at a time
 LINE = 64  # bytes that memory is read by: rows that stand closer take no less
 
 
-def whole_vectors(x: np.ndarray) -> np.ndarray:
-    """x (T, E) as float32 with zeros to the right up to whole vectors; as it is where that fits."""
+def whole_vectors(x: np.ndarray, step: int = LANES) -> np.ndarray:
+    """x (T, E) as float32 with zeros to the right up to a multiple of a step, of whole vectors; as it is where that
+    fits."""
     tokens, dim = x.shape
-    shape = tokens, padded(dim, LANES)
+    shape = tokens, padded(dim, step)
     if x.shape == shape and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
         return x
     wide = np.zeros(shape, np.float32)
@@ -118,11 +119,11 @@ def _add_four(lines, kind, p, q, r, s, dim, out):
 
 @njit
 def dot(w, kind, x, count):
-    """Product of a stored row and a float32 row that is padded with zeros."""
+    """Product of a stored row and a float32 row that is padded with zeros, for 8-bit rows up to a whole group."""
     sums = splat(np.float32(0.0))
     if kind == Q8:
         for g in range(0, count, 32):
-            sums = fma(_group_dot(w + g // 32 * GROUP, x + 4 * g, count - g), scale_at(w + g // 32 * GROUP), sums)
+            sums = fma(_group_dot(w + g // 32 * GROUP, x + 4 * g), scale_at(w + g // 32 * GROUP), sums)
         return total(sums)
     for i in range(0, count, LANES):
         sums = fma(load_kind(w + number_size(kind) * i, kind, count - i), load(x + 4 * i), sums)
@@ -130,10 +131,10 @@ def dot(w, kind, x, count):
 
 
 @njit(forceinline=True)
-def _group_dot(group, x, left):
-    """The numbers of a group, without its scale, times those of x, of which there are `left`, filled up to LANES."""
+def _group_dot(group, x):
+    """The numbers of a group, without its scale, times those of x."""
     sums = load_bytes(group + 2) * load(x)
-    for i in range(LANES, min(32, left), LANES):
+    for i in range(LANES, 32, LANES):
         sums = fma(load_bytes(group + 2 + i), load(x + 4 * i), sums)
     return sums
 
@@ -189,15 +190,15 @@ def _dots_i8(lines, x, count, out, apart):
     zero = splat(np.float32(0.0))
     s, t, u, v, w, y, z, r = zero, zero, zero, zero, zero, zero, zero, zero
     for i in range(0, count, 32):
-        by, at, left = x + 4 * i, i // 32 * GROUP, count - i
-        s = fma(_group_dot(a + at, by, left), scale_at(a + at), s)
-        t = fma(_group_dot(b + at, by, left), scale_at(b + at), t)
-        u = fma(_group_dot(c + at, by, left), scale_at(c + at), u)
-        v = fma(_group_dot(d + at, by, left), scale_at(d + at), v)
-        w = fma(_group_dot(e + at, by, left), scale_at(e + at), w)
-        y = fma(_group_dot(f + at, by, left), scale_at(f + at), y)
-        z = fma(_group_dot(g + at, by, left), scale_at(g + at), z)
-        r = fma(_group_dot(h + at, by, left), scale_at(h + at), r)
+        by, at = x + 4 * i, i // 32 * GROUP
+        s = fma(_group_dot(a + at, by), scale_at(a + at), s)
+        t = fma(_group_dot(b + at, by), scale_at(b + at), t)
+        u = fma(_group_dot(c + at, by), scale_at(c + at), u)
+        v = fma(_group_dot(d + at, by), scale_at(d + at), v)
+        w = fma(_group_dot(e + at, by), scale_at(e + at), w)
+        y = fma(_group_dot(f + at, by), scale_at(f + at), y)
+        z = fma(_group_dot(g + at, by), scale_at(g + at), z)
+        r = fma(_group_dot(h + at, by), scale_at(h + at), r)
     _write_totals(s, t, u, v, w, y, z, r, out, apart)
 
 

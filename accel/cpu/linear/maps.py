@@ -83,7 +83,7 @@ def run_maps(x: np.ndarray, tasks: Sequence[tuple[int, ...]]) -> None:
     tokens, dim = x.shape
     words = np.array(tasks, np.int64)
     if tokens <= FEW:
-        x, memory = whole_vectors(x), np.empty(THREADS * STREAMS, np.int64)
+        x, memory = whole_vectors(x, 32), np.empty(THREADS * STREAMS, np.int64)
         read(address(x), x.shape[1], address(words), len(tasks), tokens, dim, rows_read(words[0, 1]), address(memory))
         return
     x, each = readable(x), rows_per_item(dim, int(words[:, 5].sum()))
