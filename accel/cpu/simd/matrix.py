@@ -3,7 +3,7 @@
 A float32 is the exact sum of three bfloat16, its pieces, so a product of two is the sum of nine products of pieces,
 of which the six largest leave an error of 2⁻²⁴: what a float32 multiplication leaves. That is six times the work at
 sixteen times the speed. Where one factor is stored in 16 bits, both are usually rounded to one bfloat16, and that is
-all the work. Where that is not exact enough (attention/received.py says where), the stored one has one piece (bfloat16)
+all the work. Where that is not exact enough (attention/blocks.py says where), the stored one has one piece (bfloat16)
 or two (float16), and the other two. Sums are kept in float32. Numbers below 2⁻¹²⁶, as pieces or sums, count as zero.
 
 A block of A (32 rows) and of B (32 columns) share four sums. Both lie in memory tile by tile: A by steps of 32 in the
@@ -199,10 +199,9 @@ def emit_turn(b: ir.IRBuilder, form: int, unit: ir.Value, entries: ir.Value, squ
         fetch(b, b.add(b.load(at(b, rows, I64, 8 * i), align=8), offset), write=False)
     with b.if_then(b.icmp_signed(">=", unit, number(TURN_LEAD))):
         rows, offset, out = _entry(b, entries, unit, -TURN_LEAD)
+        kind = form % ROUNDED
         for half in range(2):
-            emit_transpose(
-                b, plus(b, rows, 128 * half), offset, plus(b, square, 64 * half), number(128), form % ROUNDED
-            )
+            emit_transpose(b, plus(b, rows, 128 * half), offset, plus(b, square, 64 * half), number(128), kind)
         for i in range(16):
             x, y = (b.load(at(b, square, VECTOR, 128 * i + 64 * half), align=4) for half in range(2))
             _store_pieces(b, x, y, plus(b, out, 64 * i), _stored_pieces(form))
