@@ -145,6 +145,16 @@ def test_prepared_weights_stand_for_the_same_numbers(backend: ModuleType) -> Non
         np.testing.assert_array_equal(backend.linear(x, ours.w_down), backend.linear(x, theirs.w_down))
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 9])
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
+def test_maps_of_no_size(backend: ModuleType, tokens: int, shape: tuple[int, int]) -> None:
+    out, width = shape
+    bias = np.ones(out, np.float32)
+    for where in (backend, reference):
+        got = where.linear(np.ones((tokens, width), np.float32), quantize(np.ones(shape)), bias)
+        np.testing.assert_array_equal(got, np.full((tokens, out), width + 1.0))
+
+
 def test_shapes_that_do_not_fit_are_refused(backend: ModuleType) -> None:
     weight = quantize(np.ones((4, 33)))
     for where in (backend, reference):

@@ -59,9 +59,10 @@ class Grouped:
 
     def rows(self, chosen: np.ndarray) -> Int8:
         """Some of its rows, (K, in), numbers and scales by themselves."""
-        each = self.groups[chosen].reshape(len(chosen), -1, GROUP)
+        count = self.groups.shape[1] // GROUP
+        each = self.groups[chosen].reshape(len(chosen), count, GROUP)
         scales = np.ascontiguousarray(each[:, :, :2]).view(np.float16)[:, :, 0]
-        values = np.ascontiguousarray(each[:, :, 2:]).view(np.int8).reshape(len(chosen), -1)
+        values = np.ascontiguousarray(each[:, :, 2:]).view(np.int8).reshape(len(chosen), count * NUMBERS)
         return Int8(values[:, : self.shape[1]], scales)
 
 
@@ -75,14 +76,13 @@ def row_of_groups(width: int) -> int:
 
 def write_groups(weight: Int8, out: np.ndarray) -> Grouped:
     """The matrix as `Grouped`, in these bytes (out, `row_of_groups`), which are zeros."""
-    each = out.reshape(len(weight), -1, GROUP)
+    (rows, width), whole = weight.shape, weight.shape[1] // NUMBERS  # groups
+    each = out.reshape(rows, weight.scales.shape[1], GROUP)
     each[:, :, :2] = np.ascontiguousarray(weight.scales)[:, :, None].view(np.uint8)
-    width = weight.shape[1]
-    whole = width // NUMBERS * NUMBERS
-    values = np.ascontiguousarray(weight.values).view(np.uint8)
-    each[:, : whole // NUMBERS, 2:] = values[:, :whole].reshape(len(weight), -1, NUMBERS)
-    if whole < width:
-        each[:, -1, 2 : 2 + width - whole] = values[:, whole:]
+    values, end = np.ascontiguousarray(weight.values).view(np.uint8), whole * NUMBERS
+    each[:, :whole, 2:] = values[:, :end].reshape(rows, whole, NUMBERS)
+    if end < width:
+        each[:, whole, 2 : 2 + width - end] = values[:, end:]
     return Grouped(out, width)
 
 
