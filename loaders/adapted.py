@@ -14,6 +14,7 @@ import numpy as np
 from loaders.family import EMBEDDING, Family
 from loaders.lora import Adapter, Change
 from loaders.source import Source
+from reference import Int8
 
 
 class Adapted:
@@ -60,6 +61,14 @@ class Adapted:
         """The base's tensor with its change. ValueError where the two have different shapes."""
         change, weight = self._changes.get(name), self._base.tensor(self._names.get(name, name))
         return weight if change is None else change.of(weight, f"{self._adapter.path}: module {name!r}")
+
+    def eight_bits(self, name: str) -> Int8 | None:
+        """The base's, unless it is changed."""
+        return None if name in self._changes else self._base.eight_bits(self._names.get(name, name))
+
+    def let_go(self) -> None:
+        """The base's."""
+        self._base.let_go()
 
     def check(self, read: Iterable[str]) -> None:
         """ValueError where the adapter changes a tensor that is not among those that the model reads."""

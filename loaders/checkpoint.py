@@ -33,6 +33,7 @@ DTYPES = {
     "float64": np.dtype(np.float64),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype(np.int8),  # groups of 32 with a scale (reference/int8.py)
 }
 
 
@@ -69,7 +70,8 @@ class Checkpoint:
 def load_checkpoint(
     path: str | os.PathLike[str], *, dtype: str = "float32", adapter: str | os.PathLike[str] | None = None
 ) -> Checkpoint:
-    """Load a Hugging Face model directory or a GGUF file, matrices as `dtype`: float32, float64, float16 or bfloat16.
+    """Load a Hugging Face model directory or a GGUF file, matrices as `dtype`: float32, float64, float16, bfloat16, or
+    int8, which has a scale for each 32 numbers of a row, and which a Q8_0 GGUF file already is.
 
     adapter: a directory with a LoRA or AdaLoRA adapter in PEFT's layout, merged into the weights.
     Raises FileNotFoundError where a file is missing, ValueError naming file and tensor or key for anything in them that

@@ -12,6 +12,7 @@ import numpy as np
 
 from loaders.settings import Settings, json_object, shown
 from loaders.tensors import TensorFile
+from reference import Int8
 from reference.checks import require
 
 SINGLE = "model.safetensors"
@@ -40,6 +41,15 @@ class HuggingFace:
             name in self._files, f"{self.path}: tensor {shown(name)}: got no such tensor, wanted it in one of its files"
         )
         return self._files[name].tensor(name)
+
+    def eight_bits(self, name: str) -> Int8 | None:
+        """None: safetensors has no such type."""
+        return None
+
+    def let_go(self) -> None:
+        """Keep nothing of the files in memory."""
+        for file in set(self._files.values()):
+            file.let_go()
 
     def file_of(self, name: str) -> Path:
         """The safetensors file that holds the tensor; the directory where none does."""

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from reference import Int8
+
 
 class Source(Protocol):
     """An opened checkpoint.
@@ -32,6 +34,14 @@ class Source(Protocol):
     def tensor(self, name: str) -> np.ndarray:
         """The tensor in its stored dtype (bfloat16 as ml_dtypes.bfloat16), matrices (out, in), memory-mapped where the
         format allows. Raises ValueError naming the file where there is no tensor of that name."""
+        ...
+
+    def eight_bits(self, name: str) -> Int8 | None:
+        """The matrix as it stands, where the file holds it in groups of 8-bit numbers as `Int8` means them."""
+        ...
+
+    def let_go(self) -> None:
+        """Keep nothing of the files in memory: what is asked for again is read again."""
         ...
 
     def file_of(self, name: str) -> Path:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import mmap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -70,7 +71,8 @@ class TensorFile:
         }
         _check_layout(path, self.entries, size - self._data_start)
         # Copy on write: to a compiled kernel the arrays are as writable as any, and the file stays as it is.
-        self._bytes = np.memmap(path, np.uint8, mode="c").view(np.ndarray)
+        mapped = np.memmap(path, np.uint8, mode="c")
+        self._bytes, self.let_go = mapped.view(np.ndarray), forgetting(mapped)
 
     def tensor(self, name: str) -> np.ndarray:
         """The tensor as a view of the file, or a copy where the file does not align it for its dtype."""
@@ -84,6 +86,17 @@ class TensorFile:
         found = self.metadata.get("format")
         require(found == kind, f"{self.path}: got format {found!r}, wanted a {kind} file")
         return {name: self.tensor(name).copy() for name in self.entries}
+
+
+def forgetting(mapped: np.memmap) -> Callable[[], None]:
+    """What makes the system forget the pages of a mapped file that were read, where it can; they are read again when
+    they are asked for."""
+
+    def let_go() -> None:
+        if hasattr(mmap, "MADV_DONTNEED") and isinstance(held := getattr(mapped, "_mmap", None), mmap.mmap):
+            held.madvise(mmap.MADV_DONTNEED)
+
+    return let_go
 
 
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

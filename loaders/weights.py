@@ -12,15 +12,20 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
 import numpy as np
 
+from loaders.eight_bits import quantized
 from loaders.family import EMBEDDING, FINAL_NORM, Family
 from loaders.finite import check_finite
 from loaders.settings import Settings, shown
 from loaders.source import Source
-from reference import LayerWeights, ModelConfig, Weights
+from reference import Int8, LayerWeights, ModelConfig, Weights
 from reference.checks import is_float, require
+from reference.int8 import Matrix
 from reference.weights import layer_shapes, model_shapes
+
+CACHE_OF_INT8 = np.dtype(ml_dtypes.bfloat16)  # (chosen) as exact as such weights need, and of float32's range
 
 
 class WeightReader:
@@ -41,11 +46,11 @@ class WeightReader:
         self._refuse_others()
 
     def read_all(self, dtype: np.dtype) -> Weights:
-        """All weights, matrices as `dtype`; a tied output is the embedding itself. Raises ValueError naming the file
-        and the tensor that is missing, of another shape, not a float, or not finite."""
+        """All weights, matrices as `dtype`, int8 meaning `Int8`; a tied output is the embedding itself. Raises
+        ValueError naming the file and the tensor that is missing, of another shape, not a float, or not finite."""
         shared = self._config.tied and self._equal(self.names["embedding"], self.names["output"])
         arrays = {weight: self._read(weight, dtype) for weight in self.names if not (shared and weight == "output")}
-        layers: list[dict[str, np.ndarray]] = [{} for _ in range(self._config.layers)]
+        layers: list[dict[str, Matrix]] = [{} for _ in range(self._config.layers)]
         for weight, array in arrays.items():
             layer, _, name = weight.rpartition(".")
             if layer:
@@ -55,6 +60,7 @@ class WeightReader:
             layers=tuple(LayerWeights(**layer) for layer in layers),
             final_norm=arrays["final_norm"],
             output=arrays.get("output", arrays["embedding"]),
+            cache_dtype=CACHE_OF_INT8 if dtype == np.int8 else None,
         )
 
     def _spelling(self, name: str) -> str:
@@ -76,14 +82,21 @@ class WeightReader:
                 f"{self._config.layers} layers and this config does not have, wanted it absent",
             )
 
-    def _read(self, weight: str, dtype: np.dtype) -> np.ndarray:
-        """The weight of that name: checked, offset if it is a norm, and cast."""
+    def _read(self, weight: str, dtype: np.dtype) -> Matrix:
+        """The weight of that name: checked, offset if it is a norm, and cast or quantised."""
         name, kind = self.names[weight], weight.rpartition(".")[2]
         shape = (layer_shapes(self._config) | model_shapes(self._config))[kind]
-        stored = self._source.tensor(name)
         where = f"{self._source.file_of(name)}: tensor {shown(name)}"
+        as_it_stands = self._source.eight_bits(name) if dtype == np.int8 and len(shape) == 2 else None
+        stored = self._source.tensor(name) if as_it_stands is None else as_it_stands
         require(stored.shape == shape, f"{where}: got shape {stored.shape}, wanted {shape} as the config says")
         require(is_float(stored.dtype), f"{where}: got dtype {stored.dtype}, wanted a floating-point type")
+        if isinstance(stored, Int8):
+            return stored
+        if dtype == np.int8 and len(shape) == 2:
+            made = quantized(where, stored)
+            self._source.let_go()  # of a file that is larger than what was made of it
+            return made
         with np.errstate(over="ignore"):  # an overflow is reported below
             cast = stored.astype(np.promote_types(dtype, np.float32) if len(shape) == 1 else dtype, copy=False)
         if kind.endswith("norm"):

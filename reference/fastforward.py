@@ -31,6 +31,7 @@ from reference import contract
 from reference.cache import LayerCache
 from reference.checks import listed, match, one_of, require, whole, widen
 from reference.config import ModelConfig
+from reference.int8 import Matrix, plain
 from reference.layers import activate, gated_ffn, linear
 from reference.model import Model
 from reference.neurons import check_density, kept_neurons
@@ -60,9 +61,9 @@ def select_neurons(scores: np.ndarray, keep: int) -> np.ndarray:
 
 def sparse_ffn(
     x: np.ndarray,
-    w_gate: np.ndarray,
-    w_up: np.ndarray,
-    w_down: np.ndarray,
+    w_gate: Matrix,
+    w_up: Matrix,
+    w_down: Matrix,
     neurons: np.ndarray,
     *,
     compensator: Compensator | None = None,
@@ -74,7 +75,7 @@ def sparse_ffn(
     """
     sizes = contract.sparse_ffn(x, w_gate, w_up, w_down, neurons, compensator, act)
     listed("neurons", neurons, sizes["F"])
-    y = gated_ffn(x, w_gate[neurons], w_up[neurons], w_down[:, neurons], act=act)
+    y = gated_ffn(x, plain(w_gate)[neurons], plain(w_up)[neurons], plain(w_down)[:, neurons], act=act)
     if compensator is None:
         return y
     return y + linear(activate(linear(x, compensator.c1), act), compensator.c2)

@@ -9,6 +9,7 @@ float16, and cuts off what then exceeds 127 (chosen: rounded up; files hold eith
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ _MOST = 127
 class Int8:
     """A weight matrix in 8 bits."""
 
+    stored: ClassVar[str] = "int8"
     values: np.ndarray  # (out, in) int8, -127 to 127
     scales: np.ndarray  # (out, ⌈in / 32⌉) float16
 
@@ -33,9 +35,29 @@ class Int8:
         require(self.scales.shape == wanted, f"scales: got shape {self.scales.shape}, wanted {wanted}")
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in)."""
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the numbers that it stands for."""
+        return np.dtype(np.float32)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of values and scales."""
         return self.values.nbytes + self.scales.nbytes
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def rows(self, chosen: np.ndarray) -> Int8:
+        """Some of its rows: chosen (K,) -> (K, in)."""
+        return Int8(self.values[chosen], self.scales[chosen])
+
+
+Matrix = np.ndarray | Int8  # what a linear map may be stored as
 
 
 def quantize(weight: np.ndarray) -> Int8:
@@ -56,6 +78,11 @@ def quantize(weight: np.ndarray) -> Int8:
 def dequantize(weight: Int8) -> np.ndarray:
     """The numbers that are stored: (out, in) float32, each exact, as 7 bits times 11 fit its 24."""
     return weight.values * _each(weight.scales.astype(np.float32), weight.values.shape[1])
+
+
+def plain(weight: Matrix) -> np.ndarray:
+    """A weight matrix as an array: as it is, or the numbers that 8 bits stand for."""
+    return dequantize(weight) if isinstance(weight, Int8) else weight
 
 
 def _grouped(x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What a transformer does to one token at a time: embedding, RMSNorm, rotation, linear maps, the gated FFN.
 
-Each function is its formula. Weights keep the checkpoint's (out, in) order; 16-bit weights are widened where they are
-read. The last few functions are the moves that the forward pass makes between the formulas.
+Each function is its formula. Weights keep the checkpoint's (out, in) order; 16-bit and 8-bit weights are widened where
+they are read. The last few functions are the moves that the forward pass makes between the formulas.
 
 Sources: Zhang & Sennrich, RMSNorm (arXiv 1910.07467); Su et al., RoFormer (arXiv 2104.09864); Shazeer, GLU variants
 (arXiv 2002.05202).
@@ -17,18 +17,19 @@ from reference import contract
 from reference.checks import one_of, widen
 from reference.config import Rope
 from reference.contract import ACTIVATIONS
+from reference.int8 import Matrix, dequantize, plain
 from reference.predictor import FastForwardWeights
 from reference.sampling import Sampling
 from reference.weights import Weights
 
 
-def embed(token_ids: np.ndarray, table: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
+def embed(token_ids: np.ndarray, table: Matrix, *, scale: float = 1.0) -> np.ndarray:
     """Rows of the embedding table times `scale`: token_ids (T,) of 0 ≤ id < V, table (V, E) -> (T, E)."""
     vocab_size = contract.embed(token_ids, table)["V"]
     outside = token_ids[(token_ids < 0) | (token_ids >= vocab_size)]
     if outside.size:
         raise ValueError(f"token_ids: got id {outside[0]}, wanted 0 to {vocab_size - 1}")
-    rows = widen(table[token_ids])  # (T, E)
+    rows = widen(table[token_ids] if isinstance(table, np.ndarray) else dequantize(table.rows(token_ids)))  # (T, E)
     return rows * rows.dtype.type(scale)
 
 
@@ -55,15 +56,15 @@ def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
     return np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
 
 
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+def linear(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np.ndarray:
     """x Wᵀ + b: x (T, in), weight (out, in), bias (out,) -> (T, out)."""
     contract.linear(x, weight, bias)
     x = widen(x)
-    y = x @ weight.astype(x.dtype, copy=False).T
+    y = x @ plain(weight).astype(x.dtype, copy=False).T
     return y if bias is None else y + bias.astype(x.dtype, copy=False)
 
 
-def linear_each(x: np.ndarray, maps: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> list[np.ndarray]:
+def linear_each(x: np.ndarray, maps: Sequence[tuple[Matrix, np.ndarray | None]]) -> list[np.ndarray]:
     """Several linear maps (W, b) of one input, as a backend may do them in one pass: x (T, in) -> (T, out) each."""
     return [linear(x, weight, bias) for weight, bias in maps]
 
@@ -93,9 +94,7 @@ def activate(x: np.ndarray, act: str) -> np.ndarray:
     return silu(x) if act == "silu" else gelu_tanh(x)
 
 
-def gated_ffn(
-    x: np.ndarray, w_gate: np.ndarray, w_up: np.ndarray, w_down: np.ndarray, *, act: str = "silu"
-) -> np.ndarray:
+def gated_ffn(x: np.ndarray, w_gate: Matrix, w_up: Matrix, w_down: Matrix, *, act: str = "silu") -> np.ndarray:
     """W_down (act(W_gate x) * (W_up x)): x (T, E), w_gate and w_up (F, E), w_down (E, F) -> (T, E)."""
     contract.gated_ffn(x, w_gate, w_up, w_down, act)
     return linear(activate(linear(x, w_gate), act) * linear(x, w_up), w_down)

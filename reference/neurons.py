@@ -15,6 +15,7 @@ import numpy as np
 
 from reference import contract
 from reference.checks import match, require, widen
+from reference.int8 import Matrix, plain
 from reference.layers import activate, linear
 
 
@@ -27,7 +28,7 @@ def mixing(mass: np.ndarray, first: int = 128) -> float:
     return float(mass[:, first:].sum() / (sizes["H"] * sizes["S"]))
 
 
-def griffin_statistic(x: np.ndarray, w_gate: np.ndarray, w_up: np.ndarray, *, act: str = "silu") -> np.ndarray:
+def griffin_statistic(x: np.ndarray, w_gate: Matrix, w_up: Matrix, *, act: str = "silu") -> np.ndarray:
     """How much each neuron takes part in a block: x (T, E), w_gate and w_up (F, E) -> (F,).
 
     Z = act(W_gate X) * (W_up X), each token's row divided by its L2 norm (a zero row stays zero), then the L2 norm over
@@ -48,16 +49,16 @@ def statistic_of_products(z: np.ndarray) -> np.ndarray:
     return np.linalg.norm(z / np.where(norms > 0, norms, 1), axis=0)
 
 
-def neuron_magnitudes(w_gate: np.ndarray, w_up: np.ndarray, w_down: np.ndarray) -> np.ndarray:
+def neuron_magnitudes(w_gate: Matrix, w_up: Matrix, w_down: Matrix) -> np.ndarray:
     """‖gate row‖ · ‖up row‖ · ‖down column‖: (F, E), (F, E), (E, F) -> (F,)."""
     contract.neuron_magnitudes(w_gate, w_up, w_down)
-    lengths = _lengths(w_gate, 1) * _lengths(w_up, 1) * _lengths(w_down, 0)
-    return lengths.astype(widen(w_gate[:0]).dtype)
+    gate, up, down = (widen(plain(w)) for w in (w_gate, w_up, w_down))
+    return (_lengths(gate, 1) * _lengths(up, 1) * _lengths(down, 0)).astype(gate.dtype)
 
 
 def _lengths(w: np.ndarray, axis: int) -> np.ndarray:
     """L2 norms along an axis. Squares are summed in float64: a thousand of one size round off alike in float32."""
-    return np.sqrt(np.square(widen(w)).sum(axis=axis, dtype=np.float64))
+    return np.sqrt(np.square(w).sum(axis=axis, dtype=np.float64))
 
 
 def predictor_targets(statistic: np.ndarray, *, positives: float = 0.5) -> tuple[np.ndarray, np.ndarray]:

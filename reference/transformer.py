@@ -131,7 +131,7 @@ def new_state(model: Model, policy: Policy | None = None, *, trace: bool = False
     """A sequence with nothing in it yet. ValueError where the policy cannot mean anything for this model."""
     policy = policy or Policy()
     policy.check(model.config)
-    cache = model.backend.new_cache(model.config, model.weights.embedding.dtype)
+    cache = model.backend.new_cache(model.config, model.weights.stored_cache)
     return State(cache, policy, Counts.zeros(model.config.layers), trace=Trace() if trace else None)
 
 

@@ -39,12 +39,18 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole model: `output` is the embedding itself where the two are tied."""
+    """A whole model: `output` is the embedding itself where the two are tied. Matrices are arrays, or `Int8`."""
 
     embedding: Any  # (V, E)
     layers: tuple[LayerWeights, ...]
     final_norm: Any  # (E,)
     output: Any  # (V, E)
+    cache_dtype: Any = None  # what keys and values are stored in, where that is not the embedding's own
+
+    @property
+    def stored_cache(self) -> Any:
+        """The dtype that keys and values are stored in."""
+        return self.embedding.dtype if self.cache_dtype is None else self.cache_dtype
 
     @property
     def nbytes(self) -> int:

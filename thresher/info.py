@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from math import prod
 from typing import Any
-
-import numpy as np
 
 import accel
 from loaders import load_checkpoint
@@ -17,7 +16,7 @@ def describe(model: str, dtype: str = "float32") -> dict[str, Any]:
     """Family, shapes, parameters, bytes per part when loaded as `dtype`, cache bytes per token, positions."""
     checkpoint = load_checkpoint(find(model), dtype=dtype)
     config, weights = checkpoint.config, checkpoint.weights
-    parts: dict[str, list[np.ndarray]] = {"embedding": [weights.embedding], "attention": [], "ffn": [], "norms": []}
+    parts: dict[str, list[Any]] = {"embedding": [weights.embedding], "attention": [], "ffn": [], "norms": []}
     if weights.output is not weights.embedding:
         parts["output"] = [weights.output]
     parts["norms"].append(weights.final_norm)
@@ -41,10 +40,10 @@ def describe(model: str, dtype: str = "float32") -> dict[str, Any]:
         "tied": config.tied,
         "sliding_window_layers": len(windows),
         "window": max(windows, default=None),
-        "parameters": sum(array.size for arrays in parts.values() for array in arrays),
+        "parameters": sum(prod(array.shape) for arrays in parts.values() for array in arrays),
         "dtype": dtype,
         "gpu": accel.gpu(),
-        "cache_bytes_per_token": config.cache_bytes_per_token(weights.embedding.dtype.itemsize),
+        "cache_bytes_per_token": config.cache_bytes_per_token(weights.stored_cache.itemsize),
         "bytes": {part: sum(array.nbytes for array in arrays) for part, arrays in parts.items()},
     }
 

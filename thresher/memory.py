@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 from pathlib import Path
 
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -18,6 +19,13 @@ def resident() -> int | None:
     return _status("VmRSS")
 
 
+def give_back() -> None:
+    """Give back to the system what was freed, where the C library keeps it for later."""
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc
+        trim(0)
+
+
 def forget_peak() -> bool:
     """Let the peak start again from what is in use now; False where the system cannot.
 
@@ -25,9 +33,7 @@ def forget_peak() -> bool:
     """
     if not FORGET.exists():
         return False
-    gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc
-        trim(0)
+    give_back()
     try:
         FORGET.write_text("5", encoding="ascii")
     except OSError:

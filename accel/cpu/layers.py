@@ -12,7 +12,7 @@ import numpy as np
 from numba import carray
 
 from accel.cpu.linear.rows import add_row, copy_row, load_kind
-from accel.cpu.runtime.arrays import address, readable, rows
+from accel.cpu.runtime.arrays import Matrix, address, readable, rows
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import Room, fresh
 from accel.cpu.simd import F32, LANES, fetch_add, fma, load, real, splat, store, store_some, total, words_at
@@ -25,9 +25,9 @@ from reference.weights import LayerWeights, Weights
 ROWS_READ = 16  # rows per item
 
 
-def embed(token_ids: np.ndarray, table: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
+def embed(token_ids: np.ndarray, table: Matrix, *, scale: float = 1.0) -> np.ndarray:
     """Rows of the embedding table times `scale`: token_ids (T,), table (V, E) -> (T, E) float32."""
-    return meaning.embed(token_ids, table, scale=scale).astype(np.float32, copy=False)
+    return meaning.embed(token_ids, table, scale=scale).astype(np.float32, copy=False)  # type: ignore[arg-type]
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
@@ -82,19 +82,28 @@ def to_numpy(x: np.ndarray) -> np.ndarray:
 
 def prepare_weights(weights: Weights) -> Weights:
     """The same weights in large pages, and every W_down neuron by neuron, (F, E) in memory under the shape (E, F), so
-    that chosen neurons are rows; float64 becomes float32, and 16-bit weights stay as they are."""
+    that chosen neurons are rows; float64 becomes float32, and 16-bit and 8-bit weights stay as they are."""
     outer = {name: getattr(weights, name) for name in ("embedding", "final_norm", "output")}
     if weights.output is weights.embedding:
         del outer["output"]
     layers = [{name: x for name, x in vars(layer).items() if x is not None} for layer in weights.layers]
     for layer in layers:
-        layer["w_down"] = layer["w_down"].T
+        layer["w_down"] = _turned(layer["w_down"])
     room = Room([x for group in (*layers, outer) for x in group.values()])
-    placed = [{name: room.put(x) for name, x in layer.items()} for layer in layers]
+    placed: list[dict[str, Matrix]] = [{name: room.put(x) for name, x in layer.items()} for layer in layers]
     for layer in placed:
-        layer["w_down"] = layer["w_down"].T
+        layer["w_down"] = _turned(layer["w_down"])
     kept = {name: room.put(x) for name, x in outer.items()}
-    return Weights(layers=tuple(LayerWeights(**layer) for layer in placed), **{"output": kept["embedding"], **kept})
+    return Weights(
+        layers=tuple(LayerWeights(**layer) for layer in placed),
+        cache_dtype=weights.cache_dtype,
+        **{"output": kept["embedding"], **kept},
+    )
+
+
+def _turned(w_down: Matrix) -> Matrix:
+    """W_down under the other shape; in 8 bits it stays as it is (ffn/eight_bits.py)."""
+    return w_down.T if isinstance(w_down, np.ndarray) else w_down
 
 
 def prepare_fastforward(weights: FastForwardWeights) -> FastForwardWeights:

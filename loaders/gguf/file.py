@@ -12,6 +12,9 @@ import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, dequantize
 
+from loaders.eight_bits import from_q8_0
+from loaders.tensors import forgetting
+from reference import Int8
 from reference.checks import require
 
 PLAIN = {
@@ -52,11 +55,19 @@ class GGUFFile:
             _refuse_foreign_bytes(reader)
             self.metadata: dict[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+            self.let_go = forgetting(reader.data)
         except (ValueError, KeyError, IndexError, OverflowError, TypeError, MemoryError) as error:
             raise ValueError(
                 f"{path}: got a file that `gguf` cannot read ({error}), wanted a whole GGUF file"
             ) from None
         self.shapes = {name: tuple(map(int, reversed(tensor.shape))) for name, tensor in self._tensors.items()}
+
+    def eight_bits(self, name: str) -> Int8 | None:
+        """A matrix that is stored as Q8_0, as it stands; None for any other."""
+        tensor = self._tensors.get(name)
+        if tensor is None or tensor.tensor_type is not GGMLQuantizationType.Q8_0 or len(self.shapes[name]) != 2:
+            return None
+        return from_q8_0(f"{self.path}: tensor {name!r}", np.asarray(tensor.data), self.shapes[name][1])
 
     def tensor(self, name: str) -> np.ndarray:
         """The tensor: a view of the file where it is stored as floats, or else its blocks as float32."""

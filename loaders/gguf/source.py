@@ -25,6 +25,7 @@ from loaders.gguf.file import GGUFFile
 from loaders.gguf.special import special_ids, tokenizer_config
 from loaders.gguf.tokenizer import tokenizer_json
 from loaders.settings import Settings
+from reference import Int8
 from reference.checks import require
 
 OUTER = ("model.embed_tokens", "model.norm", "lm_head")
@@ -72,13 +73,23 @@ class GGUF:
         if name in self._zeros:
             return self._zeros[name]
         x = self._file.tensor(self._stored_name(name))
-        if self._arch == "llama" and ".q_proj." in name:
-            return self._halves(name, x, self.config["num_attention_heads"])
-        if self._arch == "llama" and ".k_proj." in name:
-            return self._halves(name, x, self.config["num_key_value_heads"])
+        if heads := self._paired_heads(name):
+            return self._halves(name, x, heads)
         if self._arch == "gemma3" and name.endswith("norm.weight"):
             return x.astype(np.float32) - 1
         return x
+
+    def eight_bits(self, name: str) -> Int8 | None:
+        """The matrix as it stands where it is stored as Q8_0."""
+        x = None if name in self._zeros else self._file.eight_bits(self._stored_name(name))
+        heads = self._paired_heads(name)
+        if x is None or not heads:
+            return x
+        return x.rows(self._halves(name, np.arange(len(x)), heads))
+
+    def let_go(self) -> None:
+        """Keep nothing of the file in memory."""
+        self._file.let_go()
 
     def file_of(self, name: str) -> Path:
         """The one file."""
@@ -123,6 +134,12 @@ class GGUF:
         if in_layer:
             name = name.replace(".0.", f".{in_layer[1]}.", 1)
         return f"{name}.{kind}"
+
+    def _paired_heads(self, name: str) -> int:
+        """Heads of a tensor whose rows are stored as adjacent pairs, or 0."""
+        if self._arch == "llama" and ".q_proj." in name:
+            return int(self.config["num_attention_heads"])
+        return int(self.config["num_key_value_heads"]) if self._arch == "llama" and ".k_proj." in name else 0
 
     def _halves(self, name: str, x: np.ndarray, heads: int) -> np.ndarray:
         """Rows of q or k from adjacent pairs to halves: (n·D, …) -> (n·D, …)."""

@@ -1,4 +1,5 @@
-"""The suite again with Numba told that the machine is an older one: without the matrix unit, without AVX-512."""
+"""The suite again with Numba told that the machine is another one: without the matrix unit, without AVX-512, or with
+products of bfloat16 in its registers."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from llvmlite.binding import get_host_cpu_features
 from accel.cpu import simd
 
 HAS = get_host_cpu_features()
-OLDER = {"cascadelake": "avx512f", "haswell": "avx2"}  # what this machine must have to play the older one
+OLDER = {"znver4": "avx512bf16", "cascadelake": "avx512f", "haswell": "avx2"}  # what this machine needs to play them
 
 
 def described(name: str | None) -> str:
     """What accel.cpu makes of such a machine."""
-    code = "from accel.cpu import simd; print(simd.LANES, simd.REGISTERS, simd.MATRIX)"
+    code = "from accel.cpu import simd; print(simd.LANES, simd.REGISTERS, simd.PAIRS, simd.MATRIX)"
     environment = os.environ if name is None else {**os.environ, "NUMBA_CPU_NAME": name}
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
@@ -42,8 +43,8 @@ def test_the_suite_holds_on_an_older_machine(name: str) -> None:
 def test_registers_and_tiles_follow_the_machine() -> None:
     if not HAS.get("avx2"):
         pytest.skip("this machine has no AVX2")
-    assert described("haswell") == "8 16 False\n"
-    assert described("nehalem") == "4 16 False\n"
+    assert described("haswell") == "8 16 False False\n"
+    assert described("nehalem") == "4 16 False False\n"
     if HAS.get("avx512f"):
-        assert described("cascadelake") == "16 32 False\n"
-    assert described(None) == f"{simd.LANES} {simd.REGISTERS} {simd.MATRIX}\n"
+        assert described("cascadelake") == "16 32 False False\n"
+    assert described(None) == f"{simd.LANES} {simd.REGISTERS} {simd.PAIRS} {simd.MATRIX}\n"

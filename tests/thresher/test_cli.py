@@ -137,7 +137,7 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
         (["-p", "x", "--evict", "keydiff"], "--evict: keydiff has no budget; expected keydiff:budget=…"),
         (["-p", "x", "--select", "magic:budget=3"], "--select takes one of quoka, not 'magic'"),
         (["-p", "x", "--backend", "tpu"], "tpu"),
-        (["-p", "x", "--dtype", "int8"], "int8"),
+        (["-p", "x", "--dtype", "int4"], "int4"),
         (["-p", "x", "--temperature", "-1"], "temperature"),
         (["-p", "x" * 300], "The prompt has 319 tokens and this model reads 256. Ways out: --truncate middle"),
         (["-f", "no-such-file.txt"], "no-such-file.txt"),

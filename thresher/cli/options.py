@@ -59,8 +59,8 @@ Backend = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        help="What weights and cache are stored in: float32, float16, bfloat16, float64.",
-        autocompletion=_some_of("float32", "float16", "bfloat16", "float64"),
+        help="What weights are stored in: float32, float16, bfloat16, int8, float64.",
+        autocompletion=_some_of("float32", "float16", "bfloat16", "int8", "float64"),
     ),
 ]
 Adapter = Annotated[str | None, typer.Option(metavar="DIR", help="A LoRA adapter in PEFT's layout, merged on load.")]

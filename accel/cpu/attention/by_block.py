@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from accel.cpu.attention.blocks import LISTED, first_keys, pack_queries, places, plan_values, take_keys
+from accel.cpu.attention.blocks import LISTED, first_keys, pack_queries, places, plan_values, take_keys, weighted
 from accel.cpu.attention.hidden_values import spoil
 from accel.cpu.attention.reads import find, group_of, read_at
 from accel.cpu.attention.softmax import (
@@ -81,7 +81,7 @@ def attend(task, worker, table, reads, memory, size):
 @njit
 def _attend_block(one, kv, part, first_token, here, at):
     """An item: the tokens first_token, …, `here` of them, of one group, to a range of keys."""
-    group, dim, k_kind, v_kind = group_of(one), one.dim, one.k_kind, one.v_kind
+    group, dim, k_kind, v_kind, v_form = group_of(one), one.dim, one.k_kind, one.v_kind, weighted(one.v_kind)
     high = padded(padded(dim, LANES), HIGH)
     columns, last_token = here * group, first_token + here - 1
     seen = carray(words_at(one.seen + kv * one.seen_head), (one.tokens, 2))
@@ -94,7 +94,7 @@ def _attend_block(one, kv, part, first_token, here, at):
     )  # fmt: skip
     begin = max(part * one.span, seen[first_token, 0])
     end = min((part + 1) * one.span, seen[last_token, 1])
-    between = SETTLE // roundings(v_kind)  # blocks, after which sums are moved to the totals
+    between = SETTLE // roundings(v_form)  # blocks, after which sums are moved to the totals
     long = end - begin > between * KEYS
     rows_out = (3 * high if long else high) if one.v else 0
     for c in range(0, columns, WIDTH):
@@ -103,7 +103,7 @@ def _attend_block(one, kv, part, first_token, here, at):
             store(_sums_of(at, c, high) + 4 * i, splat(np.float32(0.0)))
     nothing_planned(at.plan)
     nothing_planned(at.value_plan)
-    turn, spoiled, together = 0, 0, k_kind == v_kind and one.v != 0
+    turn, spoiled, together = 0, 0, one.v != 0 and k_kind == v_kind
     first_keys(at, keys, one.k_row, k_kind, dim, begin, end, picked)
     if one.v:
         spoiled = plan_values(
@@ -114,7 +114,7 @@ def _attend_block(one, kv, part, first_token, here, at):
         packed_keys = take_keys(at, keys, one.k_row, k_kind, dim, start, end, picked, turn)
         packed_values = at.left_values + turn * 4 * left_size(dim, KEYS)
         if one.v:
-            ready_across(at.value_plan, at.value_lines + turn * LISTED, v_kind, dim, count, packed_values, at.temporary)
+            ready_across(at.value_plan, at.value_lines + turn * LISTED, v_form, dim, count, packed_values, at.temporary)
             nothing_planned(at.value_plan)
             if spoiled:
                 spoil(
@@ -144,11 +144,11 @@ def _attend_block(one, kv, part, first_token, here, at):
                 raise_peaks(vectors, count, fresh_scores, state, _sums_of(at, c, high), rows_out)
             if c:
                 vectors = vectors_of(columns - before)
-                weights = soften(v_kind, done, vectors, count, old_scores, at.weights, old_state)
+                weights = soften(v_form, done, vectors, count, old_scores, at.weights, old_state)
                 add_sums(vectors, old_state)
                 if one.v:
                     multiply_turning(
-                        v_kind, vectors, dim, count, packed_values, weights, _sums_of(at, before, high), 4 * WIDTH,
+                        v_form, vectors, dim, count, packed_values, weights, _sums_of(at, before, high), 4 * WIDTH,
                         at.value_plan, at.plan, together, at.temporary,
                     )  # fmt: skip
         if long and one.v and ((start - begin) // KEYS + 1) % between == 0:

@@ -18,11 +18,12 @@ from numba import carray
 
 from accel.cpu.ffn.activation import activated, gated
 from accel.cpu.ffn.chunk import DOWN_BLOCKS, activate_chunk, down_places, gate_places, project_chunk
+from accel.cpu.ffn.eight_bits import feed_forward_by_maps
 from accel.cpu.linear.few_tokens import FEW, STREAMS, add_few, multiply_few, rows_read, whole_vectors
 from accel.cpu.linear.maps import MOST_TOKENS, blocks_of, linear, rows_per_item
 from accel.cpu.linear.rows import add_row, copy_row, padded
 from accel.cpu.linear.unit import WIDTH, hidden_size
-from accel.cpu.runtime.arrays import address, matrix, readable
+from accel.cpu.runtime.arrays import Matrix, address, matrix, readable
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import SMALL, fresh, scratch
 from accel.cpu.runtime.team import THREADS
@@ -34,9 +35,7 @@ from reference.predictor import Compensator
 PARTS = 64  # of the neurons, at most, that have sums of their own where tokens are few
 
 
-def gated_ffn(
-    x: np.ndarray, w_gate: np.ndarray, w_up: np.ndarray, w_down: np.ndarray, *, act: str = "silu"
-) -> np.ndarray:
+def gated_ffn(x: np.ndarray, w_gate: Matrix, w_up: Matrix, w_down: Matrix, *, act: str = "silu") -> np.ndarray:
     """W_down (act(W_gate x) * (W_up x)): x (T, E), w_gate and w_up (F, E), w_down (E, F) -> (T, E) float32."""
     contract.gated_ffn(x, w_gate, w_up, w_down, act)
     return _feed_forward(x, w_gate, w_up, w_down, None, act == "silu")
@@ -44,9 +43,9 @@ def gated_ffn(
 
 def sparse_ffn(
     x: np.ndarray,
-    w_gate: np.ndarray,
-    w_up: np.ndarray,
-    w_down: np.ndarray,
+    w_gate: Matrix,
+    w_up: Matrix,
+    w_down: Matrix,
     neurons: np.ndarray,
     *,
     compensator: Compensator | None = None,
@@ -61,9 +60,9 @@ def sparse_ffn(
 
 def _feed_forward(
     x: np.ndarray,
-    w_gate: np.ndarray,
-    w_up: np.ndarray,
-    w_down: np.ndarray,
+    w_gate: Matrix,
+    w_up: Matrix,
+    w_down: Matrix,
     neurons: np.ndarray | None,
     silu: bool,
     compensator: Compensator | None = None,
@@ -73,6 +72,8 @@ def _feed_forward(
     extra = 0 if compensator is None else len(compensator.c1)
     if tokens * dim * (count + extra) == 0:
         return np.zeros((tokens, dim), np.float32)
+    if not (isinstance(w_gate, np.ndarray) and isinstance(w_up, np.ndarray) and isinstance(w_down, np.ndarray)):
+        return feed_forward_by_maps(x, w_gate, w_up, w_down, neurons, silu, compensator)
     if w_gate.dtype != w_up.dtype:
         w_gate, w_up = w_gate.astype(np.float32), w_up.astype(np.float32)  # one packing of x serves both
     gate, up, down = readable(w_gate), readable(w_up), readable(w_down.T)  # (F, E): a copy unless it lies so in memory

@@ -9,7 +9,7 @@ from numba.extending import register_jitable
 
 from accel.cpu.ffn.activation import gated
 from accel.cpu.linear.maps import blocks_of, multiply_rows, pack_tokens
-from accel.cpu.linear.rows import copy_row, list_rows, number_size, padded
+from accel.cpu.linear.rows import copy_row, list_rows, number_size, padded, rounded
 from accel.cpu.linear.unit import (
     DEPTH,
     HEIGHT,
@@ -27,7 +27,6 @@ from accel.cpu.linear.unit import (
     plan_right,
     plan_size,
     ready_right,
-    right_form,
     right_size,
     vectors_of,
 )
@@ -119,14 +118,14 @@ def activate_block(gates, ups, rows, vectors, silu):
 
 
 @njit
-def pack_activated(gates, ups, rows, first, tokens, silu, hidden, size, kind, temporary):
+def pack_activated(gates, ups, rows, first, tokens, silu, hidden, size, form, temporary):
     """Activate what `rows` neurons gave, and pack it for the second product from its neuron `first` on. `size` is
-    that of a packed block, `kind` how the second product's weights are stored."""
+    that of a packed block, `form` the second product's."""
     for n in range(blocks_of(tokens)):
         at, vectors = 4 * n * padded(rows, HIGH) * WIDTH, vectors_of(tokens - n * WIDTH)
         activate_block(gates + at, ups + at if ups else 0, rows, vectors, silu)
-        to = hidden_at(hidden + 4 * n * size, first, kind)
-        pack_hidden(gates + at, rows, vectors, to, kind, temporary)
+        to = hidden_at(hidden + 4 * n * size, first, form)
+        pack_hidden(gates + at, rows, vectors, to, form, temporary)
 
 
 @njit
@@ -154,12 +153,12 @@ def activate_chunk(
     right, left, gates, ups = places.right, places.left, places.gates, places.ups
     temporary, plan, lines, coming = places.temporary, places.plan, places.lines, places.coming
     packed, turn, place, first_part = -1, 0, 4 * left_size(HEIGHT, DEPTH), min(DEPTH, dim)
-    unit = padded(64, each)
+    unit, form, c1_form = padded(64, each), rounded(kind), rounded(c1_kind)
     open_tiles()
     start, stop = claim(task, extra, count, unit, workers)
     while start < stop:
         corrects = start < extra
-        wanted = c1_kind if corrects else kind
+        wanted = c1_form if corrects else form
         if packed != wanted:
             pack_tokens(x, x_row, x_kind, tokens, dim, wanted, right, lines, temporary)
             packed = wanted
@@ -167,22 +166,24 @@ def activate_chunk(
             for first in range(0, extra, each):
                 rows = min(each, extra - first)
                 list_rows(lines, c1, c1_row, first, rows, 0)
-                plan_left(plan, lines, c1_kind, min(HEIGHT, rows), 0, first_part, left + turn * place)
-                turn = multiply_rows(lines, c1_kind, rows, tokens, dim, right, left, turn, gates, plan, coming, 0)
+                plan_left(plan, lines, c1_form, min(HEIGHT, rows), 0, first_part, left + turn * place)
+                turn = multiply_rows(lines, c1_form, rows, tokens, dim, right, left, turn, gates, plan, coming, 0)
                 pack_activated(gates, 0, rows, first, tokens, silu, corrections, hidden_size(extra), F32, temporary)
         else:
             list_rows(lines, gate, gate_row, start - extra, min(each, stop - start), chosen)
-            plan_left(plan, lines, kind, min(HEIGHT, stop - start), 0, first_part, left + turn * place)
+            plan_left(plan, lines, form, min(HEIGHT, stop - start), 0, first_part, left + turn * place)
             for first in range(start - extra, stop - extra, each):
                 rows = min(each, stop - extra - first)
                 list_rows(lines, gate, gate_row, first, rows, chosen)
                 list_rows(coming, up, up_row, first, rows, chosen)
-                turn = multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, gates, plan, coming, rows)
+                turn = multiply_rows(lines, form, rows, tokens, dim, right, left, turn, gates, plan, coming, rows)
                 list_rows(lines, up, up_row, first, rows, chosen)
                 after = min(each, stop - extra - first - rows)
                 list_rows(coming, gate, gate_row, first + rows, after, chosen)
-                turn = multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, ups, plan, coming, after)
-                pack_activated(gates, ups, rows, first, tokens, silu, hidden, hidden_size(count), down_kind, temporary)
+                turn = multiply_rows(lines, form, rows, tokens, dim, right, left, turn, ups, plan, coming, after)
+                pack_activated(
+                    gates, ups, rows, first, tokens, silu, hidden, hidden_size(count), rounded(down_kind), temporary
+                )
         start, stop = claim(task, extra, count, unit, workers)
     close_tiles()
 
@@ -197,7 +198,7 @@ def project_chunk(
     places = down_places(memory + size * worker, tokens, extra, wide)
     sums, left, temporary, plan = places.sums, places.left, places.temporary, places.plan
     lines, coming = places.lines, places.coming
-    form, step, sum_row = right_form(kind), number_size(kind), row_of_sums(wide)
+    form, step, sum_row = rounded(kind), number_size(kind), row_of_sums(wide)
     place, turn, planned = 4 * DOWN_BLOCKS * right_size(DOWN), 0, False
     open_tiles()
     column, following = fetch_add(task, 1) * wide, fetch_add(task, 1) * wide
@@ -210,11 +211,11 @@ def project_chunk(
             )  # fmt: skip
         if not planned:
             list_rows(lines, down + column * step, down_row, 0, min(DOWN, count), chosen)
-            plan_right(plan, lines, kind, min(DOWN, count), 0, columns, left + turn * place)
+            plan_right(plan, lines, form, min(DOWN, count), 0, columns, left + turn * place)
         for depth in range(0, count, DOWN):
             deep, packed = min(DOWN, count - depth), left + turn * place
             list_rows(lines, down + column * step, down_row, depth, deep, chosen)
-            ready_right(plan, lines, kind, deep, columns, packed)
+            ready_right(plan, lines, form, deep, columns, packed)
             turn = 1 - turn
             next_column, next_depth = column, depth + DOWN
             if next_depth >= count:
@@ -223,11 +224,11 @@ def project_chunk(
             if planned:
                 further = min(DOWN, count - next_depth)
                 list_rows(coming, down + next_column * step, down_row, next_depth, further, chosen)
-                plan_right(plan, coming, kind, further, 0, min(wide, dim - next_column), left + turn * place)
+                plan_right(plan, coming, form, further, 0, min(wide, dim - next_column), left + turn * place)
             else:
                 nothing_planned(plan)
             for n in range(blocks_of(tokens)):
-                at, here = hidden_at(hidden + 4 * n * hidden_size(count), depth, kind), min(WIDTH, tokens - n * WIDTH)
+                at, here = hidden_at(hidden + 4 * n * hidden_size(count), depth, form), min(WIDTH, tokens - n * WIDTH)
                 for c in range(0, columns, WIDTH):
                     to, part = sums + n * WIDTH * sum_row + 4 * c, packed + c // WIDTH * (4 * right_size(deep))
                     fresh, vectors = depth == 0 and not extra, vectors_of(columns - c)

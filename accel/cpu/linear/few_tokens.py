@@ -15,17 +15,21 @@ from accel.cpu.simd import (
     BF16,
     F16,
     F32,
+    GROUP,
     LANES,
+    Q8,
     compiled_as,
     fetch_add,
     floats_at,
     fma,
     load,
     load_bf16,
+    load_bytes,
     load_f16,
     load_some,
     load_some_bf16,
     load_some_f16,
+    scale_at,
     splat,
     store,
     store_some,
@@ -39,10 +43,11 @@ STREAMS = 8  # rows that are read at a time
 LINE = 64  # bytes that memory is read by: rows that stand closer take no less
 
 
-def whole_vectors(x: np.ndarray) -> np.ndarray:
-    """x (T, E) as float32 with zeros to the right up to whole vectors; as it is where that fits."""
+def whole_vectors(x: np.ndarray, step: int = LANES) -> np.ndarray:
+    """x (T, E) as float32 with zeros to the right up to a multiple of a step, of whole vectors; as it is where that
+    fits."""
     tokens, dim = x.shape
-    shape = tokens, padded(dim, LANES)
+    shape = tokens, padded(dim, step)
     if x.shape == shape and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
         return x
     wide = np.zeros(shape, np.float32)
@@ -114,11 +119,24 @@ def _add_four(lines, kind, p, q, r, s, dim, out):
 
 @njit
 def dot(w, kind, x, count):
-    """Product of a stored row and a float32 row that is padded with zeros."""
+    """Product of a stored row and a float32 row that is padded with zeros, for 8-bit rows up to a whole group."""
     sums = splat(np.float32(0.0))
+    if kind == Q8:
+        for g in range(0, count, 32):
+            sums = fma(_group_dot(w + g // 32 * GROUP, x + 4 * g), scale_at(w + g // 32 * GROUP), sums)
+        return total(sums)
     for i in range(0, count, LANES):
         sums = fma(load_kind(w + number_size(kind) * i, kind, count - i), load(x + 4 * i), sums)
     return total(sums)
+
+
+@njit(forceinline=True)
+def _group_dot(group, x):
+    """The numbers of a group, without its scale, times those of x."""
+    sums = load_bytes(group + 2) * load(x)
+    for i in range(LANES, 32, LANES):
+        sums = fma(load_bytes(group + 2 + i), load(x + 4 * i), sums)
+    return sums
 
 
 @njit
@@ -129,6 +147,8 @@ def dots(lines, kind, x, count, out, apart):
         _dots_bf16(lines, x, count, out, apart)
     elif kind == F16:
         _dots_f16(lines, x, count, out, apart)
+    elif kind == Q8:
+        _dots_i8(lines, x, count, out, apart)
     else:
         _dots_f32(lines, x, count, out, apart)
 
@@ -151,12 +171,35 @@ def _dots_of(name, load_row, load_end, size):
             u, v = fma(load_end(c + at, left), by, u), fma(load_end(d + at, left), by, v)
             w, y = fma(load_end(e + at, left), by, w), fma(load_end(f + at, left), by, y)
             z, r = fma(load_end(g + at, left), by, z), fma(load_end(h + at, left), by, r)
-        n = apart // 4
-        found = carray(floats_at(out), (STREAMS - 1) * n + 1)
-        found[0], found[n], found[2 * n], found[3 * n] = total(s), total(t), total(u), total(v)
-        found[4 * n], found[5 * n], found[6 * n], found[7 * n] = total(w), total(y), total(z), total(r)
+        _write_totals(s, t, u, v, w, y, z, r, out, apart)
 
     return compiled_as(name, build)
+
+
+@njit(forceinline=True)
+def _write_totals(s, t, u, v, w, y, z, r, out, apart):
+    n = apart // 4
+    found = carray(floats_at(out), (STREAMS - 1) * n + 1)
+    found[0], found[n], found[2 * n], found[3 * n] = total(s), total(t), total(u), total(v)
+    found[4 * n], found[5 * n], found[6 * n], found[7 * n] = total(w), total(y), total(z), total(r)
+
+
+@njit
+def _dots_i8(lines, x, count, out, apart):
+    a, b, c, d, e, f, g, h = carray(words_at(lines), STREAMS)
+    zero = splat(np.float32(0.0))
+    s, t, u, v, w, y, z, r = zero, zero, zero, zero, zero, zero, zero, zero
+    for i in range(0, count, 32):
+        by, at = x + 4 * i, i // 32 * GROUP
+        s = fma(_group_dot(a + at, by), scale_at(a + at), s)
+        t = fma(_group_dot(b + at, by), scale_at(b + at), t)
+        u = fma(_group_dot(c + at, by), scale_at(c + at), u)
+        v = fma(_group_dot(d + at, by), scale_at(d + at), v)
+        w = fma(_group_dot(e + at, by), scale_at(e + at), w)
+        y = fma(_group_dot(f + at, by), scale_at(f + at), y)
+        z = fma(_group_dot(g + at, by), scale_at(g + at), z)
+        r = fma(_group_dot(h + at, by), scale_at(h + at), r)
+    _write_totals(s, t, u, v, w, y, z, r, out, apart)
 
 
 _dots_f32, _dots_f16, _dots_bf16 = (

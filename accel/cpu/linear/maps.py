@@ -1,4 +1,4 @@
-"""Products with weight matrices, from float32 or 16-bit weights, any stride from row to row.
+"""Products with weight matrices, from float32, 16-bit or 8-bit weights, any stride from row to row.
 
 How it tiles. For chunks, an item is HEIGHT rows of W, or several times as many where the tokens, packed, outgrow the
 second-level cache. DEPTH of their columns at a time are packed, HEIGHT rows after another, and multiplied with all
@@ -17,7 +17,7 @@ from numba import carray, njit
 from numba.extending import register_jitable
 
 from accel.cpu.linear.few_tokens import FEW, STREAMS, read, rows_read, whole_vectors
-from accel.cpu.linear.rows import list_rows, number_size, padded
+from accel.cpu.linear.rows import bytes_of, kind_of, list_rows, padded, rounded
 from accel.cpu.linear.unit import (
     DEPTH,
     HEIGHT,
@@ -34,7 +34,7 @@ from accel.cpu.linear.unit import (
     right_size,
     vectors_of,
 )
-from accel.cpu.runtime.arrays import address, matrix, readable
+from accel.cpu.runtime.arrays import Matrix, address, matrix, readable, readable_matrix
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import fresh, scratch
 from accel.cpu.runtime.team import THREADS
@@ -55,19 +55,19 @@ from reference import contract
 MOST_TOKENS = 256  # tokens per call of a kernel: what is packed of them should stay in the second-level cache
 
 
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+def linear(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np.ndarray:
     """x Wᵀ + b: x (T, in), weight (out, in), bias (out,) -> (T, out) float32."""
     return linear_each(x, [(weight, bias)])[0]
 
 
-def linear_each(x: np.ndarray, maps: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> list[np.ndarray]:
+def linear_each(x: np.ndarray, maps: Sequence[tuple[Matrix, np.ndarray | None]]) -> list[np.ndarray]:
     """Several maps (W, b) of one input, as `linear`, in one pass: x is packed once for all of them."""
     outputs, tasks, held = [], [], []
     for weight, bias in maps:
         sizes = contract.linear(x, weight, bias)
         tokens, outs = sizes["T"], sizes["out"]
         y = fresh(tokens, outs)
-        weight = readable(weight)
+        weight = readable_matrix(weight)
         bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
         outputs.append(y)
         held.append((weight, bias))  # until the kernel is done
@@ -83,7 +83,7 @@ def run_maps(x: np.ndarray, tasks: Sequence[tuple[int, ...]]) -> None:
     tokens, dim = x.shape
     words = np.array(tasks, np.int64)
     if tokens <= FEW:
-        x, memory = whole_vectors(x), np.empty(THREADS * STREAMS, np.int64)
+        x, memory = whole_vectors(x, 32), np.empty(THREADS * STREAMS, np.int64)
         read(address(x), x.shape[1], address(words), len(tasks), tokens, dim, rows_read(words[0, 1]), address(memory))
         return
     x, each = readable(x), rows_per_item(dim, int(words[:, 5].sum()))
@@ -137,18 +137,18 @@ def places(base, tokens, dim, rows):
 
 
 @njit
-def pack_tokens(x, x_row, x_kind, tokens, dim, left_kind, out, lines, temporary):
+def pack_tokens(x, x_row, x_kind, tokens, dim, form, out, lines, temporary):
     """All tokens as packed blocks of columns."""
     stand = carray(words_at(lines), WIDTH)
     for c in range(0, tokens, WIDTH):
         columns = min(WIDTH, tokens - c)
         for i in range(columns):
             stand[i] = x + (c + i) * x_row
-        pack_right(lines, x_kind, columns, dim, out + 4 * c // WIDTH * right_size(dim), 1.0, left_kind, temporary)
+        pack_right(lines, x_kind, columns, dim, out + 4 * c // WIDTH * right_size(dim), 1.0, form, temporary)
 
 
 @njit
-def multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, sums, plan, coming, coming_rows):
+def multiply_rows(lines, form, rows, tokens, dim, right, left, turn, sums, plan, coming, coming_rows):
     """sums (blocks, rows padded to HIGH, WIDTH) = the rows of a matrix, whose addresses stand at `lines`, times packed
     tokens. After those addresses there is room for HEIGHT more.
 
@@ -156,13 +156,14 @@ def multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, sums, plan,
     whose addresses stand at `coming` is, if there are any, for the place whose turn is returned.
     """
     stand, here = carray(words_at(lines), rows), carray(words_at(lines + 8 * rows), HEIGHT)
-    high, size, blocks, place = padded(rows, HIGH), number_size(kind), blocks_of(tokens), 4 * left_size(HEIGHT, DEPTH)
+    high, blocks, place = padded(rows, HIGH), blocks_of(tokens), 4 * left_size(HEIGHT, DEPTH)
+    kind = kind_of(form)
     for depth in range(0, dim, DEPTH):
         deep = min(DEPTH, dim - depth)
         for first in range(0, rows, HEIGHT):
             some, after = min(HEIGHT, rows - first), first + HEIGHT
             for i in range(some):
-                here[i] = stand[first + i] + depth * size
+                here[i] = stand[first + i] + bytes_of(kind, depth)
             packed, following = left + turn * place, left + (1 - turn) * place
             then, then_rows, then_depth = coming, coming_rows, 0
             if after < rows:
@@ -170,14 +171,14 @@ def multiply_rows(lines, kind, rows, tokens, dim, right, left, turn, sums, plan,
             elif depth + DEPTH < dim:
                 then, then_rows, then_depth = lines, rows, depth + DEPTH
             ready_and_plan(
-                plan, lines + 8 * rows, kind, some, deep, packed, then, min(HEIGHT, then_rows), then_depth * size,
-                min(DEPTH, dim - then_depth), following,
+                plan, lines + 8 * rows, form, some, deep, packed, then, min(HEIGHT, then_rows),
+                bytes_of(kind, then_depth), min(DEPTH, dim - then_depth), following,
             )  # fmt: skip
             turn = 1 - turn
             for n in range(blocks):
-                at = right_at(right + 4 * n * right_size(dim), depth, kind)
+                at = right_at(right + 4 * n * right_size(dim), depth, form)
                 to, vectors = sums + 4 * (n * high + first) * WIDTH, vectors_of(tokens - n * WIDTH)
-                multiply_packing(kind, depth == 0, vectors, some, deep, packed, 0, at, to, 4 * WIDTH, plan)
+                multiply_packing(form, depth == 0, vectors, some, deep, packed, 0, at, to, 4 * WIDTH, plan)
     return turn
 
 
@@ -234,16 +235,16 @@ def _project(task, worker, x, x_row, x_kind, maps, count, tokens, dim, first_tok
     open_tiles()
     n, first, rows = list_item(fetch_add(task, 1), each, maps, count, at.lines)
     while rows:
-        kind, bias, y, outs = described[n, 2], described[n, 3], described[n, 4], described[n, 5]
-        if packed != kind:
-            pack_tokens(x, x_row, x_kind, tokens, dim, kind, at.right, at.lines, at.temporary)
+        form, bias, y, outs = rounded(described[n, 2]), described[n, 3], described[n, 4], described[n, 5]
+        if packed != form:
+            pack_tokens(x, x_row, x_kind, tokens, dim, form, at.right, at.lines, at.temporary)
             list_rows(at.lines, described[n, 0], described[n, 1], first, rows, 0)
-            plan_left(at.plan, at.lines, kind, min(HEIGHT, rows), 0, min(DEPTH, dim), at.left + turn * place)
-            packed = kind
+            plan_left(at.plan, at.lines, form, min(HEIGHT, rows), 0, min(DEPTH, dim), at.left + turn * place)
+            packed = form
         next_n, next_first, next_rows = list_item(fetch_add(task, 1), each, maps, count, at.coming)
-        same = next_rows if described[next_n, 2] == kind else 0
+        same = next_rows if rounded(described[next_n, 2]) == form else 0
         turn = multiply_rows(
-            at.lines, kind, rows, tokens, dim, at.right, at.left, turn, at.sums, at.plan, at.coming, same
+            at.lines, form, rows, tokens, dim, at.right, at.left, turn, at.sums, at.plan, at.coming, same
         )
         to, shift = y + 4 * (first_token * outs + first), bias + 4 * first if bias else 0
         write_turned(at.sums, padded(rows, HIGH), rows, tokens, to, 4 * outs, shift, at.lines, at.turned)

@@ -9,8 +9,23 @@ import numpy as np
 from numba import carray, njit
 from numba.extending import register_jitable
 
-from accel.cpu.linear.rows import load_kind, number_size, padded
-from accel.cpu.simd import F16, F32, LANES, TILE, load, pair, rest, splat, store, transpose, words_at
+from accel.cpu.linear.rows import bytes_of, group_part, kind_of, load_kind, number_size, padded
+from accel.cpu.simd import (
+    F16,
+    F32,
+    LANES,
+    Q8,
+    ROUNDED,
+    TILE,
+    load,
+    pair,
+    rest,
+    rounded_pair,
+    splat,
+    store,
+    transpose,
+    words_at,
+)
 
 WIDTH, HIGH, STEP = 2 * LANES, 32, 32
 TEMPORARY = (WIDTH + 2 * LANES) * STEP + 2 * WIDTH + 64
@@ -47,15 +62,15 @@ def weights_size(keys):
 
 
 @njit(forceinline=True)
-def left_pieces(kind):
-    """Pieces of a number that is stored as `kind`."""
-    return 3 if kind == F32 else 2 if kind == F16 else 1
+def stored_pieces(form):
+    """Pieces of a number of the stored side."""
+    return 3 if form == F32 else 2 if form == F16 else 1
 
 
 @njit(forceinline=True)
-def right_pieces(kind):
-    """Pieces of a number that was just computed, where the other side is stored as `kind`."""
-    return 3 if kind == F32 else 2
+def other_pieces(form):
+    """Pieces of a number of the other side, which was just computed."""
+    return 3 if form == F32 else 2 if form < ROUNDED else 1
 
 
 @njit(forceinline=True)
@@ -65,28 +80,30 @@ def steps_of(depth):
 
 
 @njit(forceinline=True)
-def right_at(right, start, kind):
+def right_at(right, start, form):
     """Where the depth `start`, a multiple of STEP, stands in a packed block of B."""
-    return right + start // STEP * right_pieces(kind) * 2 * TILE
+    return right + start // STEP * other_pieces(form) * 2 * TILE
 
 
 @njit(forceinline=True)
-def hidden_at(hidden, neuron, kind):
+def hidden_at(hidden, neuron, form):
     """Where neuron number `neuron`, a multiple of STEP, begins in a packed block of tokens."""
-    return hidden + neuron // STEP * right_pieces(kind) * 2 * TILE
+    return hidden + neuron // STEP * other_pieces(form) * 2 * TILE
 
 
 @njit(forceinline=True)
-def square_of_right(out, s, j, depth, kind):
+def square_of_right(out, s, j, depth, form):
     """Where the first piece of the depths from s on and of the j-th LANES columns stands in packed blocks of B."""
-    return out + j // 2 * (4 * right_size(depth)) + s // STEP * left_pieces(kind) * 2 * TILE + j % 2 * TILE
+    return out + j // 2 * (4 * right_size(depth)) + s // STEP * stored_pieces(form) * 2 * TILE + j % 2 * TILE
 
 
 @njit(forceinline=True)
 def store_pieces(x, y, out, apart, pieces):
-    """The pieces of two vectors, pair by pair, `apart` bytes from one to the next."""
-    store(out, pair(x, y))
-    if pieces > 1:
+    """The pieces of two vectors, pair by pair, `apart` bytes from one to the next; a single piece is rounded."""
+    if pieces == 1:
+        store(out, rounded_pair(x, y))
+    else:
+        store(out, pair(x, y))
         x, y = rest(x), rest(y)
         store(out + apart, pair(x, y))
     if pieces > 2:
@@ -94,21 +111,25 @@ def store_pieces(x, y, out, apart, pieces):
 
 
 @njit
-def pack_left(lines, kind, rows, depth, out):
-    """A from `rows` rows of `depth` numbers, whose addresses stand at `lines`."""
-    pack_left_steps(lines, kind, rows, 0, depth, out)
+def pack_left(lines, form, rows, depth, out):
+    """A, which is stored, from `rows` rows of `depth` numbers, whose addresses stand at `lines`."""
+    pack_left_steps(lines, form, rows, 0, depth, out)
 
 
 @njit
-def pack_left_steps(lines, kind, rows, first, depth, out):
+def pack_left_steps(lines, form, rows, first, depth, out):
     """The steps from the depth `first` on."""
-    stand, size, pieces = carray(words_at(lines), rows), number_size(kind), left_pieces(kind)
+    stand, kind, pieces = carray(words_at(lines), rows), kind_of(form), stored_pieces(form)
+    size = number_size(kind)
     for r in range(0, padded(rows, HIGH), 16):
         to = out + r // 16 % 2 * TILE + (r // 32 * steps_of(depth) + first // STEP) * pieces * 2 * TILE
         for d in range(first, depth, STEP):
             for i in range(16):
-                row = stand[min(r + i, rows - 1)] + size * d  # any below the last: nobody reads what comes of it
-                if kind == F32 and depth - d >= STEP:
+                row = stand[min(r + i, rows - 1)]  # any below the last: nobody reads what comes of it
+                row += bytes_of(kind, d)
+                if kind == Q8:
+                    x, y = group_part(row, 0), group_part(row, LANES)
+                elif kind == F32 and depth - d >= STEP:
                     x, y = load(row), load(row + 4 * LANES)
                 else:
                     x = load_kind(row, kind, depth - d)
@@ -118,13 +139,14 @@ def pack_left_steps(lines, kind, rows, first, depth, out):
 
 
 @njit
-def pack_left_across(lines, kind, rows, depth, out, temporary):
-    """A from its columns: `depth` of them, `rows` numbers each, whose addresses stand at `lines`, with room for a
-    multiple of STEP of them."""
+def pack_left_across(lines, form, rows, depth, out, temporary):
+    """A, which is stored, from its columns: `depth` of them, `rows` numbers each, whose addresses stand at `lines`,
+    with room for a multiple of STEP of them."""
     stand = carray(words_at(lines), padded(depth, STEP))
     for i in range(depth, padded(depth, STEP)):
         stand[i] = stand[depth - 1]  # meets a zero of B
-    pieces, size = left_pieces(kind), number_size(kind)
+    kind, pieces = kind_of(form), stored_pieces(form)
+    size = number_size(kind)
     square, words = temporary, temporary + 4 * LANES * STEP  # 16 rows of 32 steps; 32 steps of 16 rows, widened
     places = words + 4 * LANES * STEP
     here = carray(words_at(places), STEP)
@@ -148,12 +170,12 @@ def pack_left_across(lines, kind, rows, depth, out, temporary):
 
 
 @njit
-def pack_right(lines, kind, columns, depth, out, factor, left_kind, temporary):
+def pack_right(lines, kind, columns, depth, out, factor, form, temporary):
     """A block of B from its columns: at most WIDTH of them, `depth` numbers each, whose addresses stand at `lines`,
-    with room for WIDTH of them; times `factor`. `left_kind` is how A is stored."""
+    with room for WIDTH of them; times `factor`. The product's stored side is A."""
     stand, size = carray(words_at(lines), WIDTH), number_size(kind)
     places = temporary + 4 * WIDTH * STEP  # addresses of widened parts of the columns
-    here, by, pieces = carray(words_at(places), WIDTH), splat(factor), right_pieces(left_kind)
+    here, by, pieces = carray(words_at(places), WIDTH), splat(factor), other_pieces(form)
     square = places + 8 * WIDTH  # 32 steps of 16 columns
     for i in range(WIDTH):
         here[i] = temporary + 4 * STEP * i
@@ -165,17 +187,17 @@ def pack_right(lines, kind, columns, depth, out, factor, left_kind, temporary):
         for i in range(0, columns, LANES):
             transpose(places + 8 * i, 0, square, 4 * LANES)
             transpose(places + 8 * i, 4 * LANES, square + 4 * LANES * LANES, 4 * LANES)
-            to = right_at(out, s, left_kind) + i // LANES * TILE
+            to = right_at(out, s, form) + i // LANES * TILE
             for r in range(LANES):
                 x, y = load(square + 4 * LANES * r), load(square + 4 * LANES * (r + LANES))
                 store_pieces(x, y, to + 64 * r, 2 * TILE, pieces)
 
 
 @njit
-def pack_hidden(gates, rows, vectors, out, kind, temporary):
-    """Activations of one block of tokens (rows, WIDTH), which stand as columns, packed as A, token by token, for a B
-    stored as `kind`."""
-    pieces = right_pieces(kind)
+def pack_hidden(gates, rows, vectors, out, form, temporary):
+    """Activations of one block of tokens (rows, WIDTH), which stand as columns, packed as A, token by token, for a
+    product whose stored side is B."""
+    pieces = other_pieces(form)
     for i in range(rows, padded(rows, STEP)):
         for j in range(0, WIDTH, LANES):
             store(gates + 4 * (i * WIDTH + j), splat(np.float32(0.0)))

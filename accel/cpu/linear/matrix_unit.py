@@ -15,19 +15,19 @@ from accel.cpu.linear.matrix_packing import (
     HIGH,
     STEP,
     WIDTH,
-    left_pieces,
     pack_left_across,
     pack_left_steps,
     square_of_right,
     steps_of,
     store_pieces,
+    stored_pieces,
 )
-from accel.cpu.linear.rows import load_kind, number_size, padded
+from accel.cpu.linear.rows import bytes_of, kind_of, load_kind, number_size, padded
 from accel.cpu.simd import (
-    BF16,
     F32,
     LANES,
     LEAD,
+    Q8,
     TILE,
     TURN_LEAD,
     pack_units,
@@ -43,21 +43,14 @@ from accel.cpu.simd import (
 
 DEPTH = 576  # both sides stay in the second-level cache
 HEIGHT, KEYS = 32, 128
-RIGHT = 3  # the form of a product whose B, not A, is stored as bfloat16
 RUN = 4  # steps of a row that are packed in a row
 
 
-@njit(forceinline=True)
-def right_form(kind):
-    """The form of a product whose B is stored as `kind`, while A was just computed."""
-    return RIGHT if kind == BF16 else kind
-
-
 @register_jitable(forceinline=True)
-def roundings(kind):
+def roundings(form):
     """Additions onto C that a product makes for each number of it, of keys as many as a block has, against one: six
     pieces in each of four steps of float32, most of them small. What is stored in 16 bits is not that exact."""
-    return 8 if kind == F32 else 1
+    return 8 if form == F32 else 1
 
 
 @register_jitable
@@ -83,112 +76,114 @@ def _close_plan(plan, n, lead):
 
 
 @njit
-def _finish(plan, kind):
+def _finish(plan, form):
     units = carray(words_at(plan), 2)
-    pack_units(kind, units[0], units[1], plan + 16)
+    pack_units(form, units[0], units[1], plan + 16)
     units[0] = units[1]
 
 
 @njit
-def plan_left(plan, lines, kind, rows, offset, depth, out):
+def plan_left(plan, lines, form, rows, offset, depth, out):
     """Plan to pack an A from `depth` numbers from `offset` bytes on in each of the rows whose addresses stand at
     `lines`: its whole steps."""
-    stand, size, steps = carray(words_at(lines), rows), number_size(kind), depth // STEP
-    tiles, n = steps_of(depth) * left_pieces(kind) * 2 * TILE, 0
+    stand, kind, steps = carray(words_at(lines), rows), kind_of(form), depth // STEP
+    half = LANES if kind == Q8 else LANES * number_size(kind)  # bytes of half a step
+    tiles, n = steps_of(depth) * stored_pieces(form) * 2 * TILE, 0
     entries = carray(words_at(plan + 16), (padded(rows, HIGH) * steps + LEAD, 3))
     for r in range(0, padded(rows, HIGH), 16):
         to = out + r // 16 % 2 * TILE + r // 32 * tiles
         for first in range(0, steps, RUN):  # a run of each row at a time: memory likes neighbours
             for i in range(16):
                 for s in range(first, min(first + RUN, steps)):
-                    at = stand[min(r + i, rows - 1)] + offset + s * STEP * size
-                    entries[n, 0], entries[n, 1] = at, at + LANES * size
-                    entries[n, 2] = to + 64 * i + s * left_pieces(kind) * 2 * TILE
+                    at = stand[min(r + i, rows - 1)] + offset + bytes_of(kind, s * STEP)
+                    at += 2 if kind == Q8 else 0  # after the scale
+                    entries[n, 0], entries[n, 1] = at, at + half
+                    entries[n, 2] = to + 64 * i + s * stored_pieces(form) * 2 * TILE
                     n += 1
     _close_plan(plan, n, LEAD)
 
 
 @njit
-def ready_left(plan, lines, kind, rows, depth, out):
+def ready_left(plan, lines, form, rows, depth, out):
     """Carry out what is left of a plan: A is packed, from the rows that now stand at `lines`, where they begin."""
-    _finish(plan, kind)
+    _finish(plan, form)
     if depth % STEP:
-        pack_left_steps(lines, kind, rows, depth // STEP * STEP, depth, out)
+        pack_left_steps(lines, form, rows, depth // STEP * STEP, depth, out)
 
 
 @njit
-def plan_across(plan, along, lines, kind, rows, depth, out):
+def plan_across(plan, along, lines, form, rows, depth, out):
     """Plan to pack an A across, from its columns: `depth` of them, `rows` numbers each, whose addresses stand at
     `lines`, with room for a multiple of STEP of them, until all is done."""
     nothing_planned(plan)
     if rows % HIGH:
         return
-    stand, tiles, n = carray(words_at(lines), padded(depth, STEP)), left_pieces(kind) * 2 * TILE, 0
+    stand, tiles, n = carray(words_at(lines), padded(depth, STEP)), stored_pieces(form) * 2 * TILE, 0
     for i in range(depth, padded(depth, STEP)):
         stand[i] = stand[depth - 1]  # meets a zero of B
     entries = carray(words_at(plan + 16), (rows // 16 * steps_of(depth) + TURN_LEAD, 3))
     for s in range(steps_of(depth)):
         for r in range(0, rows, 16):
-            entries[n, 0], entries[n, 1] = lines + 8 * s * STEP, r * number_size(kind)
+            entries[n, 0], entries[n, 1] = lines + 8 * s * STEP, r * number_size(kind_of(form))
             entries[n, 2] = out + r // 16 % 2 * TILE + (r // 32 * steps_of(depth) + s) * tiles
             n += 1
     _close_plan(plan, n, TURN_LEAD)
 
 
 @njit
-def ready_across(plan, lines, kind, rows, depth, out, temporary):
+def ready_across(plan, lines, form, rows, depth, out, temporary):
     """Carry out what is left of such a plan, from the columns that stand at `lines`."""
     if rows % HIGH:
-        pack_left_across(lines, kind, rows, depth, out, temporary)
+        pack_left_across(lines, form, rows, depth, out, temporary)
         return
     units = carray(words_at(plan), 2)
-    turn_units(kind, units[0], units[1], plan + 16, temporary)
+    turn_units(form, units[0], units[1], plan + 16, temporary)
     units[0] = units[1]
 
 
 @njit
-def plan_right(plan, lines, kind, depth, offset, columns, out):
+def plan_right(plan, lines, form, depth, offset, columns, out):
     """Plan to pack blocks of B from its rows: `depth` of them, whose addresses stand at `lines`, with `columns` numbers
     from `offset` bytes on in each: its whole registers."""
-    stand, size, n = carray(words_at(lines), depth), number_size(kind), 0
+    stand, size, n = carray(words_at(lines), depth), number_size(kind_of(form)), 0
     entries = carray(words_at(plan + 16), (columns // LANES * 16 * steps_of(depth) + LEAD, 3))
     for s in range(0, depth, STEP):
         for r in range(16):
             one, other = stand[min(s + r, depth - 1)] + offset, stand[min(s + r + 16, depth - 1)] + offset
             for j in range(columns // LANES):
                 entries[n, 0], entries[n, 1] = one + j * LANES * size, other + j * LANES * size
-                entries[n, 2] = square_of_right(out, s, j, depth, kind) + 64 * r
+                entries[n, 2] = square_of_right(out, s, j, depth, form) + 64 * r
                 n += 1
     _close_plan(plan, n, LEAD)
 
 
 @njit
-def ready_right(plan, lines, kind, depth, columns, out):
+def ready_right(plan, lines, form, depth, columns, out):
     """Carry out what is left of such a plan, from the rows that now stand at `lines`."""
-    stand, size, first = carray(words_at(lines), depth), number_size(kind), columns // LANES * LANES
-    _finish(plan, kind)
+    stand, kind, first = carray(words_at(lines), depth), kind_of(form), columns // LANES * LANES
+    size = number_size(kind)
+    _finish(plan, form)
     if first < columns:
         for s in range(0, depth, STEP):
             for r in range(16):
                 one, other = stand[min(s + r, depth - 1)], stand[min(s + r + 16, depth - 1)]
                 x = load_kind(one + first * size, kind, columns - first)
                 y = load_kind(other + first * size, kind, columns - first)
-                to = square_of_right(out, s, first // LANES, depth, kind) + 64 * r
-                store_pieces(x, y, to, 2 * TILE, left_pieces(kind))
+                to = square_of_right(out, s, first // LANES, depth, form) + 64 * r
+                store_pieces(x, y, to, 2 * TILE, stored_pieces(form))
 
 
 @njit(forceinline=True)
 def _block_of_a(left, r, depth, form):
-    """Where 32 rows of a packed A begin."""
-    return left + r // HIGH * steps_of(depth) * (2 if form == RIGHT else left_pieces(form)) * 2 * TILE
+    """Where 32 rows of a packed A begin. Where both sides have as many pieces, either may be the stored one."""
+    return left + r // HIGH * steps_of(depth) * stored_pieces(form) * 2 * TILE
 
 
 @njit
 def multiply_packing(form, fresh, vectors, rows, depth, left, step, right, c, c_row, plan):
     """C (rows × vectors·LANES) = A·B if `fresh`, else C += A·B, and meanwhile what is planned is packed.
 
-    `form` is how A was stored before it was packed (B was float32 then), or RIGHT where B is what was stored as
-    bfloat16; what is planned is stored alike. `step` is for register tiles.
+    What is planned is stored as the product's stored side was. `step` is for register tiles.
     """
     units = carray(words_at(plan), 2)
     for r in range(0, rows, HIGH):
@@ -218,10 +213,10 @@ def multiply_softening(
 
 
 @njit
-def soften(kind, done, vectors, count, scores, weights, state):
-    """2^(x - peak) of a block of scores, packed as B for a product of this kind, from the unit `done` on; the sums of
+def soften(form, done, vectors, count, scores, weights, state):
+    """2^(x - peak) of a block of scores, packed as B for a product of this form, from the unit `done` on; the sums of
     its columns are added to the second row of `state`, whose first are the peaks. Returns where the weights stand."""
-    soften_units(kind, done, padded(count, STEP), vectors, scores, weights, state)
+    soften_units(form, done, padded(count, STEP), vectors, scores, weights, state)
     return weights
 
 

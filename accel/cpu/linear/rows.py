@@ -9,17 +9,23 @@ from numba.extending import register_jitable
 from accel.cpu.simd import (
     F16,
     F32,
+    GROUP,
     LANES,
+    PAIRS,
+    Q8,
+    ROUNDED,
     exp2,
     fma,
     highest,
     load,
     load_bf16,
+    load_bytes,
     load_f16,
     load_some,
     load_some_bf16,
     load_some_f16,
     prefetch,
+    scale_at,
     splat,
     store,
     store_some,
@@ -34,10 +40,35 @@ def padded(n, step):
     return (n + step - 1) // step * step
 
 
+@register_jitable(forceinline=True)
+def rounded(kind):
+    """The form of a product whose one side is stored as `kind`, and whose other may be rounded as much: what is stored
+    in 16 bits or 8 is multiplied as bfloat16, where the machine does that faster."""
+    return kind + ROUNDED if PAIRS and kind != F32 else kind
+
+
+@register_jitable(forceinline=True)
+def kind_of(form):
+    """How the stored side of a product is stored. A kind is a form too, of a product as exact as what is stored."""
+    return form % ROUNDED
+
+
 @njit(forceinline=True)
 def number_size(kind):
-    """Bytes of a stored number."""
+    """Bytes of a stored number that is no 8-bit one."""
     return 4 if kind == F32 else 2
+
+
+@register_jitable(forceinline=True)
+def bytes_of(kind, count):
+    """Bytes of so many stored numbers of a row, of which 8-bit ones come in whole groups of 32."""
+    return (count + 31) // 32 * GROUP if kind == Q8 else count * number_size(kind)
+
+
+@njit(forceinline=True)
+def group_part(group, i):
+    """LANES numbers of an 8-bit group, from its number i on, as float32."""
+    return load_bytes(group + 2 + i) * scale_at(group)
 
 
 @njit(forceinline=True)
@@ -61,6 +92,11 @@ def ahead(row, kind, dim):
 def widen(source, kind, count, out, factor):
     """A row of `count` stored numbers times `factor`, as float32 with zeros up to a multiple of LANES."""
     by, size = splat(factor), number_size(kind)
+    if kind == Q8:  # a row ends with a whole group, filled up with zeros
+        for g in range(0, count, 32):
+            for i in range(g, min(g + 32, padded(count, LANES)), LANES):
+                store(out + 4 * i, group_part(source + g // 32 * GROUP, i - g) * by)
+        return
     if kind == F32 and count % LANES == 0:  # the common case, without a question per vector
         for i in range(0, count, LANES):
             store(out + 4 * i, load(source + 4 * i) * by)

@@ -1,9 +1,10 @@
 """The unit that multiplies, chosen when this is imported: the matrix unit where there is one, else register tiles.
 
 Both offer the same names for products C = A·B. A, the left side, has a row per key or per row of a weight matrix; B,
-the right side, a column per query or token. Columns come in blocks of WIDTH, whatever is left over in the last; every
-block of B, and every C, has rows of WIDTH numbers. So a block of A is packed once for all tokens, and a softmax or an
-activation works on whole registers of tokens.
+the right side, a column per query or token. One side is stored, the other was just computed; a product's form
+(linear/rows.py) says how it is stored, and whether both are rounded to bfloat16. Columns come in blocks of WIDTH,
+whatever is left over in the last; every block of B, and every C, has rows of WIDTH numbers. So a block of A is packed
+once for all tokens, and a softmax or an activation works on whole registers of tokens.
 
     WIDTH, HIGH, STEP          columns of a block; what rows of A and C, and depths, are padded to a multiple of
     DEPTH, HEIGHT, KEYS        depth of one pass over long depths; rows of a weight matrix, and keys, in a block of A
@@ -52,7 +53,6 @@ if MATRIX:
         ready_across,
         ready_left,
         ready_right,
-        right_form,
         roundings,
         soften,
     )
@@ -84,7 +84,6 @@ else:
         ready_left,
         ready_right,
         right_at,
-        right_form,
         right_size,
         roundings,
         soften,
@@ -119,7 +118,6 @@ __all__ = [
     "ready_left",
     "ready_right",
     "right_at",
-    "right_form",
     "right_size",
     "roundings",
     "soften",
@@ -135,11 +133,11 @@ def vectors_of(columns):
 
 
 @njit
-def ready_and_plan(plan, lines, kind, rows, depth, packed, coming, coming_rows, offset, coming_depth, following):
+def ready_and_plan(plan, lines, form, rows, depth, packed, coming, coming_rows, offset, coming_depth, following):
     """The step of every loop over blocks of A: pack at `packed` the rows that stand at `lines`, as was planned before,
     and plan that those at `coming`, if any, are packed at `following`, from `offset` bytes on in each."""
-    ready_left(plan, lines, kind, rows, depth, packed)
+    ready_left(plan, lines, form, rows, depth, packed)
     if coming_rows > 0:
-        plan_left(plan, coming, kind, coming_rows, offset, coming_depth, following)
+        plan_left(plan, coming, form, coming_rows, offset, coming_depth, following)
     else:
         nothing_planned(plan)

@@ -10,7 +10,8 @@ from math import prod
 
 import numpy as np
 
-from accel.cpu.runtime.arrays import address
+from accel.cpu.runtime.arrays import Grouped, Matrix, address, row_of_groups, write_groups
+from reference.int8 import Int8
 
 LINE = 32  # float32 in two cache lines, which processors fetch together
 SMALL = 4096  # float32 that one core fills by itself
@@ -64,16 +65,21 @@ class Room:
     """Room for a model's weights in large pages, where the system has them: from a file's small pages they would be
     read at half the memory's speed. Rows of a matrix start on cache lines, and not a power of two apart."""
 
-    def __init__(self, arrays: Iterable[np.ndarray]) -> None:
-        size = sum(array.size // max(array.shape[-1], 1) * _row(array) for array in arrays)
+    def __init__(self, arrays: Iterable[Matrix]) -> None:
+        size = sum(prod(array.shape[:-1]) * _row(array) for array in arrays)
         self._bytes = np.frombuffer(_pages(size + PAGE), np.uint8)
         self._used = -address(self._bytes) % PAGE
 
-    def put(self, array: np.ndarray) -> np.ndarray:
-        """A copy of a matrix or vector, float64 as float32."""
-        row, rows = _row(array), array.size // max(array.shape[-1], 1)
+    def put(self, array: Matrix) -> np.ndarray | Grouped:
+        """A copy of a matrix or vector, float64 as float32, 8 bits as `Grouped`."""
+        row, rows = _row(array), prod(array.shape[:-1])
         part = self._bytes[self._used : self._used + rows * row].reshape(rows, row)
         self._used += rows * row
+        if isinstance(array, Grouped):
+            part[:, : array.groups.shape[1]] = array.groups
+            return Grouped(part[:, : array.groups.shape[1]], array.shape[1])
+        if isinstance(array, Int8):
+            return write_groups(array, part[:, : row_of_groups(array.shape[1])])
         dtype = _stored(array)
         held = part[:, : array.shape[-1] * dtype.itemsize].view(dtype).reshape(array.shape)
         held[...] = array
@@ -84,8 +90,10 @@ def _stored(array: np.ndarray) -> np.dtype:
     return np.dtype(np.float32) if array.dtype == np.float64 else array.dtype
 
 
-def _row(array: np.ndarray) -> int:
+def _row(array: Matrix) -> int:
     """Bytes from row to row."""
+    if not isinstance(array, np.ndarray):  # groups lie across cache lines anyway
+        return -(-row_of_groups(array.shape[1]) // 4) * 4
     row = -(-array.shape[-1] * _stored(array).itemsize // (4 * LINE)) * 4 * LINE
     return row + 4 * LINE if array.ndim > 1 and row % PERIOD == 0 else row
 

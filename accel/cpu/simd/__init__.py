@@ -5,7 +5,7 @@
 """
 
 from accel.cpu.simd.emit import Vector, compiled_as
-from accel.cpu.simd.machine import HALF, LANES, MATRIX, REGISTERS, ROWS, VECTORS
+from accel.cpu.simd.machine import HALF, LANES, MATRIX, PAIRS, REGISTERS, ROWS, VECTORS
 from accel.cpu.simd.matrix import (
     LEAD,
     TILE,
@@ -19,12 +19,15 @@ from accel.cpu.simd.matrix import (
     soften_units,
     turn_units,
 )
-from accel.cpu.simd.tile import TALL, tall_tile, tile_rows, transpose
+from accel.cpu.simd.tile import TALL, pair_rows, tall_tile, tile_rows, transpose
 from accel.cpu.simd.vectors import (
     BF16,
     F16,
     F32,
+    GROUP,
     LOG2E,
+    Q8,
+    ROUNDED,
     any_above,
     exp2,
     fma,
@@ -32,6 +35,7 @@ from accel.cpu.simd.vectors import (
     larger,
     load,
     load_bf16,
+    load_bytes,
     load_f16,
     load_some,
     load_some_bf16,
@@ -40,6 +44,9 @@ from accel.cpu.simd.vectors import (
     pair,
     prefetch,
     rest,
+    rounded_pair,
+    rounded_run,
+    scale_at,
     smaller,
     splat,
     store,
@@ -73,13 +80,17 @@ __all__ = [
     "BF16",
     "F16",
     "F32",
+    "GROUP",
     "HALF",
     "LANES",
     "LEAD",
     "LOG2E",
     "MATRIX",
     "MOST_WORDS",
+    "PAIRS",
+    "Q8",
     "REGISTERS",
+    "ROUNDED",
     "ROWS",
     "TALL",
     "TILE",
@@ -102,6 +113,7 @@ __all__ = [
     "larger",
     "load",
     "load_bf16",
+    "load_bytes",
     "load_f16",
     "load_some",
     "load_some_bf16",
@@ -110,6 +122,7 @@ __all__ = [
     "open_tiles",
     "pack_units",
     "pair",
+    "pair_rows",
     "peek",
     "prefetch",
     "product_and_pack",
@@ -117,6 +130,9 @@ __all__ = [
     "product_and_turn",
     "real",
     "rest",
+    "rounded_pair",
+    "rounded_run",
+    "scale_at",
     "smaller",
     "soften_units",
     "splat",

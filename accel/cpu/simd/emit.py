@@ -17,8 +17,17 @@ from numba.extending import intrinsic, register_model
 
 from accel.cpu.simd.machine import LANES
 
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat16, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
 FLOAT, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 VECTOR, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
+SHORTS = ir.VectorType(_BFloat(), 2 * LANES)  # bfloat16, two in the place of a float32
 WORD, REAL = types.int64, types.float32  # what kernels hand over: addresses and counts, numbers
 
 
@@ -105,6 +114,12 @@ def call_llvm(b: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value)
 def fused(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
     """x·y + z, rounded once where the machine can."""
     return call_llvm(b, f"llvm.fmuladd.v{LANES}f32", VECTOR, x, y, z)
+
+
+def paired(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    """x·y + z, where every lane of x and y holds two bfloat16, whose products are added. For machines with PAIRS."""
+    x, y = b.bitcast(x, SHORTS), b.bitcast(y, SHORTS)
+    return call_llvm(b, "llvm.x86.avx512bf16.dpbf16ps.512", VECTOR, z, x, y)
 
 
 def fetch(b: ir.IRBuilder, address: ir.Value, *, write: bool) -> None:

@@ -2,8 +2,9 @@
 
 A float32 is the exact sum of three bfloat16, its pieces, so a product of two is the sum of nine products of pieces,
 of which the six largest leave an error of 2⁻²⁴: what a float32 multiplication leaves. That is six times the work at
-sixteen times the speed. A number that is stored in 16 bits has one piece (bfloat16) or two (float16); its other
-factor is then taken in two. Sums are kept in float32. Numbers below 2⁻¹²⁶, as pieces or sums, count as zero.
+sixteen times the speed. Where one factor is stored in 16 bits, both are usually rounded to one bfloat16, and that is
+all the work. Where that is not exact enough (attention/blocks.py says where), the stored one has one piece (bfloat16)
+or two (float16), and the other two. Sums are kept in float32. Numbers below 2⁻¹²⁶, as pieces or sums, count as zero.
 
 A block of A (32 rows) and of B (32 columns) share four sums. Both lie in memory tile by tile: A by steps of 32 in the
 depth, in each its pieces, in each two tiles of 16 rows; B alike, its tiles holding 16 pairs of depths by 16 columns.
@@ -38,22 +39,40 @@ from accel.cpu.simd.emit import (
 )
 from accel.cpu.simd.machine import MATRIX
 from accel.cpu.simd.tile import emit_transpose
-from accel.cpu.simd.vectors import BF16, F16, F32, emit_exp2, emit_load, emit_pair, emit_rest
+from accel.cpu.simd.vectors import (
+    BF16,
+    F16,
+    F32,
+    Q8,
+    ROUNDED,
+    emit_exp2,
+    emit_load,
+    emit_load_bytes,
+    emit_pair,
+    emit_rest,
+    emit_rounded_pair,
+    emit_scale,
+)
 
 TILE = 1024  # bytes
 LEAD, TURN_LEAD = 64, 4  # units of packing and of turning from the fetching of what they read to their work
-FORMS = F32, F16, BF16, 3  # how A is stored, B then being numbers that were just computed; 3: B stored as bfloat16
+# The forms of product that meet each chore: scores, anything, weights times values. What a chore makes is for a product
+# from the same storage, in as many pieces as that has.
+_FORMS = {
+    "soften": (F32, F16, BF16),
+    "pack": (F32, F16, BF16, ROUNDED + F16, ROUNDED + BF16, ROUNDED + Q8),
+    "turn": (F32, F16, ROUNDED + BF16),
+}
 _OTHERS = {"soften": 3, "pack": 1, "turn": 2}  # arguments that a chore needs besides its units
 _NOTHING = ir.VoidType()
 
-# Which piece of A meets which of B: each pair shares a side with the one before it, so that only the other is loaded.
+# Which piece of A, the stored side, meets which of B: each pair shares a side with the one before it, so that only the
+# other is loaded.
 _MEETINGS = {
     F32: [(0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)],
     F16: [(0, 1), (0, 0), (1, 0)],
     BF16: [(0, 1), (0, 0)],
-    3: [(1, 0), (0, 0)],
 }
-_PACKED_PIECES = {F32: 3, F16: 2, BF16: 1, 3: 1}  # of what is stored
 # Units of a chore after each product of two tiles: enough to be done in time, and evenly, since a core looks ahead some
 # hundred instructions only. A unit of turning is large, and done once in a step.
 _PORTIONS = {("soften", F32): (1, 1, 0, 0), ("pack", F32): (1, 0, 1, 0), "soften": (2, 2, 1, 1), "pack": (2, 2, 2, 2)}
@@ -73,7 +92,7 @@ def _product(form: int, vectors: int, chore: str) -> Any:
     Meanwhile units of the chore are done, from `unit` on, as far as `units`; what else they need are the other
     arguments. Returns the first unit that is left.
     """
-    meetings = _MEETINGS[form]
+    meetings = _MEETINGS.get(form, [(0, 0)])
     left_pieces, right_pieces = (1 + max(meeting[side] for meeting in meetings) for side in (0, 1))
     squares = [(i, j) for i in range(2) for j in range(vectors)]
     portions = _PORTIONS.get((chore, form)) or _PORTIONS.get(chore) or (0, 0, 0, 0)
@@ -139,7 +158,7 @@ def emit_soften(
     Units count the vectors first, then the rows. Rows of `scores` hold two vectors, `state` two of peaks and two of
     sums.
     """
-    pieces = 1 + max(meeting[1] for meeting in _MEETINGS[form])
+    pieces = _stored_pieces(form)
     place = b.shl(b.and_(unit, number(1)), number(6))  # of the vector, in bytes
     r, step = b.and_(b.ashr(unit, number(1)), number(15)), b.ashr(unit, number(5))
     row = b.add(b.add(scores, place), b.add(b.mul(step, number(32 * 128)), b.mul(r, number(128))))
@@ -155,29 +174,42 @@ def emit_pack(b: ir.IRBuilder, form: int, unit: ir.Value, entries: ir.Value) -> 
     """A unit of packing: of the three addresses of an entry, a vector of stored numbers at the first and one at the
     second go in pieces to the third. What the entry LEAD further needs is fetched; the first LEAD units do only
     that."""
-    kind = BF16 if form == 3 else form
     for address in _entry(b, entries, unit)[:2]:
         fetch(b, address, write=False)
     with b.if_then(b.icmp_signed(">=", unit, number(LEAD))):
         one, other, out = _entry(b, entries, unit, -LEAD)
-        _store_pieces(b, emit_load(b, kind, one), emit_load(b, kind, other), out, _PACKED_PIECES[form])
+        x, y = _halves(b, form % ROUNDED, one, other)
+        _store_pieces(b, x, y, out, _stored_pieces(form))
+
+
+def _halves(b: ir.IRBuilder, kind: int, one: ir.Value, other: ir.Value) -> list[ir.Value]:
+    """The stored numbers at two places as float32. Of 8 bits they are the halves of a group, its scale before them."""
+    if kind != Q8:
+        return [emit_load(b, kind, place) for place in (one, other)]
+    scale = emit_scale(b, plus(b, one, -2))
+    return [b.fmul(emit_load_bytes(b, place), scale) for place in (one, other)]
 
 
 def emit_turn(b: ir.IRBuilder, form: int, unit: ir.Value, entries: ir.Value, square: ir.Value) -> None:
     """A unit of packing what must be turned around: of the three words of an entry, the first is where the addresses of
     32 rows stand, and the second an offset into them; the 16 numbers there of every row go in pieces to the third, a
     row for each of the 16. `square` is room for them. Fetched ahead as in `emit_pack`."""
-    kind = BF16 if form == 3 else form
     rows, offset, _ = _entry(b, entries, unit)
     for i in range(32):
         fetch(b, b.add(b.load(at(b, rows, I64, 8 * i), align=8), offset), write=False)
     with b.if_then(b.icmp_signed(">=", unit, number(TURN_LEAD))):
         rows, offset, out = _entry(b, entries, unit, -TURN_LEAD)
+        kind = form % ROUNDED
         for half in range(2):
             emit_transpose(b, plus(b, rows, 128 * half), offset, plus(b, square, 64 * half), number(128), kind)
         for i in range(16):
             x, y = (b.load(at(b, square, VECTOR, 128 * i + 64 * half), align=4) for half in range(2))
-            _store_pieces(b, x, y, plus(b, out, 64 * i), _PACKED_PIECES[form])
+            _store_pieces(b, x, y, plus(b, out, 64 * i), _stored_pieces(form))
+
+
+def _stored_pieces(form: int) -> int:
+    """Pieces of a stored number."""
+    return {F32: 3, F16: 2}.get(form, 1)
 
 
 def _entry(b: ir.IRBuilder, entries: ir.Value, unit: ir.Value, shift: int = 0) -> list[ir.Value]:
@@ -187,7 +219,10 @@ def _entry(b: ir.IRBuilder, entries: ir.Value, unit: ir.Value, shift: int = 0) -
 
 
 def _store_pieces(b: ir.IRBuilder, x: ir.Value, y: ir.Value, out: ir.Value, pieces: int) -> None:
-    """The pieces of two vectors, pair by pair, in the tiles of one piece after another."""
+    """The pieces of two vectors, pair by pair, in the tiles of one piece after another; a single piece is rounded."""
+    if pieces == 1:
+        b.store(emit_rounded_pair(b, x, y), at(b, out, VECTOR), align=4)
+        return
     for piece in range(pieces):
         b.store(emit_pair(b, x, y), at(b, out, VECTOR, 2 * TILE * piece), align=4)
         x, y = emit_rest(b, x), emit_rest(b, y)
@@ -206,52 +241,48 @@ def _alone(emit: Any, form: int, others: int) -> Any:
     return machine_function(types.void, *[WORD] * (1 + others))(build)
 
 
+def _choice(name: str, functions: dict[int, Any]) -> Any:
+    """One function of a form and other arguments from those of each form; of a form that it does not have the last."""
+    (form, first), *others = functions.items()
+    if not others:
+        return compiled_as(f"{name}_{form}", lambda form, *arguments: first(*arguments))
+    rest = _choice(name, dict(others))
+
+    def choose(given, *arguments):
+        return first(*arguments) if given == form else rest(given, *arguments)
+
+    return compiled_as(f"{name}_{form}", choose)
+
+
 def _softening() -> Callable:
-    of_f32, of_others = _alone(emit_soften, F32, 3), _alone(emit_soften, F16, 3)
+    unit_of = _choice("soften_unit", {form: _alone(emit_soften, form, 3) for form in _FORMS["soften"]})
 
     def soften_units(form, unit, units, vectors, scores, weights, state):
         for u in range(unit, units):
             if u % 2 < vectors:
-                if form == F32:
-                    of_f32(u, scores, weights, state)
-                else:
-                    of_others(u, scores, weights, state)
+                unit_of(form, u, scores, weights, state)
 
     return compiled_as("soften_units", soften_units)
 
 
 def _units(chore: str) -> Callable:
     """Units of packing or turning by themselves."""
-    of_f32, of_f16, of_bf16 = (_alone(_CHORES[chore], kind, _OTHERS[chore]) for kind in (F32, F16, BF16))
+    alone = {form: _alone(_CHORES[chore], form, _OTHERS[chore]) for form in _FORMS[chore]}
+    unit_of = _choice(f"{chore}_unit", alone)
 
     def units_of_chore(form, unit, units, *others):
         for u in range(unit, units):
-            if form == F32:
-                of_f32(u, *others)
-            elif form == F16:
-                of_f16(u, *others)
-            else:
-                of_bf16(u, *others)
+            unit_of(form, u, *others)
 
     return compiled_as(f"{chore}_units", units_of_chore)
 
 
-def _by_form(chore: str, vectors: int) -> Callable:
-    f32, f16, bf16, right = (_product(form, vectors, chore) for form in FORMS)
-
-    def product(form, *arguments):
-        if form == F32:
-            return f32(*arguments)
-        if form == F16:
-            return f16(*arguments)
-        return bf16(*arguments) if form == BF16 else right(*arguments)
-
-    return compiled_as(f"product_and_{chore}_{vectors}", product)
-
-
 def _products(chore: str) -> Callable:
     """One function for all forms and both widths."""
-    wide, narrow = _by_form(chore, 2), _by_form(chore, 1)
+    wide, narrow = (
+        _choice(f"product_and_{chore}_{vectors}", {form: _product(form, vectors, chore) for form in _FORMS[chore]})
+        for vectors in (2, 1)
+    )
 
     def product(vectors, form, *arguments):
         return wide(form, *arguments) if vectors == 2 else narrow(form, *arguments)

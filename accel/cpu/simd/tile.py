@@ -1,8 +1,8 @@
 """The register tile, the heart of every product on vectors, and the transposition of a square of lanes.
 
 ROWS rows and up to VECTORS registers of columns of C (+)= A·B stay in registers while the depth runs, each step
-broadcasting one number of A per row against a row of B. LLVM translates any vector width to any machine; only the
-tile's shape is fitted to its registers.
+broadcasting one number of A per row, or a pair of them, against a row of B. LLVM translates any vector width to any
+machine; only the tile's shape is fitted to its registers.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ from accel.cpu.simd.emit import (
     fused,
     machine_function,
     number,
+    paired,
     plus,
     repeat,
     spread,
 )
-from accel.cpu.simd.machine import LANES, ROWS, VECTORS
+from accel.cpu.simd.machine import LANES, PAIRS, ROWS, VECTORS
 from accel.cpu.simd.vectors import F32, emit_load
 
 TALL = 4 * VECTORS  # rows of the tile that is one vector wide: enough sums in flight to hide the latency
 
 
-def _tile(columns: int, height: int) -> Any:
+def _tile(columns: int, height: int, product: Callable) -> Any:
     """A tile of `height` rows and columns·LANES columns: C = A·B if `fresh`, else C += A·B.
 
-    Arguments are addresses, the bytes from row to row (and for A from step to step), and the depth (at least 1).
+    Arguments are addresses, the bytes from row to row (and for A from step to step), and the depth (at least 1) in
+    steps: of one number, or of two where `product` is `paired`.
     """
 
     def build(b, fresh, a, a_row, a_step, other, other_row, c, c_row, depth):
@@ -52,7 +54,7 @@ def _tile(columns: int, height: int) -> Any:
             across = [b.load(at(b, line, VECTOR, 4 * LANES * j), align=4) for j in range(columns)]
             down = [b.load(at(b, plus(b, first, r, a_row), FLOAT), align=4) for r in range(height)]
             grown = [
-                fused(b, spread(b, x, VECTOR), y, sums[r * columns + j])
+                product(b, spread(b, x, VECTOR), y, sums[r * columns + j])
                 for r, x in enumerate(down)
                 for j, y in enumerate(across)
             ]
@@ -71,9 +73,9 @@ def _tile(columns: int, height: int) -> Any:
     return machine_function(types.void, *[WORD] * 9)(build)
 
 
-def _tiles(height: int) -> Any:
+def _tiles(height: int, product: Callable) -> Any:
     """One function of a height for all widths: its first argument is how many vectors wide, 1 to VECTORS."""
-    widths = [_tile(columns, height) for columns in range(1, VECTORS + 1)]
+    widths = [_tile(columns, height, product) for columns in range(1, VECTORS + 1)]
     one, two, three, widest = widths[0], widths[1], widths[-2], widths[-1]
 
     def tile(vectors, fresh, a, a_row, a_step, b, b_row, c, c_row, depth):
@@ -86,12 +88,12 @@ def _tiles(height: int) -> Any:
         else:
             three(fresh, a, a_row, a_step, b, b_row, c, c_row, depth)
 
-    return compiled_as(f"tile_of_{height}_rows", tile)
+    return compiled_as(f"{product.__name__}_tile_of_{height}_rows", tile)
 
 
-def _strips() -> Callable:
+def _strips(product: Callable) -> Callable:
     """The product for any number of rows: whole tiles, then tiles of two rows and of one."""
-    high, two_rows, one_row = (_tiles(height) for height in (ROWS, 2, 1))
+    high, two_rows, one_row = (_tiles(height, product) for height in (ROWS, 2, 1))
 
     def multiply(vectors, rows, fresh, a, a_row, a_step, b, b_row, c, c_row, depth):
         r = 0
@@ -107,12 +109,13 @@ def _strips() -> Callable:
                 one_row(vectors, fresh, at, a_row, a_step, b, b_row, to, c_row, depth)
                 r += 1
 
-    return compiled_as("tile_rows", multiply)
+    return compiled_as(f"{product.__name__}_tile_rows", multiply)
 
 
 # (vectors, rows, fresh, a, bytes from row to row and from step to step of a, b, bytes from row to row of b, c, …,
-# depth): C (rows × vectors·LANES) = A·B if `fresh`, else C += A·B
-tile_rows = _strips()
+# depth): C (rows × vectors·LANES) = A·B if `fresh`, else C += A·B. `pair_rows`: each step is two depths, in bfloat16
+tile_rows = _strips(fused)
+pair_rows = _strips(paired) if PAIRS else tile_rows
 
 
 @machine_function(types.void, *[WORD] * 8)

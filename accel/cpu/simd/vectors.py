@@ -22,6 +22,7 @@ from accel.cpu.simd.emit import (
     I64,
     INTS,
     REAL,
+    SHORTS,
     VECTOR,
     WORD,
     Vector,
@@ -34,9 +35,11 @@ from accel.cpu.simd.emit import (
     machine_function,
     spread,
 )
-from accel.cpu.simd.machine import HALF, LANES
+from accel.cpu.simd.machine import HALF, LANES, PAIRS
 
-F32, F16, BF16 = 0, 1, 2  # kinds
+F32, F16, BF16, Q8 = 0, 1, 2, 3  # kinds; Q8 is groups of GROUP bytes along a row: a float16 scale, and 32 numbers
+GROUP = 34
+ROUNDED = 4  # a product's form is the kind of its stored side, plus this where both sides are rounded to bfloat16
 LOG2E = math.log2(math.e)  # kernels take powers of two: e^x = 2^(x · LOG2E)
 
 
@@ -55,6 +58,18 @@ def _widened_half(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
     special = b.icmp_unsigned(">=", magnitude, each(INTS, 0x0F800000))  # infinity or NaN
     scaled = b.select(special, b.or_(magnitude, each(INTS, 0x7F800000)), scaled)
     return b.bitcast(b.or_(scaled, b.shl(b.and_(bits, each(INTS, 0x8000)), each(INTS, 16))), VECTOR)
+
+
+def emit_scale(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """The float16 at an address in every lane."""
+    stored = b.load(at(b, address, I16), align=1)
+    kind = ir.VectorType(I16, LANES)
+    return _widened_half(b, spread(b, stored, kind))
+
+
+def emit_load_bytes(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """LANES signed bytes as float32."""
+    return b.sitofp(b.load(at(b, address, ir.VectorType(ir.IntType(8), LANES)), align=1), VECTOR)
 
 
 def _widened(b: ir.IRBuilder, kind: int, raw: ir.Value) -> ir.Value:
@@ -85,6 +100,7 @@ def _loader(kind: int, masked: bool) -> Any:
     return machine_function(Vector, WORD, WORD)(some) if masked else machine_function(Vector, WORD)(whole)
 
 
+scale_at, load_bytes = (machine_function(Vector, WORD)(emit) for emit in (emit_scale, emit_load_bytes))
 load, load_f16, load_bf16 = (_loader(kind, masked=False) for kind in (F32, F16, BF16))
 load_some, load_some_f16, load_some_bf16 = (_loader(kind, masked=True) for kind in (F32, F16, BF16))
 
@@ -280,9 +296,27 @@ def emit_pair(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     return b.bitcast(b.or_(low, b.and_(b.bitcast(y, INTS), each(INTS, 0xFFFF0000))), VECTOR)
 
 
+def emit_rounded_pair(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """As `emit_pair`, of two floats rounded to the nearest bfloat16, ties to even. For machines with PAIRS."""
+    order = [n for i in range(LANES) for n in (i, LANES + i)]
+    kind = ir.VectorType(I16, 2 * LANES)
+    shorts = b.bitcast(emit_rounded_run(b, x, y), kind)
+    return b.bitcast(b.shuffle_vector(shorts, shorts, ir.Constant(ir.VectorType(I32, 2 * LANES), order)), VECTOR)
+
+
+def emit_rounded_run(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The floats of x and after them those of y, rounded to the nearest bfloat16: two in a lane."""
+    if not PAIRS:  # never called then, but compiled
+        return x
+    return b.bitcast(call_llvm(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", SHORTS, y, x), VECTOR)
+
+
 def emit_rest(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """A float less its upper half: exact, so that three bfloat16 hold every bit of a float32."""
     return b.fsub(x, b.bitcast(b.and_(b.bitcast(x, INTS), each(INTS, 0xFFFF0000)), VECTOR))
 
 
 pair, rest = machine_function(Vector, Vector, Vector)(emit_pair), machine_function(Vector, Vector)(emit_rest)
+rounded_pair, rounded_run = (
+    machine_function(Vector, Vector, Vector)(emit) for emit in (emit_rounded_pair, emit_rounded_run)
+)
