@@ -183,7 +183,8 @@ class Bench:
                 took = once(call)
                 if turn:
                     found[name].append(took)
-        self.report.point("first token", {"tokens": length}, found)
+        curve = "first token, the long prompt" if length == self.long else "first token"
+        self.report.point(curve, {"tokens": length}, found)
         chunked = once(lambda: self.peer.read(self.there[:length], CHUNK)) if length == self.long else None
         for name in names:
             measure = f"first token, {length:,} tokens, {name}"
