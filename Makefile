@@ -8,7 +8,7 @@ ifeq ($(THRESHER_CACHE)$(XDG_CACHE_HOME)$(shell test -w "$$HOME" && echo writabl
 export THRESHER_CACHE := $(abspath $(VENV))/cache
 endif
 
-.PHONY: demo test lint eval-smoke bench clean
+.PHONY: demo test lint eval-smoke bench pictures docs clean
 
 demo: $(VENV)/.installed
 	@$(RUN)/thresher demo
@@ -33,6 +33,10 @@ eval-smoke: $(VENV)/.installed-plot
 
 bench: $(VENV)/.installed-bench
 	$(RUN)/python -m benchmarks.all --short
+
+# The chapters' pictures, drawn again by the chapters' own code.
+pictures: $(VENV)/.installed-test
+	$(RUN)/python -m tests.test_docs
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

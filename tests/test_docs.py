@@ -1,52 +1,127 @@
 """Every Python block of the docs and the README runs, in order, in one namespace per page.
 
-A block fenced as `python real` needs the pulled SmolLM2 weights; a page's blocks after it may use what it made, so they
-are real too.
+What a block needs stands behind the word python in its fence. `python real` needs the pulled SmolLM2 weights and
+`python picture` matplotlib. What such a block makes only blocks with the same word may use, since the others also run
+without it. The chapters run a second time from the wheel alone, in an empty folder.
+
+`python -m tests.test_docs` draws the chapters' pictures again, into docs/pictures.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from loaders import catalogue
 
+os.environ.setdefault("MPLBACKEND", "agg")  # read when matplotlib is imported
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```python( real)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CHAPTERS = [ROOT / "docs" / f"{name}.md" for name in ("transformer", "quoka", "keydiff", "caote", "fastforward")]
+FENCE = re.compile(r"^```python( real| picture)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(page: Path) -> list[tuple[bool, int, str]]:
-    """(needs the real weights, line, code) of every block."""
+def blocks(page: Path) -> list[tuple[str, int, str]]:
+    """(what it needs, line, code) of every block: "real", "picture" or ""."""
     text = page.read_text(encoding="utf-8")
-    return [(bool(m[1]), text[: m.start(2)].count("\n"), m[2]) for m in FENCE.finditer(text)]
+    return [((m[1] or "").strip(), text[: m.start(2)].count("\n"), m[2]) for m in FENCE.finditer(text)]
 
 
-def run(page: Path, kind: bool) -> None:
-    namespace: dict[str, object] = {"__name__": "docs"}
-    for real, line, code in blocks(page):
-        if real and not kind:
-            break
-        # Blank lines in front, so that a traceback shows the page's own line numbers.
-        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+def script(page: Path, *, real: bool, picture: bool = True) -> str:
+    """A page's blocks as one program that shows the page's own line numbers in a traceback."""
+    lines: list[str] = []
+    for needs, line, code in blocks(page):
+        if {"real": not real, "picture": not picture}.get(needs, False):
+            continue
+        lines += [""] * (line - len(lines)) + code.splitlines()
+    return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(not b[0] for b in blocks(p))], ids=lambda p: p.name)
+def run(page: Path, *, real: bool) -> None:
+    exec(compile(script(page, real=real), str(page), "exec"), {"__name__": "docs"})
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b[0] != "real" for b in blocks(p))], ids=lambda p: p.name)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # some blocks write files
-    run(page, kind=False)
+    run(page, real=False)
 
 
 @pytest.mark.real
 @pytest.mark.skipif(not catalogue.is_pulled("smollm2-135m-instruct"), reason="smollm2-135m-instruct is not pulled")
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b[0] for b in blocks(p))], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b[0] == "real" for b in blocks(p))], ids=lambda p: p.name)
 def test_blocks_that_need_the_real_model_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run(page, kind=True)
+    run(page, real=True)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the built wheel installs, and nothing else."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy, since a build leaves files behind where it runs
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("reference", "accel", "loaders", "thresher"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    subprocess.run(build, check=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as built:
+        built.extractall(folder / "installed")
+    return folder / "installed"
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda p: p.name)
+def test_chapters_run_from_the_wheel_in_an_empty_folder(page: Path, wheel: Path, tmp_path: Path) -> None:
+    front = (
+        f"import sys; sys.path.insert(0, {str(wheel)!r}); sys.modules['matplotlib'] = None  # the wheel brings none",
+        "import reference",
+        f"assert reference.__file__.startswith({str(wheel)!r})",
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-"],  # -I: neither the folder nor PYTHONPATH is looked at
+        input="\n".join(front) + "\n" + script(page, real=False, picture=False),
+        cwd=tmp_path,
+        encoding="utf-8",
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def test_every_page_is_found() -> None:
     assert {"README.md", "architecture.md", "transformer.md"} <= {page.name for page in PAGES}
     assert all(text.count("```") % 2 == 0 for text in (page.read_text(encoding="utf-8") for page in PAGES))
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda p: p.name)
+def test_every_chapter_has_a_picture_and_three_solved_exercises(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    drawn = re.findall(r'savefig\("([^"]+\.svg)"', text)
+    assert drawn == re.findall(r"\]\(pictures/([^)]+)\)", text)
+    assert drawn
+    assert all((ROOT / "docs" / "pictures" / name).is_file() for name in drawn)
+    solutions = re.findall(r"<details>.*?</details>", text, re.DOTALL)
+    assert len(solutions) == 3
+    assert all(FENCE.search(solution) for solution in solutions)
+
+
+if __name__ == "__main__":
+    os.environ["SOURCE_DATE_EPOCH"] = "0"  # a picture that is drawn again is the same file
+    import matplotlib
+
+    matplotlib.rcParams.update({"svg.hashsalt": "thresher", "svg.fonttype": "none"})
+    (ROOT / "docs" / "pictures").mkdir(exist_ok=True)
+    os.chdir(ROOT / "docs" / "pictures")
+    for chapter in CHAPTERS:
+        run(chapter, real=False)
