@@ -1,0 +1,97 @@
+"""Make the site's source from the pages: `python docs/prepare.py FOLDER`.
+
+Everything in docs/ is copied to the folder. A chapter becomes a notebook in MyST Markdown, which Sphinx executes, and
+with jupytext a notebook file beside it, `notebooks/NAME.ipynb`. A block fenced as `python real` is not executed, since
+it needs the weights of a model. The tests run all of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import jupytext
+
+import reference
+
+DOCS = Path(__file__).parent
+CHAPTERS = ("transformer", "quoka", "keydiff", "caote", "fastforward")
+HEADER = "---\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n\n"
+FENCE = re.compile(r"^```python( real| picture)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SOLUTION = re.compile(r"^<details>(.*?)^</details>\n", re.MULTILINE | re.DOTALL)
+INSIDE = r"(?:(?!```).*\n)*"
+PRINTED = re.compile(rf"(^```python\n{INSIDE}```\n)\n```text\n{INSIDE}```\n", re.MULTILINE)
+IMAGE = re.compile(r"^!\[[^]]*\]\(pictures/.*\)\n", re.MULTILINE)
+OUTSIDE = re.compile(r"\[([^]]+)\]\(\.\./([^)]+)\)")  # links that leave docs/
+
+
+def notebook(text: str) -> str:
+    """A chapter as a MyST notebook: its blocks are cells, and pictures and printed text come from running them."""
+    text = PRINTED.sub(r"\1", IMAGE.sub("", text))
+    text = SOLUTION.sub(lambda found: folded(found[1]), text)
+    return HEADER + FENCE.sub(lambda found: cell(found[2], "skip-execution" if found[1] == " real" else ""), text)
+
+
+def folded(solution: str) -> str:
+    """A solution whose words are folded away in one cell and whose code is hidden in the next.
+
+    What a Markdown cell opens it must close, so the words end before the code.
+    """
+    words, *code = re.split(r"^(?=```python)", solution, maxsplit=1, flags=re.MULTILINE)
+    hidden = FENCE.sub(lambda found: cell(found[2], "hide-input"), "".join(code))
+    return f"<details>{words.rstrip()}\n\n</details>\n\n{hidden}"
+
+
+def cell(code: str, tag: str) -> str:
+    """A code cell of MyST Markdown."""
+    return f"```{{code-cell}} ipython3\n{f':tags: [{tag}]' if tag else ''}\n{code}```"
+
+
+def inside(text: str) -> str:
+    """Links to files of `reference` lead to their documentation, and other links out of docs/ are only named."""
+
+    def replaced(found: re.Match[str]) -> str:
+        module = re.fullmatch(r"(reference/\w+)\.py", found[2])
+        return f"{{py:mod}}`{found[1]} <{module[1].replace('/', '.')}>`" if module else f"`{found[1]}`"
+
+    return OUTSIDE.sub(replaced, text)
+
+
+def contract() -> str:
+    """The kernel contract as a table of signatures, from the list of its names."""
+    rows = ["| function | arguments | what it does |", "|---|---|---|"]
+    for name in reference.backend.FUNCTIONS:
+        function = getattr(reference, name)
+        arguments = ", ".join(str(p).split(":")[0] for p in inspect.signature(function).parameters.values())
+        says = inspect.getdoc(function).split("\n\n")[0].replace("\n", " ").replace("|", r"\|")
+        rows.append(f"| {{py:func}}`{name} <{function.__module__}.{name}>` | {arguments} | {says} |")
+    return "\n".join(rows) + "\n"
+
+
+def prepare(folder: Path) -> None:
+    """Write the site's source to `folder`, which is made anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    ignored = shutil.ignore_patterns("*.py", "__pycache__", "site")
+    shutil.copytree(DOCS, folder, ignore=ignored)
+    shutil.copytree(DOCS / "site", folder, dirs_exist_ok=True)
+    for page in folder.glob("*.md"):
+        page.write_text(inside(page.read_text(encoding="utf-8")), encoding="utf-8")
+    (folder / "notebooks").mkdir()
+    for name in CHAPTERS:
+        text = notebook((DOCS / f"{name}.md").read_text(encoding="utf-8"))
+        jupytext.write(jupytext.reads(text, fmt="md:myst"), folder / "notebooks" / f"{name}.ipynb")
+        download = f"\nThis chapter as a notebook: {{download}}`{name}.ipynb <notebooks/{name}.ipynb>`\n"
+        (folder / f"{name}.md").write_text(inside(text) + download, encoding="utf-8")
+    modules = sorted(path.stem for path in (DOCS.parent / "reference").glob("[!_]*.py"))
+    api = [f"```{{eval-rst}}\n.. automodule:: reference.{name}\n   :members:\n```\n" for name in modules]
+    sections = (f"## reference.{name}\n\n{text}" for name, text in zip(modules, api, strict=True))
+    (folder / "reference.md").write_text("# The definitions\n\n" + "\n".join(sections), encoding="utf-8")
+    with (folder / "contract.md").open("a", encoding="utf-8") as page:
+        page.write(contract())
+
+
+if __name__ == "__main__":
+    prepare(Path(sys.argv[1]))
