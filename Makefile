@@ -38,6 +38,11 @@ bench: $(VENV)/.installed-bench
 pictures: $(VENV)/.installed-test
 	$(RUN)/python -m tests.test_docs
 
+# The site, in build/site/html; a warning is an error.
+docs: $(VENV)/.installed-docs
+	$(RUN)/python -m docs.prepare build/site/source
+	$(RUN)/python -m sphinx -W --keep-going -q -c docs build/site/source build/site/html
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
@@ -61,4 +66,8 @@ $(VENV)/.installed-bench: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.installed-plot: $(VENV)/.made pyproject.toml constraints.txt
 	@$(RUN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[plot]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(VENV)/.made pyproject.toml constraints.txt
+	@$(RUN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	@touch $@ $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""Make the site's source from the pages: `python docs/prepare.py FOLDER`.
+"""Make the site's source from the pages: `python -m docs.prepare FOLDER`.
 
 Everything in docs/ is copied to the folder. A chapter becomes a notebook in MyST Markdown, which Sphinx executes, and
 with jupytext a notebook file beside it, `notebooks/NAME.ipynb`. A block fenced as `python real` is not executed, since
@@ -11,17 +11,16 @@ import inspect
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import jupytext
-
 import reference
+from docs.chapters import CHAPTERS, FENCE
 
 DOCS = Path(__file__).parent
-CHAPTERS = ("transformer", "quoka", "keydiff", "caote", "fastforward")
-HEADER = "---\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n\n"
-FENCE = re.compile(r"^```python( real| picture)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HEADER = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n\n"
 SOLUTION = re.compile(r"^<details>(.*?)^</details>\n", re.MULTILINE | re.DOTALL)
+TAGS = {" real": "skip-execution", " picture": "hide-input"}  # of a cell, by the word behind `python`
 INSIDE = r"(?:(?!```).*\n)*"
 PRINTED = re.compile(rf"(^```python\n{INSIDE}```\n)\n```text\n{INSIDE}```\n", re.MULTILINE)
 IMAGE = re.compile(r"^!\[[^]]*\]\(pictures/.*\)\n", re.MULTILINE)
@@ -32,7 +31,7 @@ def notebook(text: str) -> str:
     """A chapter as a MyST notebook: its blocks are cells, and pictures and printed text come from running them."""
     text = PRINTED.sub(r"\1", IMAGE.sub("", text))
     text = SOLUTION.sub(lambda found: folded(found[1]), text)
-    return HEADER + FENCE.sub(lambda found: cell(found[2], "skip-execution" if found[1] == " real" else ""), text)
+    return HEADER + FENCE.sub(lambda found: cell(found[2], TAGS.get(found[1], "")), text)
 
 
 def folded(solution: str) -> str:
@@ -65,14 +64,23 @@ def contract() -> str:
     rows = ["| function | arguments | what it does |", "|---|---|---|"]
     for name in reference.backend.FUNCTIONS:
         function = getattr(reference, name)
-        arguments = ", ".join(str(p).split(":")[0] for p in inspect.signature(function).parameters.values())
+        arguments = signature(function)
         says = inspect.getdoc(function).split("\n\n")[0].replace("\n", " ").replace("|", r"\|")
         rows.append(f"| {{py:func}}`{name} <{function.__module__}.{name}>` | {arguments} | {says} |")
     return "\n".join(rows) + "\n"
 
 
+def signature(function: Callable) -> str:
+    """The names of a function's arguments, `*` in front of those that are given by name."""
+    parameters = inspect.signature(function).parameters.values()
+    by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return ", ".join([p.name for p in parameters if p.name not in by_name] + ([r"\*", *by_name] if by_name else []))
+
+
 def prepare(folder: Path) -> None:
     """Write the site's source to `folder`, which is made anew."""
+    import jupytext  # here, so that the tests can look at `notebook` without it
+
     shutil.rmtree(folder, ignore_errors=True)
     ignored = shutil.ignore_patterns("*.py", "__pycache__", "site")
     shutil.copytree(DOCS, folder, ignore=ignored)
@@ -85,6 +93,9 @@ def prepare(folder: Path) -> None:
         jupytext.write(jupytext.reads(text, fmt="md:myst"), folder / "notebooks" / f"{name}.ipynb")
         download = f"\nThis chapter as a notebook: {{download}}`{name}.ipynb <notebooks/{name}.ipynb>`\n"
         (folder / f"{name}.md").write_text(inside(text) + download, encoding="utf-8")
+    index = folder / "index.md"
+    others = sorted({page.stem for page in DOCS.glob("*.md")} - {*CHAPTERS, "questions"})
+    index.write_text(index.read_text(encoding="utf-8").replace("THE OTHER PAGES", "\n".join(others)), encoding="utf-8")
     modules = sorted(path.stem for path in (DOCS.parent / "reference").glob("[!_]*.py"))
     api = [f"```{{eval-rst}}\n.. automodule:: reference.{name}\n   :members:\n```\n" for name in modules]
     sections = (f"## reference.{name}\n\n{text}" for name, text in zip(modules, api, strict=True))

@@ -19,20 +19,21 @@ from pathlib import Path
 
 import pytest
 
+from docs import chapters
+from docs.prepare import notebook
 from loaders import catalogue
 
 os.environ.setdefault("MPLBACKEND", "agg")  # read when matplotlib is imported
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CHAPTERS = [ROOT / "docs" / f"{name}.md" for name in ("transformer", "quoka", "keydiff", "caote", "fastforward")]
-FENCE = re.compile(r"^```python( real| picture)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CHAPTERS = [ROOT / "docs" / f"{name}.md" for name in chapters.CHAPTERS]
 
 
 def blocks(page: Path) -> list[tuple[str, int, str]]:
     """(what it needs, line, code) of every block: "real", "picture" or ""."""
     text = page.read_text(encoding="utf-8")
-    return [((m[1] or "").strip(), text[: m.start(2)].count("\n"), m[2]) for m in FENCE.finditer(text)]
+    return [((m[1] or "").strip(), text[: m.start(2)].count("\n"), m[2]) for m in chapters.FENCE.finditer(text)]
 
 
 def script(page: Path, *, real: bool, picture: bool = True) -> str:
@@ -113,7 +114,27 @@ def test_every_chapter_has_a_picture_and_three_solved_exercises(page: Path) -> N
     assert all((ROOT / "docs" / "pictures" / name).is_file() for name in drawn)
     solutions = re.findall(r"<details>.*?</details>", text, re.DOTALL)
     assert len(solutions) == 3
-    assert all(FENCE.search(solution) for solution in solutions)
+    assert all(chapters.FENCE.search(solution) for solution in solutions)
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda p: p.name)
+def test_a_notebook_has_every_block_in_a_cell_and_folds_words_alone(page: Path) -> None:
+    """Looked at line by line, so that a fence which the chapter's pattern misses is found."""
+    cells: list[str] = []
+    open_cell = folded = False
+    for line in notebook(page.read_text(encoding="utf-8")).splitlines():
+        assert not line.startswith("```python")
+        if line.startswith("```{code-cell}"):
+            assert not folded
+            open_cell = True
+            cells.append("")
+        elif line == "```":
+            open_cell = False
+        elif open_cell:
+            cells[-1] += "" if line.startswith(":tags:") else line + "\n"
+        elif "details>" in line:
+            folded = line.startswith("<details>")
+    assert [code.lstrip("\n") for code in cells] == [code for _, _, code in blocks(page)]
 
 
 if __name__ == "__main__":
