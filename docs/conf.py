@@ -24,20 +24,21 @@ autodoc_typehints = "none"  # docstrings say shapes and units, which types canno
 def as_text(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings are plain text with formulas set in by four spaces; make reStructuredText of them."""
     out: list[str] = []
-    for paragraph in re.split(r"\n\s*\n", "\n".join(lines)):
-        rows = paragraph.split("\n")
-        if rows[0].startswith("    "):
-            out += ["::", "", *(f"    {row}" for row in rows), ""]
-        elif all(re.match(r"[\w, ]+: | ", row) for row in rows):  # one argument a line
-            out += [f"{'' if row.startswith(' ') else '* '}{plain(row)}" for row in rows] + [""]
+    for n, paragraph in enumerate(re.split(r"\n\s*\n", "\n".join(lines))):
+        begins = [bool(re.match(r"[a-z_, ]{1,30}: ", row)) for row in paragraph.split("\n")]
+        rows = plain(paragraph).split("\n")
+        if paragraph.startswith("    "):
+            out += ["::", "", *(f"    {row}" for row in paragraph.split("\n")), ""]
+        elif n > 0 and begins[0] and sum(begins) > 1:  # one argument a line
+            out += [f"{'*' if first else ' '} {row.strip()}" for row, first in zip(rows, begins, strict=True)] + [""]
         else:
-            out += [plain(row.strip()) for row in rows] + [""]
+            out += [*(row.strip() for row in rows), ""]
     lines[:] = out
 
 
-def plain(row: str) -> str:
-    """A row in which only `code` has a meaning."""
-    parts = row.split("`")
+def plain(text: str) -> str:
+    """Text in which only `code` has a meaning."""
+    parts = text.split("`")
     return "".join(f"``{part}``" if n % 2 else re.sub(r"([\\*_|])", r"\\\1", part) for n, part in enumerate(parts))
 
 
