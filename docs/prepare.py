@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,9 +65,8 @@ def contract() -> str:
     rows = ["| function | arguments | what it does |", "|---|---|---|"]
     for name in reference.backend.FUNCTIONS:
         function = getattr(reference, name)
-        arguments = signature(function)
         says = inspect.getdoc(function).split("\n\n")[0].replace("\n", " ").replace("|", r"\|")
-        rows.append(f"| {{py:func}}`{name} <{function.__module__}.{name}>` | {arguments} | {says} |")
+        rows.append(f"| {{py:func}}`{name} <{function.__module__}.{name}>` | {signature(function)} | {says} |")
     return "\n".join(rows) + "\n"
 
 
@@ -75,6 +75,20 @@ def signature(function: Callable) -> str:
     parameters = inspect.signature(function).parameters.values()
     by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     return ", ".join([p.name for p in parameters if p.name not in by_name] + ([r"\*", *by_name] if by_name else []))
+
+
+def definitions() -> str:
+    """A section for every file of `reference`, from its docstrings."""
+    section = "## reference.{0}\n\n```{{eval-rst}}\n.. automodule:: reference.{0}\n   :members:\n```\n"
+    modules = sorted(path.stem for path in (DOCS.parent / "reference").glob("[!_]*.py"))
+    return "# The definitions\n\n" + "\n".join(section.format(name) for name in modules)
+
+
+def commands() -> str:
+    """The command line, as typer documents it."""
+    options = ("--name", "thresher", "--title", "The command line")
+    run = [sys.executable, "-m", "typer", "thresher.cli.app", "utils", "docs", *options]
+    return subprocess.run(run, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
 
 
 def prepare(folder: Path) -> None:
@@ -96,10 +110,8 @@ def prepare(folder: Path) -> None:
     index = folder / "index.md"
     others = sorted({page.stem for page in DOCS.glob("*.md")} - {*CHAPTERS, "questions"})
     index.write_text(index.read_text(encoding="utf-8").replace("THE OTHER PAGES", "\n".join(others)), encoding="utf-8")
-    modules = sorted(path.stem for path in (DOCS.parent / "reference").glob("[!_]*.py"))
-    api = [f"```{{eval-rst}}\n.. automodule:: reference.{name}\n   :members:\n```\n" for name in modules]
-    sections = (f"## reference.{name}\n\n{text}" for name, text in zip(modules, api, strict=True))
-    (folder / "reference.md").write_text("# The definitions\n\n" + "\n".join(sections), encoding="utf-8")
+    (folder / "reference.md").write_text(definitions(), encoding="utf-8")
+    (folder / "command.md").write_text(commands(), encoding="utf-8")
     with (folder / "contract.md").open("a", encoding="utf-8") as page:
         page.write(contract())
 
