@@ -8,7 +8,7 @@ ifeq ($(THRESHER_CACHE)$(XDG_CACHE_HOME)$(shell test -w "$$HOME" && echo writabl
 export THRESHER_CACHE := $(abspath $(VENV))/cache
 endif
 
-.PHONY: demo test lint eval-smoke bench clean
+.PHONY: demo test lint eval-smoke bench pictures docs clean
 
 demo: $(VENV)/.installed
 	@$(RUN)/thresher demo
@@ -34,6 +34,15 @@ eval-smoke: $(VENV)/.installed-plot
 bench: $(VENV)/.installed-bench
 	$(RUN)/python -m benchmarks.all --short
 
+# The chapters' pictures, drawn again by the chapters' own code.
+pictures: $(VENV)/.installed-test
+	$(RUN)/python -m tests.test_docs
+
+# The site, in build/site/html; a warning is an error.
+docs: $(VENV)/.installed-docs
+	$(RUN)/python -m docs.prepare build/site/source
+	$(RUN)/python -m sphinx -W --keep-going -q -c docs build/site/source build/site/html
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
@@ -57,4 +66,8 @@ $(VENV)/.installed-bench: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.installed-plot: $(VENV)/.made pyproject.toml constraints.txt
 	@$(RUN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[plot]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(VENV)/.made pyproject.toml constraints.txt
+	@$(RUN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	@touch $@ $(VENV)/.installed

@@ -1,8 +1,22 @@
 """What everything in thresher means, in plain NumPy.
 
-Read in this order it is a textbook: `config`, `layers`, `attention`, `cache`, `topk`, then the methods, one file each,
-and `transformer`, the one forward pass that all backends share. The names below are the kernel contract: `accel.cpu`
-and `accel.cuda` offer the same functions under the same names.
+Read the files in this order, easy ones first. Each fits one sitting.
+
+    1  similarity, topk               what a cosine is here; how every method chooses
+    2  layers, attention              what a transformer computes, each function its formula
+    3  keydiff, then eviction         the shortest method, and what all evicting methods share
+    4  quoka                          choosing which keys to read
+    5  scores, then caote             attention as a score, and what it leaves out
+    6  neurons, then fastforward      choosing which neurons to run
+    7  config, weights, cache, model  what the forward pass is given
+    8  transformer, then attend       the one forward pass that all backends share
+    9  policy, trace, state, toy      how methods are combined and watched; a model to try them on
+
+The rest serves these: `contract` and `checks` look at arguments, `predictor` and `fitting` belong to FastForward's
+training, `baselines` are methods to be beaten, and `specs`, `sampling` and `int8` are what their names say.
+
+The chapters in docs/ teach the same with pictures. The names of `reference.backend` are the kernel contract:
+`accel.cpu` and `accel.cuda` offer the same functions under the same names.
 """
 
 from reference import backend
@@ -50,6 +64,7 @@ from reference.scores import H2O, SnapKV, Tova, last_queries, pool, snapkv_score
 from reference.similarity import cosine_bound, unit
 from reference.state import Chunk, State
 from reference.topk import keep_top
+from reference.toy import toy_model
 from reference.trace import Counts, Trace
 from reference.transformer import CHUNK, decode, forward, logits, new_state, prefill
 from reference.voting import (
@@ -113,6 +128,7 @@ __all__ = [  # the names of the contract first
     "reliable_sources",
     "round_robin",
     "sources_asked",
+    "toy_model",
     "unit",
     "weighted_vote",
 ]

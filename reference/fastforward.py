@@ -84,8 +84,9 @@ def sparse_ffn(
 def layer_densities(importance: np.ndarray | Sequence[float], density: float) -> np.ndarray:
     """Each layer's share of its neurons, in proportion to importance (L,) ≥ 0 but at most 1 -> (L,), sum density · L.
 
-    Layers are visited by falling importance (ties: lower layer first): b_l = min(1, s_l / S · T), then T -= b_l and
-    S -= s_l, from T = density · L and S = Σ s. Layers that all weigh nothing share what is left evenly.
+    Layers are visited by falling importance (ties: lower layer first): b_l = min(1, s_l / open · left), then
+    left -= b_l and open -= s_l, from left = density · L and open = Σ s. Layers that all weigh nothing share the rest
+    evenly.
     """
     importance = np.asarray(importance, np.float64)
     match(importance=(importance, "L"))

@@ -75,6 +75,7 @@ def test_the_reference_needs_numpy_alone() -> None:
         "json",
         "math",
         "re",
+        "sys",
         "types",
         "typing",
     }

@@ -1,49 +1,66 @@
 """Every Python block of the docs and the README runs, in order, in one namespace per page.
 
-A block fenced as `python real` needs the pulled SmolLM2 weights; a page's blocks after it may use what it made, so they
-are real too. `python transformers` needs that package.
+What a block needs stands behind the word python in its fence. `python real` needs the pulled SmolLM2 weights,
+`python picture` matplotlib and `python transformers` that package. What such a block makes only blocks with the same
+word may use, since the others also run without it. The chapters run a second time from the wheel alone, in an empty
+folder.
+
+`python -m tests.test_docs` draws the chapters' pictures again, into docs/pictures.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from docs import chapters
+from docs.prepare import notebook
 from loaders import catalogue
 
-WORDS = ("real", "transformers")  # what a block may need
+os.environ.setdefault("MPLBACKEND", "agg")  # read when matplotlib is imported
 
+WORDS = ("real", "picture", "transformers")  # what a block may need
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```python(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CHAPTERS = [ROOT / "docs" / f"{name}.md" for name in chapters.CHAPTERS]
 
 
-def blocks(page: Path) -> list[tuple[str | None, int, str]]:
-    """(what it needs, line, code) of every block."""
+def blocks(page: Path) -> list[tuple[str, int, str]]:
+    """(what it needs, line, code) of every block: one of WORDS, or ""."""
     text = page.read_text(encoding="utf-8")
-    return [(m[1], text[: m.start(2)].count("\n"), m[2]) for m in FENCE.finditer(text)]
+    return [((m[1] or "").strip(), text[: m.start(2)].count("\n"), m[2]) for m in chapters.FENCE.finditer(text)]
 
 
-def pages(need: str | None) -> list[Path]:
+def script(page: Path, *have: str) -> str:
+    """A page's blocks as one program that shows the page's own line numbers in a traceback: those that need nothing or
+    one of what we `have`."""
+    lines: list[str] = []
+    for needs, line, code in blocks(page):
+        if needs in ("", *have):
+            lines += [""] * (line - len(lines)) + code.splitlines()
+    return "\n".join(lines) + "\n"
+
+
+def pages(need: str) -> list[Path]:
     """The pages with blocks that need it."""
     return [page for page in PAGES if any(block[0] == need for block in blocks(page))]
 
 
-def run(page: Path, have: str | None = None) -> None:
-    namespace: dict[str, object] = {"__name__": "docs"}
-    for need, line, code in blocks(page):
-        if need not in (None, have):
-            break
-        # Blank lines in front, so that a traceback shows the page's own line numbers.
-        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+def run(page: Path, *have: str) -> None:
+    exec(compile(script(page, *have), str(page), "exec"), {"__name__": "docs"})
 
 
-@pytest.mark.parametrize("page", pages(None), ids=lambda p: p.name)
+@pytest.mark.parametrize("page", pages(""), ids=lambda p: p.name)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # some blocks write files
-    run(page)
+    run(page, "picture")
 
 
 @pytest.mark.real
@@ -51,7 +68,7 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("page", pages("real"), ids=lambda p: p.name)
 def test_blocks_that_need_the_real_model_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run(page, "real")
+    run(page, "real", "picture")
 
 
 @pytest.mark.parametrize("page", pages("transformers"), ids=lambda p: p.name)
@@ -60,7 +77,86 @@ def test_blocks_that_need_transformers_run(page: Path) -> None:
     run(page, "transformers")
 
 
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the built wheel installs, and nothing else."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy, since a build leaves files behind where it runs
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("reference", "accel", "loaders", "thresher"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    subprocess.run(build, check=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as built:
+        built.extractall(folder / "installed")
+    return folder / "installed"
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda p: p.name)
+def test_chapters_run_from_the_wheel_in_an_empty_folder(page: Path, wheel: Path, tmp_path: Path) -> None:
+    front = (
+        f"import sys; sys.path.insert(0, {str(wheel)!r}); sys.modules['matplotlib'] = None  # the wheel brings none",
+        "import reference",
+        f"assert reference.__file__.startswith({str(wheel)!r})",
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-"],  # -I: neither the folder nor PYTHONPATH is looked at
+        input="\n".join(front) + "\n" + script(page),
+        cwd=tmp_path,
+        encoding="utf-8",
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_every_page_is_found() -> None:
     assert {"README.md", "architecture.md", "transformer.md"} <= {page.name for page in PAGES}
-    assert {need for page in PAGES for need, _, _ in blocks(page)} == {None, *WORDS}
+    assert {need for page in PAGES for need, _, _ in blocks(page)} == {"", *WORDS}
     assert all(text.count("```") % 2 == 0 for text in (page.read_text(encoding="utf-8") for page in PAGES))
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda p: p.name)
+def test_every_chapter_has_a_picture_and_three_solved_exercises(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    drawn = re.findall(r'savefig\("([^"]+\.svg)"', text)
+    assert drawn == re.findall(r"\]\(pictures/([^)]+)\)", text)
+    assert drawn
+    assert all((ROOT / "docs" / "pictures" / name).is_file() for name in drawn)
+    solutions = re.findall(r"<details>.*?</details>", text, re.DOTALL)
+    assert len(solutions) == 3
+    assert all(chapters.FENCE.search(solution) for solution in solutions)
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda p: p.name)
+def test_a_notebook_has_every_block_in_a_cell_and_folds_words_alone(page: Path) -> None:
+    """Looked at line by line, so that a fence which the chapter's pattern misses is found."""
+    cells: list[str] = []
+    open_cell = folded = False
+    for line in notebook(page.read_text(encoding="utf-8")).splitlines():
+        assert not line.startswith("```python")
+        if line.startswith("```{code-cell}"):
+            assert not folded
+            open_cell = True
+            cells.append("")
+        elif line == "```":
+            open_cell = False
+        elif open_cell:
+            cells[-1] += "" if line.startswith(":tags:") else line + "\n"
+        elif "details>" in line:
+            folded = line.startswith("<details>")
+    assert [code.lstrip("\n") for code in cells] == [code for _, _, code in blocks(page)]
+
+
+if __name__ == "__main__":
+    os.environ["SOURCE_DATE_EPOCH"] = "0"  # a picture that is drawn again is the same file
+    import matplotlib
+
+    matplotlib.rcParams.update({"svg.hashsalt": "thresher", "svg.fonttype": "none"})
+    (ROOT / "docs" / "pictures").mkdir(exist_ok=True)
+    os.chdir(ROOT / "docs" / "pictures")
+    for chapter in CHAPTERS:
+        run(chapter, "picture")
