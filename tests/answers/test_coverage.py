@@ -54,3 +54,10 @@ def test_majority_counts_what_is_the_same_and_not_what_is_empty() -> None:
 def test_rows_of_other_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="answers: got rows of other lengths, wanted 2 runs of 1 problems"):
         coverage({"a": [["1", "2"]], "b": [["1"]]}, [("1",)])
+
+
+def test_the_mix_votes_with_the_first_runs_of_its_methods_in_turn() -> None:
+    told = coverage({"a": [["0", "1", "1"]]}, [("1",)])
+    assert told["methods"]["mix"]["majority"]["mean"] == told["methods"]["a"]["majority"]["mean"] == 1
+    told = coverage({"a": [["1", "2", "0"]], "b": [["1", "0", "0"]]}, [("1",)])
+    assert told["methods"]["mix"]["majority"]["mean"] == 1  # a, b, a: 1, 1, 2

@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from thresher.answers import sandbox
+from thresher.answers import sandbox, sandbox_child
 from thresher.answers.sandbox import ProgramError, run
 
 GOOD = {
@@ -127,3 +128,9 @@ def test_bad_limits_are_named() -> None:
         run("", seconds=0)
     with pytest.raises(ValueError, match="memory: got 1"):
         run("", memory=1)
+
+
+def test_a_copy_of_a_module_has_no_module_in_it() -> None:
+    module = ModuleType("some")
+    module.inner, module.number, module._hidden = sys, 3, 4  # type: ignore[attr-defined]
+    assert vars(sandbox_child._public(module)) == {"number": 3}
