@@ -1,4 +1,4 @@
-"""Long-context language-model inference made cheap, and proved to stay right.
+"""Long-context language-model inference made cheap, and checked against an exact reference.
 
     import thresher
     llm = thresher.load("smollm2-135m-instruct")

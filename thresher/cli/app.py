@@ -89,7 +89,7 @@ def thresher(
         str, typer.Option(callback=_log_level, help="What is told on the way: debug, info, warning, error.")
     ] = "warning",
 ) -> None:
-    """Long-context language-model inference made cheap, and proved to stay right."""
+    """Long-context language-model inference made cheap, and checked against an exact reference."""
 
 
 def run() -> int:
