@@ -15,7 +15,7 @@ from benchmarks import quality
 from benchmarks.common import RESULTS
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = (DOCS / "performance.md", DOCS / "results.md")
+PAGES = (DOCS / "performance.md",)
 BLOCK = re.compile(r"(<!-- (rows|curve|quality): ([\w.-]+)(?:, (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

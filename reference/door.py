@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from reference.int8 import Int8
+
 
 def takes_any_array(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, which also takes lists of numbers, and whatever offers DLPack or `__array__`, where it takes an
     array; without a copy where the other library allows. Raises ValueError for what is no array."""
     names = function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]
-    arrays = {name for name in names if "ndarray" in str(function.__annotations__.get(name))}
+    kinds = {name: str(function.__annotations__.get(name)) for name in names}
+    arrays = {name for name, kind in kinds.items() if "ndarray" in kind or "Matrix" in kind}
 
     @wraps(function)
     def taken(*args: Any, **options: Any) -> Any:
@@ -34,8 +37,8 @@ def takes_any_array(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _as_array(name: str, x: Any) -> Any:
-    """`x` as a NumPy array, unless it is one or a number."""
-    if x is None or isinstance(x, (np.ndarray, int, float)):
+    """`x` as a NumPy array, unless it is one, an int8 matrix or a number."""
+    if x is None or isinstance(x, (np.ndarray, Int8, int, float)):
         return x
     try:
         if hasattr(x, "__dlpack__"):

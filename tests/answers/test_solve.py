@@ -115,6 +115,8 @@ def test_the_command(directory: Path, tmp_path: Path) -> None:
     assert len(json.loads(out.read_text())["answers"]["code"]) == 2
     plain = command(*common, "--methods", "text", "--runs", 1)
     assert "runs that the mix saves" in plain.stdout
-    assert "methods: got 'magic', wanted one of text" in one_line(command(*common, "--methods", "magic"))
-    assert "methods: got text,text, wanted each once" in one_line(command(*common, "--methods", "text,text"))
-    assert "runs: got 0" in one_line(command(*common, "--runs", 0))
+    assert "--methods takes one of text, code, cumulative, not 'magic'" in one_line(
+        command(*common, "--methods", "magic")
+    )
+    assert "--methods takes each method once, not text,text" in one_line(command(*common, "--methods", "text,text"))
+    assert "--runs takes" in one_line(command(*common, "--runs", 0))

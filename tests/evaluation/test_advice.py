@@ -60,10 +60,16 @@ def test_the_smallest_budget_that_holds(llm: thresher.LanguageModel) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-p", "Who?", "--methods", ";"], "methods: got none, wanted some, such as quoka"),
-        (["-p", "Who?", "--methods", "quoca"], "methods: got 'quoca', wanted one of dense, quoka"),
-        (["-p", "Who?", "--methods", "quoka:budget=8"], "got 'quoka:budget=8', wanted it without a budget"),
-        (["-p", "Who? " * 4000], "wanted at most the model's 6,000"),
+        (
+            ["-p", "Who?", "--methods", ";"],
+            "--methods takes some, such as quoka, keydiff",
+        ),
+        (["-p", "Who?", "--methods", "quoca"], "(did you mean quoka?), not 'quoca'"),
+        (
+            ["-p", "Who?", "--methods", "quoka:budget=8"],
+            "--methods takes a method without a budget",
+        ),
+        (["-p", "Who? " * 4000], "expected at most the model's 6,000"),
     ],
 )
 def test_a_mistake_is_one_line(

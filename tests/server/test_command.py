@@ -60,9 +60,9 @@ def test_the_key_comes_from_the_environment(llm: thresher.LanguageModel) -> None
     ("options", "message"),
     [
         (["--port", "70000"], "thresher: serve: cannot listen at 127.0.0.1, port 70000"),
-        (["--places", "0"], "thresher: places: got 0, wanted a whole number of at least 1"),
-        (["--evict", "nothing"], "thresher: evict: got 'nothing'"),
-        (["--sampling", "mine"], "thresher: sampling: got 'mine', wanted one of greedy, model"),
+        (["--places", "0"], "thresher: --places takes a whole number of at least 1, not 0"),
+        (["--evict", "nothing"], "thresher: --evict takes one of keydiff, h2o"),
+        (["--sampling", "mine"], "thresher: --sampling takes one of greedy, model, not 'mine'"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, options: list[str], message: str) -> None:

@@ -139,7 +139,7 @@ def check_methods(names: Sequence[str]) -> list[str]:
     """The names, once each is known and none stands twice."""
     for name in names:
         one_of("methods", name, METHODS)
-    require(bool(names) and len(set(names)) == len(names), f"methods: got {','.join(names)}, wanted each once")
+    require(bool(names) and len(set(names)) == len(names), f"methods: got {','.join(names)}, wanted each method once")
     return list(names)
 
 

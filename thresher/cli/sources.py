@@ -206,7 +206,7 @@ def _reader(
     name, backend, dtype = model
     folder, gigabytes = states
     if not 0 <= gigabytes < float("inf"):
-        raise ValueError(f"states-gb: got {gigabytes}, wanted a finite number of at least 0")
+        raise ValueError(f"states_gb: got {gigabytes}, wanted a finite number of at least 0")
     policy = options.policy(*methods)
     shelf = Shelf(folder or cache_folder("states"), int(gigabytes * 1e9)) if gigabytes else None
     llm = load(name, backend=backend, dtype=dtype)

@@ -71,7 +71,8 @@ def advise(
     require(bool(names), f"methods: got none, wanted some, such as {', '.join(METHODS)}")
     for name in names:
         require(
-            "budget=" not in name, f"methods: got {name!r}, wanted it without a budget, which is what is looked for"
+            "budget=" not in name,
+            f"methods: got {name!r}, wanted a method without a budget: it is looked for",
         )
     require(bool(questions), "questions: got none, wanted at least one")
     whole("max_new_tokens", max_new_tokens)
