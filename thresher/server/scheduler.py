@@ -4,7 +4,7 @@ A turn: every answer that is being written draws a token, and those that go on a
 waiting prompt is read as soon as a place is free; between two passes of a long prompt the others take their turn.
 
 The bits of an answer do not depend on who else is asking: a backend says (`FEW`) how many sequences decode in one pass
-as each would alone, and no more share one.
+as each would alone, and no more share one; where it does not say, each has a pass to itself.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Scheduler:
         if not going:
             return
         llm = going[0].answer.llm
-        few = getattr(llm.model.backend, "FEW", len(going))
+        few = getattr(llm.model.backend, "FEW", 1)
         for start in range(0, len(going), few):
             group = going[start : start + few]
             try:
