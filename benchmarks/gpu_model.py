@@ -173,16 +173,21 @@ class Bench:
         for _ in range(ANSWER):
             reference.decode(self.model, [state], [cuda.draw(state.logits, Sampling(), rng)])
 
-    def prompts(self, length: int, names: list[str]) -> None:
-        """Time to the first token, beside transformers in one shot and, of the whole prompt, in chunks."""
-        calls: dict[str, Callable[[], Any]] = {name: lambda n=name: self.read(POLICIES[n], length) for name in names}
-        calls["transformers"] = lambda: self.peer.read(self.there[:length], length)
+    def in_turns(self, calls: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+        """Seconds of every call, round by round, after a round that does not count."""
         found: dict[str, list[float]] = {name: [] for name in calls}
         for turn in range(self.rounds + 1):
             for name, call in calls.items():
                 took = once(call)
                 if turn:
                     found[name].append(took)
+        return found
+
+    def prompts(self, length: int, names: list[str]) -> None:
+        """Time to the first token, beside transformers in one shot and, of the whole prompt, in chunks."""
+        calls: dict[str, Callable[[], Any]] = {name: lambda n=name: self.read(POLICIES[n], length) for name in names}
+        calls["transformers"] = lambda: self.peer.read(self.there[:length], length)
+        found = self.in_turns(calls)
         curve = "first token, the long prompt" if length == self.long else "first token"
         self.report.point(curve, {"tokens": length}, found)
         chunked = once(lambda: self.peer.read(self.there[:length], CHUNK)) if length == self.long else None
@@ -202,12 +207,7 @@ class Bench:
         states = {name: self.read(POLICIES[name], length) for name in names}
         calls: dict[str, Callable[[], Any]] = {name: lambda s=state: self.answer(s) for name, state in states.items()}
         calls["transformers"] = lambda: self.peer.answer(held, token)
-        found: dict[str, list[float]] = {name: [] for name in calls}
-        for turn in range(self.rounds + 1):
-            for name, call in calls.items():
-                took = once(call)
-                if turn:
-                    found[name].append(took)
+        found = self.in_turns(calls)
         for name in calls:
             rates = [ANSWER / took for took in found[name]]
             self.report.row(f"decoding after {length:,}, {name}", rates, unit="tokens/s")
