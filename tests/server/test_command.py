@@ -25,7 +25,13 @@ COMMAND = [sys.executable, "-m", "thresher", "serve"]
 def serving(llm: thresher.LanguageModel, *options: str, **environment: str) -> Iterator[tuple[subprocess.Popen, str]]:
     """The process and its address."""
     command = [*COMMAND, str(llm.checkpoint.path), "--port", "0", "--backend", "cpu", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background starts without it
+    ) as process:
         try:
             assert process.stderr is not None
             line = process.stderr.readline()
