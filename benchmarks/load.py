@@ -71,7 +71,9 @@ def servers(model: str) -> dict[str, list[str]]:
     python = os.environ.get("LLAMA_CPP_PYTHON") or (sys.executable if installed("llama-cpp-python") else "")
     if python and not Path(model).exists():
         path = str(catalogue.gguf_file(model))
-        started["llama.cpp"] = [python, "-m", "llama_cpp.server", "--model", path, "--port", "PORT", "--n_ctx", "8192"]
+        # By default it breaks off an answer when the next request comes.
+        calm = ["--n_ctx", "8192", "--interrupt_requests", "false"]
+        started["llama.cpp"] = [python, "-m", "llama_cpp.server", "--model", path, "--port", "PORT", *calm]
     return started
 
 
