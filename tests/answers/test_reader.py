@@ -110,7 +110,7 @@ def test_yes_is_the_likelihood_of_the_next_token(llm: thresher.LanguageModel) ->
     p = np.exp(row - row.max())
     spelled = {word: [llm.encode(text)[0] for text in (word, word.capitalize())] for word in ("yes", "no")}
     yes, no = p[spelled["yes"]].sum(), p[spelled["no"]].sum()  # " yes" and " no" begin with the same byte
-    assert reader._yes(None, "", "Is it?") == pytest.approx(yes / (yes + no), rel=1e-5)
+    assert reader._yes(None, "Is it?") == pytest.approx(yes / (yes + no), rel=1e-5)
 
 
 def test_same_text_is_the_same_answer_without_a_model(llm: thresher.LanguageModel) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 import thresher
-from thresher.cli import main
+from tests.evaluation.test_command import thresher as command
 from thresher.evaluation.advice import SHARES, advise
 from thresher.evaluation.samples import Ask, prompt
 
@@ -102,8 +101,5 @@ def test_the_command(
 def run(monkeypatch: pytest.MonkeyPatch, directory: Path, folder: Path, *arguments: str) -> int:
     file = folder / "text.txt"
     file.write_text(TEXT, encoding="utf-8")
-    words = ["thresher", "advise", str(directory), "-f", str(file), "--backend", "reference", "--chunk", "16"]
-    monkeypatch.setattr(sys, "argv", [*words, *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
+    fixed = ["advise", str(directory), "-f", str(file), "--backend", "reference", "--chunk", "16"]
+    return command(monkeypatch, *fixed, *arguments)

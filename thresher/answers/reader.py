@@ -17,6 +17,7 @@ from reference.checks import require, whole
 from thresher.answers.shelf import Shelf
 from thresher.answers.sources import Search, Source, bm25
 from thresher.answers.yes import yes
+from thresher.document import split
 from thresher.evaluation.samples import Ask, prompt
 from thresher.evaluation.scorers.words import normalise
 from thresher.generate import Batch
@@ -102,7 +103,7 @@ class Reader:
             part = waiting[start : start + PLACES]
             needed = dict.fromkeys(passages for passages, _, _ in part)
             states = {passages: states.get(passages) or self._read(passages) for passages in needed}
-            texts = self._ask([(states[passages], passages, asked[n][1]) for passages, n, _ in part])
+            texts = self._ask([(states[passages], asked[n][1]) for passages, n, _ in part])
             for (passages, n, found), text in zip(part, texts, strict=True):
                 said[n] = self._judged(states[passages], passages, asked[n][1], text, found)
         return [each for each in said if each is not None]
@@ -111,7 +112,7 @@ class Reader:
         """Whether two answers mean the same: equal once normalised, or the model says yes in both orders."""
         if normalise(a) == normalise(b):
             return True
-        return all(self._yes(None, "", SAME.format(question=question, a=x, b=y)) > 0.5 for x, y in ((a, b), (b, a)))
+        return all(self._yes(None, SAME.format(question=question, a=x, b=y)) > 0.5 for x, y in ((a, b), (b, a)))
 
     def _judged(
         self, state: State, passages: tuple[str, ...], question: str, text: str, found: tuple[int, ...]
@@ -121,14 +122,14 @@ class Reader:
         if self.support is not None:
             support = self.support(passages, question, text)
         else:
-            support = self._yes(state, _joined(passages), SUPPORTED.format(question=question, answer=text))
+            support = self._yes(state, SUPPORTED.format(question=question, answer=text))
         if not support >= self.threshold:
             return Said(None, f"its passages do not support {text!r}", support, found)
         return Said(text, "", support, found)
 
     def _read(self, passages: tuple[str, ...]) -> State:
         """The state of the passages, from the shelf where it is there."""
-        head, _ = prompt(self.llm, _joined(passages), Ask("", ()))
+        head, _ = split(self.llm, PASSAGES.format("\n\n".join(passages)))
         name = "" if self.shelf is None else self._name(head)
         if self.shelf is not None and (kept := self.shelf.take(name)) is not None:
             self.cost.kept += len(head)
@@ -150,25 +151,22 @@ class Reader:
         """Of what the model makes of some text: every weight counts, and those of a merged adapter too."""
         return hashlib.sha256(self.llm.logits(QUESTION).tobytes()).hexdigest()
 
-    def _ask(self, asked: Sequence[tuple[State, tuple[str, ...], str]]) -> list[str]:
-        """An answer for each state, its passages and a question, from copies that go through the model together."""
-        states = [
-            self._go_on(state, _joined(passages), QUESTION.format(question=question))
-            for state, passages, question in asked
-        ]
+    def _ask(self, asked: Sequence[tuple[State, str]]) -> list[str]:
+        """An answer for each state and a question, from copies that go through the model together."""
+        states = [self._go_on(state, QUESTION.format(question=question)) for state, question in asked]
         answers = self.llm.generate(Batch(states, PLACES), max_new_tokens=self.max_new_tokens, stop="\n")
         for _ in answers:
             pass
         self.cost.written += sum(stats.new_tokens for stats in answers.stats)
         return [text.strip() for text in answers.texts]
 
-    def _yes(self, state: State | None, text: str, question: str) -> float:
+    def _yes(self, state: State | None, question: str) -> float:
         """How likely yes is against no, after the question."""
-        return yes(self.llm, self._go_on(state, text, question))
+        return yes(self.llm, self._go_on(state, question))
 
-    def _go_on(self, state: State | None, text: str, question: str) -> State:
-        """The state after the question, from a copy; without one, of text and question."""
-        head, tail = prompt(self.llm, text, Ask(question, ()))
+    def _go_on(self, state: State | None, question: str) -> State:
+        """The state after the question, from a copy; without one, of the question alone."""
+        head, tail = prompt(self.llm, "", Ask(question, ()))  # what follows a text does not depend on it
         ids = tail if state else head + tail
         self.cost.read += len(ids)
         return self.llm.prefill(ids, state=state and state.copy(), chunk=self.chunk)
@@ -178,7 +176,3 @@ def knows(answer: str) -> bool:
     """False for an empty answer and for one that says that it does not know."""
     plain = normalise(answer.replace("’", "'"))
     return plain not in ("", *UNKNOWN) and not any(words in plain for words in NOT_KNOWN)
-
-
-def _joined(passages: Sequence[str]) -> str:
-    return PASSAGES.format("\n\n".join(passages))

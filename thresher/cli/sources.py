@@ -11,7 +11,7 @@ import typer
 from thresher.cli import console, options, show
 
 if TYPE_CHECKING:
-    from thresher.answers.nli import Entailment
+    from thresher.answers.panel import Same
     from thresher.answers.reader import Reader
 
 Top = Annotated[int, typer.Option(help="Passages that are read of a source for a question.")]
@@ -58,11 +58,9 @@ def estimate(
     from thresher.answers.sources import read_sources
 
     found, asked = read_sources(folder), panel.read_queries(console.read(queries), str(queries))
-    judge = _judge(nli)
-    reader = _reader(
-        (model, backend, dtype), (select, evict, ffn), (states, states_gb), judge, top, threshold, max_new_tokens, chunk
+    reader, same = _reader(
+        (model, backend, dtype), (select, evict, ffn), (states, states_gb), nli, top, threshold, max_new_tokens, chunk
     )
-    same = judge.same if judge else reader.same
     with show.cell_progress() as progress:
         weights = panel.estimate(found, asked, reader, same, seed=seed, progress=progress)
     panel.save_weights(out, weights, len(asked))
@@ -105,11 +103,9 @@ def ask(
     given = panel.load_weights(weights) if weights else {}
     if given and not any(source.name in given for source in found):
         raise ValueError(f"{weights}: got weights of {', '.join(given)}, wanted those of the sources in {sources}")
-    judge = _judge(nli)
-    reader = _reader(
-        (model, backend, dtype), (select, evict, ffn), (states, states_gb), judge, top, threshold, max_new_tokens, chunk
+    reader, same = _reader(
+        (model, backend, dtype), (select, evict, ffn), (states, states_gb), nli, top, threshold, max_new_tokens, chunk
     )
-    same = judge.same if judge else reader.same
     verdict = panel.ask(found, prompt, reader, same, weights=given, kappa=kappa, seed=seed)
     if json:
         show.emit_json({**verdict.as_dict(), "cost": vars(reader.cost)})
@@ -191,18 +187,27 @@ def _reader(
     model: tuple[str, str, str],
     methods: tuple[str, str, str],
     states: tuple[Path | None, float],
-    judge: Entailment | None,
+    nli: str | None,
     top: int,
     threshold: float,
     max_new_tokens: int,
     chunk: int,
-) -> Reader:
-    """The reader that the options spell: model, backend and dtype; methods; where states are kept, and gigabytes."""
+) -> tuple[Reader, Same]:
+    """The reader that the options spell, and what tells whether two answers mean the same.
+
+    model: with backend and dtype. methods: of the policy. states: where they are kept, and gigabytes. nli: the name of
+    a model of entailment, which then judges support and sameness.
+    """
     from loaders.catalogue import cache_folder
     from thresher.answers.reader import Reader
     from thresher.answers.shelf import Shelf
     from thresher.model import load
 
+    judge = None
+    if nli is not None:
+        from thresher.answers.nli import Entailment
+
+        judge = Entailment(nli)
     name, backend, dtype = model
     folder, gigabytes = states
     if not 0 <= gigabytes < float("inf"):
@@ -210,18 +215,11 @@ def _reader(
     policy = options.policy(*methods)
     shelf = Shelf(folder or cache_folder("states"), int(gigabytes * 1e9)) if gigabytes else None
     llm = load(name, backend=backend, dtype=dtype)
-    support = judge.support if judge else None
     settings: dict[str, Any] = {"top": top, "threshold": threshold, "max_new_tokens": max_new_tokens, "chunk": chunk}
-    return Reader(llm, policy, shelf, support=support, **settings)
-
-
-def _judge(name: str | None) -> Entailment | None:
-    """The model of entailment of that name."""
-    if name is None:
-        return None
-    from thresher.answers.nli import Entailment
-
-    return Entailment(name)
+    if judge is None:
+        reader = Reader(llm, policy, shelf, **settings)
+        return reader, reader.same
+    return Reader(llm, policy, shelf, support=judge.support, **settings), judge.same
 
 
 def _costs(reader: Any) -> str:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from reference import CHUNK
 from reference.checks import require, whole
 from reference.policy import Policy
+from thresher.document import split
 from thresher.evaluation.methods import policy as spelled
-from thresher.evaluation.samples import Ask, prompt
+from thresher.evaluation.samples import Ask, following
 
 if TYPE_CHECKING:
     from thresher.model import LanguageModel
@@ -79,8 +80,9 @@ def advise(
     ladders = {name: [(share, spelled(_budgeted(name, share))) for share in SHARES] for name in names}
     for ladder in ladders.values():
         llm.new_state(ladder[0][1])  # which says what is wrong with it
-    prompts = [prompt(llm, text, Ask(f"\n\n{question}", ())) for question in questions]
-    longest = max(sum(map(len, parts)) for parts in prompts) + max_new_tokens
+    document, ending = split(llm, text)
+    asked = [following(llm, Ask(f"\n\n{question}", ()), ending) for question in questions]
+    longest = len(document) + max(map(len, asked)) + max_new_tokens
     most = llm.config.max_positions
     require(
         longest <= most, f"text: got {longest:,} tokens with questions and answers, wanted at most the model's {most:,}"
@@ -88,7 +90,7 @@ def advise(
     report, total = progress or (lambda done, total: None), 1 + len(names) * len(SHARES)
 
     def read(share: float, policy: Policy) -> Reading:
-        return _read(llm, prompts, share, policy, max_new_tokens, chunk)
+        return _read(llm, document, asked, share, policy, max_new_tokens, chunk)
 
     dense = read(1.0, Policy())
     report(1, total)
@@ -114,18 +116,18 @@ def _budgeted(method: str, share: float) -> str:
 
 def _read(
     llm: LanguageModel,
-    prompts: list[tuple[list[int], list[int]]],
+    text: list[int],
+    asked: list[list[int]],
     share: float,
     policy: Policy,
     max_new_tokens: int,
     chunk: int,
 ) -> Reading:
     started = perf_counter()
-    before, _ = prompts[0]
-    document = llm.prefill(before, policy, chunk=chunk) if before else llm.new_state(policy)
+    document = llm.prefill(text, policy, chunk=chunk) if text else llm.new_state(policy)
     seconds, answers, read, held = 0.0, [], 0, 0
-    for _, after in prompts:
-        state = llm.prefill(after, state=document.copy(), chunk=chunk)
+    for question in asked:
+        state = llm.prefill(question, state=document.copy(), chunk=chunk)
         answer = llm.generate(state, max_new_tokens=max_new_tokens)
         next(answer, None)
         seconds = seconds or perf_counter() - started

@@ -131,6 +131,11 @@ class Tools:
 def prompt(llm: LanguageModel, text: str, ask: Ask, chat: bool = True) -> tuple[list[int], list[int]]:
     """The ids of a document and of what follows it, through the chat template where the model has one."""
     before, ending = split(llm, text, chat=chat)
+    return before, following(llm, ask, ending, chat)
+
+
+def following(llm: LanguageModel, ask: Ask, ending: str, chat: bool = True) -> list[int]:
+    """The ids of a question about a document, whose prompt has this ending (`thresher.document.split`)."""
     if chat and llm.checkpoint.template is not None:
-        return before, plain_ids(llm, ask.question + ending + ask.prefix)
-    return before, plain_ids(llm, f"{ask.question} {ask.prefix}".rstrip())
+        return plain_ids(llm, ask.question + ending + ask.prefix)
+    return plain_ids(llm, f"{ask.question} {ask.prefix}".rstrip())

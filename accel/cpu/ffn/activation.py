@@ -22,9 +22,10 @@ from accel.cpu.simd import (
 )
 
 
-def activated(x: np.ndarray, silu: bool) -> np.ndarray:
-    """The activation of every number, in place: x float32, contiguous."""
-    _activate(address(x), x.size, int(silu))
+def activated(x: np.ndarray, silu: bool, times: np.ndarray | None = None) -> np.ndarray:
+    """act(x), or act(x) * times, of every number, in place: float32, contiguous, of one shape."""
+    if x.size:
+        _activate(address(x), 0 if times is None else address(times), x.size, int(silu))
     return x
 
 
@@ -39,7 +40,7 @@ def gated(x, silu):
 
 
 @kernel
-def _activate(task, worker, x, count, silu):
+def _activate(task, worker, x, times, count, silu):
     span = 64 * LANES
     while True:
         first = fetch_add(task, 1) * span
@@ -47,6 +48,8 @@ def _activate(task, worker, x, count, silu):
             return
         for i in range(first, min(first + span, count), LANES):
             if i + LANES <= count:
-                store(x + 4 * i, gated(load(x + 4 * i), silu))
+                value = gated(load(x + 4 * i), silu)
+                store(x + 4 * i, value * load(times + 4 * i) if times else value)
             else:
-                store_some(x + 4 * i, count - i, gated(load_some(x + 4 * i, count - i), silu))
+                value = gated(load_some(x + 4 * i, count - i), silu)
+                store_some(x + 4 * i, count - i, value * load_some(times + 4 * i, count - i) if times else value)

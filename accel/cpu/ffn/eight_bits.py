@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from accel.cpu.ffn.activation import activated, gated
+from accel.cpu.ffn.activation import activated
 from accel.cpu.linear.maps import linear, linear_each
-from accel.cpu.runtime.arrays import Grouped, Matrix, address, readable_matrix
-from accel.cpu.runtime.kernels import kernel
-from accel.cpu.simd import LANES, fetch_add, load, load_some, store, store_some
+from accel.cpu.runtime.arrays import Grouped, Matrix, readable_matrix
 from reference.predictor import Compensator
 
 
@@ -25,8 +23,7 @@ def feed_forward_by_maps(
     """The FFN of x (T, E) by all neurons or by some (K,), plus the compensator's share: (T, E). Arguments fit."""
     gate, up = (_some(readable_matrix(w), neurons) for w in (w_gate, w_up))
     hidden, ups = linear_each(x, [(gate, None), (up, None)])  # (T, F or K)
-    if hidden.size:
-        _gate(address(hidden), address(ups), hidden.size, int(silu))
+    activated(hidden, silu, ups)
     if neurons is not None:
         every = np.zeros((len(x), w_down.shape[1]), np.float32)
         every[:, neurons] = hidden
@@ -42,19 +39,3 @@ def _some(weight: np.ndarray | Grouped, chosen: np.ndarray | None) -> np.ndarray
     if chosen is None:
         return weight
     return weight.some(chosen) if isinstance(weight, Grouped) else weight[chosen]
-
-
-@kernel
-def _gate(task, worker, gates, ups, count, silu):
-    """act(gate) * up, in the gates' place."""
-    span = 64 * LANES
-    while True:
-        first = fetch_add(task, 1) * span
-        if first >= count:
-            return
-        for i in range(first, min(first + span, count), LANES):
-            gate, up, left = gates + 4 * i, ups + 4 * i, count - i
-            if left >= LANES:
-                store(gate, gated(load(gate), silu) * load(up))
-            else:
-                store_some(gate, left, gated(load_some(gate, left), silu) * load_some(up, left))
