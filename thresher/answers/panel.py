@@ -144,6 +144,15 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, float]:
     return {name: float(value) for name, value in weights.items()} if isinstance(weights, dict) else {}
 
 
+def weights_for(sources: Sequence[Source], path: str | os.PathLike[str] | None) -> dict[str, float]:
+    """What the file says of these sources, nothing without a file. ValueError for one that is about others."""
+    given = {} if path is None else load_weights(path)
+    known = not given or any(source.name in given for source in sources)
+    wanted = ", ".join(source.name for source in sources)
+    require(known, f"{path}: got weights of {', '.join(given)}, wanted those of {wanted}")
+    return given
+
+
 def read_queries(text: str, where: str) -> list[str]:
     """Questions, one a line; a line that is JSON has it under "question"."""
     found = []

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from thresher.answers.reader import Cost
     from thresher.answers.work import Reading
 
+STATES_GB = 4.0
 Top = Annotated[int, typer.Option(help="Passages that are read of a source for a question.")]
 Threshold = Annotated[float, typer.Option(help="An answer whose passages support it less, 0 to 1, does not count.")]
 States = Annotated[
@@ -50,7 +51,7 @@ def estimate(
     evict: options.Evict = "",
     ffn: options.Ffn = "",
     states: States = None,
-    states_gb: StatesGb = 4.0,
+    states_gb: StatesGb = STATES_GB,
     seed: Annotated[int, typer.Option(help="Of the noise that breaks ties.")] = 0,
     chunk: options.Chunk = 128,
     backend: options.Backend = "auto",
@@ -95,7 +96,7 @@ def ask(
     evict: options.Evict = "",
     ffn: options.Ffn = "",
     states: States = None,
-    states_gb: StatesGb = 4.0,
+    states_gb: StatesGb = STATES_GB,
     seed: Annotated[int, typer.Option(help="Of the noise that breaks ties.")] = 0,
     chunk: options.Chunk = 128,
     backend: options.Backend = "auto",
@@ -107,9 +108,7 @@ def ask(
     from thresher.answers.sources import read_sources
 
     found = read_sources(sources)
-    given = panel.load_weights(weights) if weights else {}
-    if given and not any(source.name in given for source in found):
-        raise ValueError(f"{weights}: got weights of {', '.join(given)}, wanted those of the sources in {sources}")
+    given = panel.weights_for(found, weights)
     reader, same = _reading(
         (model, backend, dtype), (select, evict, ffn), (states, states_gb), nli, top, threshold, max_new_tokens, chunk
     ).reader()
