@@ -69,7 +69,7 @@ def simulate(prior: str, sources: int, seed: int) -> dict[str, float]:
 def told(repeats: list[dict[str, float]]) -> dict[str, Any]:
     """Mean, interval and count of every figure, over the repeats that have it."""
     found: dict[str, Any] = {}
-    for name in COLUMNS:
+    for name in repeats[0]:
         values = [each[name] for each in repeats if not np.isnan(each[name])]
         low, high = interval([(str(n), value) for n, value in enumerate(values)]) if values else (None, None)
         found[name] = {"mean": float(np.mean(values)) if values else None, "low": low, "high": high, "n": len(values)}
@@ -82,7 +82,7 @@ def table(record: dict[str, Any]) -> list[str]:
     for prior in PRIORS:
         lines += [f"{prior}:", "", f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
         for row in (row for row in record["rows"] if row["prior"] == prior):
-            cells = [_cell(row[name], 1 if name == "correlation" else 100) for name in COLUMNS]
+            cells = [cell(row[name], 1 if name == "correlation" else 100) for name in COLUMNS]
             lines.append(f"| {row['sources']:,} | {' | '.join(cells)} |")
         lines.append("")
     return lines[:-1]
@@ -93,7 +93,8 @@ def filled(page: str, record: dict[str, Any]) -> str:
     return BLOCK.sub(lambda _: "\n".join([*table(record), ""]), page)
 
 
-def _cell(figure: dict[str, Any], scale: int) -> str:
+def cell(figure: dict[str, Any], scale: int) -> str:
+    """A mean with its interval; scale: 100 for percent."""
     if figure["mean"] is None:
         return ""
     digits = 3 if scale == 1 else 1
