@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from pathlib import Path
 
 project = "thresher"
+release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme = "sphinx_book_theme"
-html_title = "thresher"
+html_title = f"thresher {release}"
 exclude_patterns = ["notebooks"]
 
 myst_heading_anchors = 3

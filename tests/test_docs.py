@@ -1,9 +1,9 @@
 """Every Python block of the docs and the README runs, in order, in one namespace per page.
 
 What a block needs stands behind the word python in its fence. `python real` needs the pulled SmolLM2 weights,
-`python picture` matplotlib and `python transformers` that package. What such a block makes only blocks with the same
-word may use, since the others also run without it. The chapters run a second time from the wheel alone, in an empty
-folder.
+`python picture` matplotlib, `python widget` ipywidgets and `python transformers` that package. What such a block makes
+only blocks with the same word may use, since the others also run without it. The chapters run as notebooks, and a
+second time from the wheel alone, in an empty folder.
 
 `python -m tests.test_docs` draws the chapters' pictures again, into docs/pictures.
 """
@@ -20,13 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from docs import chapters
-from docs.prepare import notebook
+from docs import chapters, notebooks, prepare
 from loaders import catalogue
 
 os.environ.setdefault("MPLBACKEND", "agg")  # read when matplotlib is imported
 
-WORDS = ("real", "picture", "transformers")  # what a block may need
+WORDS = ("real", "picture", "transformers", "widget")  # what a block may need
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHAPTERS = [ROOT / "docs" / f"{name}.md" for name in chapters.CHAPTERS]
@@ -57,10 +56,23 @@ def run(page: Path, *have: str) -> None:
     exec(compile(script(page, *have), str(page), "exec"), {"__name__": "docs"})
 
 
-@pytest.mark.parametrize("page", pages(""), ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [page for page in pages("") if page not in CHAPTERS], ids=lambda p: p.name)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # some blocks write files
-    run(page, "picture")
+    run(page)
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda p: p.name)
+def test_a_chapter_runs_as_a_notebook_and_prints_what_it_shows(page: Path, tmp_path: Path) -> None:
+    for needed in ("jupytext", "nbclient", "ipywidgets"):
+        pytest.importorskip(needed, reason="wanted the extra `notebooks`")
+    cells = [cell for cell in notebooks.run(notebooks.notebook(page.stem), tmp_path).cells if cell.cell_type == "code"]
+    printed = {cell.source: "".join(out.text for out in cell.outputs if out.output_type == "stream") for cell in cells}
+    for code, shown in notebooks.PRINTED.findall(page.read_text(encoding="utf-8")):
+        assert printed[code.strip()] == shown
+    kinds = {kind for cell in cells for out in cell.outputs for kind in out.get("data", {})}
+    assert "image/png" in kinds
+    assert ("application/vnd.jupyter.widget-view+json" in kinds) == (page in pages("widget"))
 
 
 @pytest.mark.real
@@ -113,10 +125,24 @@ def test_chapters_run_from_the_wheel_in_an_empty_folder(page: Path, wheel: Path,
     assert not any(tmp_path.iterdir())
 
 
+def test_the_wheel_brings_the_folder_that_kernels_start_from(wheel: Path) -> None:
+    source = ROOT / "thresher" / "data" / "my_kernels"
+    names = {path.name for path in source.iterdir() if path.is_file()}
+    assert names == {path.name for path in (wheel / "thresher" / "data" / "my_kernels").iterdir()}
+
+
+def test_verify_has_the_whole_contract() -> None:
+    assert prepare.contract() in (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
+
+
 def test_every_page_is_found() -> None:
     assert {"README.md", "architecture.md", "transformer.md"} <= {page.name for page in PAGES}
     assert {need for page in PAGES for need, _, _ in blocks(page)} == {"", *WORDS}
     assert all(text.count("```") % 2 == 0 for text in (page.read_text(encoding="utf-8") for page in PAGES))
+
+
+def test_every_method_has_sliders() -> None:
+    assert {page.stem for page in pages("widget")} == {*chapters.CHAPTERS} - {"transformer"}
 
 
 @pytest.mark.parametrize("page", CHAPTERS, ids=lambda p: p.name)
@@ -136,7 +162,7 @@ def test_a_notebook_has_every_block_in_a_cell_and_folds_words_alone(page: Path) 
     """Looked at line by line, so that a fence which the chapter's pattern misses is found."""
     cells: list[str] = []
     open_cell = folded = False
-    for line in notebook(page.read_text(encoding="utf-8")).splitlines():
+    for line in notebooks.cells(page.read_text(encoding="utf-8")).splitlines():
         assert not line.startswith("```python")
         if line.startswith("```{code-cell}"):
             assert not folded
