@@ -3,10 +3,10 @@
     python benchmarks/contestant.py '{"program": "openvino", "model": "DIRECTORY", "threads": 4, …}'
 
 Its first line of output is the resident memory in bytes, now and at its peak, once the model is loaded. The first line
-on standard input is the prompt, a JSON list of token ids; every further line is a number of new tokens. Each is answered
-by a line of JSON: seconds to the first token, tokens per second after it, and the memory then. This file imports
-nothing of ours unless it is asked to run us, so that any Python may run it, also one whose packages do not agree with
-ours.
+on standard input is the prompt, a JSON list of token ids; every further line is a number of new tokens. Each is
+answered by a line of JSON: seconds to the first token, tokens per second after it, and the memory then. This file
+imports nothing of ours unless it is asked to run us, so that any Python may run it, also one whose packages do not
+agree with ours.
 """
 
 from __future__ import annotations
