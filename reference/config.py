@@ -16,6 +16,7 @@ import numpy as np
 
 from reference.checks import require
 from reference.contract import ACTIVATIONS
+from reference.parts import Mixture
 
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
 
@@ -117,6 +118,7 @@ class ModelConfig:
     activation: str = "silu"
     embedding_scale: float = 1.0
     tied: bool = False
+    mixture: Mixture | None = None  # of experts, in some layers or all
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "kv_heads", "head_dim", "ffn_width", "vocab_size", "max_positions"):
@@ -144,11 +146,23 @@ class ModelConfig:
             self.activation in ACTIVATIONS,
             f"activation: got {self.activation!r}, wanted one of {', '.join(ACTIVATIONS)}",
         )
+        require(
+            self.mixture is None or len(self.mixture.layers) == self.layers,
+            f"mixture: got {self.mixture and len(self.mixture.layers)} layers, wanted {self.layers}",
+        )
 
     @property
     def group(self) -> int:
         """G = H / KV, the query heads that share one KV head; head h reads KV head h // G."""
         return self.heads // self.kv_heads
+
+    def is_mixture(self, layer: int) -> bool:
+        """Whether a layer is a mixture of experts."""
+        return self.mixture is not None and self.mixture.layers[layer]
+
+    def neurons(self, layer: int) -> int:
+        """The feed-forward neurons that a token runs in a layer, where all run: F, or those of its experts."""
+        return self.mixture.neurons if self.mixture is not None and self.mixture.layers[layer] else self.ffn_width
 
     def cache_bytes_per_token(self, itemsize: int) -> int:
         """Bytes that one token takes in all full-attention layers: keys, values and int64 positions per KV head."""

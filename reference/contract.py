@@ -131,6 +131,29 @@ def gated_ffn(x: Any, w_gate: Any, w_up: Any, w_down: Any, act: str) -> Sizes:
     return match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
 
 
+def route(logits: Any, bias: Any, mixture: Any) -> Sizes:
+    """T and X, the experts of the mixture."""
+    sizes = match(logits=(logits, "T X"), **({} if bias is None else {"bias": (bias, "X")}))
+    require(sizes["X"] == mixture.experts, f"logits: got {sizes['X']} experts, wanted the mixture's {mixture.experts}")
+    return sizes
+
+
+def mixture_ffn(x: Any, experts: Sequence[Any], chosen: Any, shares: Any, act: str) -> Sizes:
+    """T, E, F and K; every expert has the shapes of `gated_ffn`, all alike."""
+    require(len(experts) > 0, "experts: got none, wanted at least one")
+    for expert in {(e.w_gate.shape, e.w_up.shape, e.w_down.shape): e for e in experts}.values():
+        sizes = gated_ffn(x, experts[0].w_gate, expert.w_up, expert.w_down, act)
+        match(w_gate=(expert.w_gate, "F E"), w_up=(expert.w_up, "F E"))
+    require(
+        len(chosen.shape) == 2 and chosen.dtype.kind in "iu",
+        f"chosen: got shape {tuple(chosen.shape)} of {chosen.dtype}, wanted (T, K) of an integer type",
+    )
+    shared = match(x=(x, "T E"), shares=(shares, "T K"))
+    wanted = shared["T"], shared["K"]
+    require(tuple(chosen.shape) == wanted, f"chosen: got shape {tuple(chosen.shape)}, wanted {wanted} as shares")
+    return {**sizes, "K": shared["K"]}
+
+
 def sparse_ffn(x: Any, w_gate: Any, w_up: Any, w_down: Any, neurons: Any, compensator: Any, act: str) -> Sizes:
     """T, E, F and K, and `hidden` where there is a compensator."""
     sizes = gated_ffn(x, w_gate, w_up, w_down, act)

@@ -6,7 +6,7 @@ For each layer and each chunk of T tokens (decoding is a chunk of one):
     2  append k, v and positions to the layer's cache
     3  select which keys the chunk reads, then attend causally
     4  project the output, add the residual
-    5  feed-forward, dense or sparse, add the residual
+    5  feed-forward, dense, sparse or a mixture of experts, add the residual
     6  evict back to the budget, using what this chunk's attention saw
 
 Several chunks share a pass, of one sequence or of several: their rows stand under each other in every matrix product
@@ -24,6 +24,7 @@ import numpy as np
 from reference.attend import attend
 from reference.checks import require, whole
 from reference.fastforward import Block
+from reference.mixture import mixture_layer
 from reference.model import Model
 from reference.policy import Policy
 from reference.state import Chunk, State, check_tokens
@@ -98,6 +99,8 @@ def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
     for chunk in chunks:
         _note_neurons(model, n, chunk, chunk.first, len(chunk.token_ids), None)
     w = model.weights.layers[n]
+    if w.experts is not None:
+        return mixture_layer(model.backend, model.config, w, x)
     return model.backend.gated_ffn(x, w.w_gate, w.w_up, w.w_down, act=model.config.activation)
 
 
@@ -116,7 +119,7 @@ def _by_blocks(model: Model, n: int, chunk: Chunk, part: Any, x: Any) -> Any:
 
 def _note_neurons(model: Model, n: int, chunk: Chunk, first: int, tokens: int, neurons: Any) -> None:
     """Count what a block of `tokens` ran, and trace it: neurons (K,), or None for all of them."""
-    state, width = chunk.state, model.config.ffn_width
+    state, width = chunk.state, model.config.neurons(n)
     state.counts.ran(n, tokens * (width if neurons is None else len(neurons)), tokens * width)
     if state.trace is not None:
         state.trace.ran(n, first, None if neurons is None else model.backend.to_numpy(neurons))

@@ -86,24 +86,20 @@ def prepare_weights(weights: Weights) -> Weights:
     outer = {name: getattr(weights, name) for name in ("embedding", "final_norm", "output")}
     if weights.output is weights.embedding:
         del outer["output"]
-    layers = [{name: x for name, x in vars(layer).items() if x is not None} for layer in weights.layers]
-    for layer in layers:
-        layer["w_down"] = _turned(layer["w_down"])
+    layers = [{name: _turned(name, x) for name, x in layer.arrays().items()} for layer in weights.layers]
     room = Room([x for group in (*layers, outer) for x in group.values()])
-    placed: list[dict[str, Matrix]] = [{name: room.put(x) for name, x in layer.items()} for layer in layers]
-    for layer in placed:
-        layer["w_down"] = _turned(layer["w_down"])
+    placed = [{name: _turned(name, room.put(x)) for name, x in layer.items()} for layer in layers]
     kept = {name: room.put(x) for name, x in outer.items()}
     return Weights(
-        layers=tuple(LayerWeights(**layer) for layer in placed),
+        layers=tuple(LayerWeights.of(layer) for layer in placed),
         cache_dtype=weights.cache_dtype,
         **{"output": kept["embedding"], **kept},
     )
 
 
-def _turned(w_down: Matrix) -> Matrix:
-    """W_down under the other shape; in 8 bits it stays as it is (ffn/eight_bits.py)."""
-    return w_down.T if isinstance(w_down, np.ndarray) else w_down
+def _turned(name: str, weight: Matrix) -> Matrix:
+    """A W_down under the other shape; in 8 bits it stays as it is (ffn/eight_bits.py), and so does any other weight."""
+    return weight.T if name.endswith("w_down") and isinstance(weight, np.ndarray) else weight
 
 
 def prepare_fastforward(weights: FastForwardWeights) -> FastForwardWeights:

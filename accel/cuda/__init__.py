@@ -9,6 +9,7 @@ from accel.cuda.attention.call import attention, attention_each
 from accel.cuda.attention.received import attention_mass
 from accel.cuda.cache import KVCache, LayerCache, new_cache, restore_cache
 from accel.cuda.ffn.call import gated_ffn, griffin_statistic, neuron_magnitudes, sparse_ffn
+from accel.cuda.ffn.mixture import mixture_ffn, route
 from accel.cuda.ffn.predictor import layer_densities, predictor_scores
 from accel.cuda.layers import (
     concatenate,
@@ -66,6 +67,7 @@ __all__ = [
     "linear",
     "linear_each",
     "merge_heads",
+    "mixture_ffn",
     "neuron_magnitudes",
     "new_cache",
     "predictor_scores",
@@ -76,6 +78,7 @@ __all__ = [
     "rms_norm",
     "rotate",
     "rotation_tables",
+    "route",
     "run_pass",
     "select_keys",
     "select_keys_each",

@@ -106,11 +106,14 @@ def prepare_weights(weights: Weights) -> Weights:
     _make_sure_of(weights.nbytes // (2 if weights.embedding.dtype == F64 else 1), weights.embedding.dtype)
 
     def moved(layer: LayerWeights) -> LayerWeights:
-        there = {f.name: getattr(layer, f.name) for f in fields(layer)}
-        there["w_down"] = to_backend(np.ascontiguousarray(layer.w_down.T)).axes(1, 0)
-        for names in (("w_q", "w_k", "w_v"), ("b_q", "b_k", "b_v"), ("w_gate", "w_up")):
-            there |= zip(names, _joined([there[name] for name in names]), strict=True)
-        return LayerWeights(**{name: to_backend(array) for name, array in there.items()})
+        there = layer.arrays()
+        for name in [name for name in there if name.endswith("w_down")]:
+            there[name] = to_backend(np.ascontiguousarray(there[name].T)).axes(1, 0)
+        gates = [(name, name.replace("w_gate", "w_up")) for name in there if name.endswith("w_gate")]
+        for names in [("w_q", "w_k", "w_v"), ("b_q", "b_k", "b_v"), *gates]:
+            if all(name in there for name in names):
+                there |= zip(names, _joined([there[name] for name in names]), strict=True)
+        return LayerWeights.of({name: to_backend(array) for name, array in there.items()})
 
     embedding = to_backend(weights.embedding)
     output = embedding if weights.output is weights.embedding else to_backend(weights.output)
