@@ -41,7 +41,7 @@ from reference.backend import FUNCTIONS, NAMES
 from reference.door import takes_any_array
 from reference.eviction import group_mean
 from reference.fastforward import layer_densities
-from reference.layers import draw, rotation_tables, to_backend
+from reference.layers import draw, rotation_tables, soft_cap, to_backend
 from reference.scores import last_queries
 
 __all__ = [*NAMES, "FEW", "KVCache", "LayerCache", "THREADS", "thread_count", "warmup"]
