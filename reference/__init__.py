@@ -43,6 +43,7 @@ from reference.layers import (
     rms_norm,
     rotate,
     rotation_tables,
+    soft_cap,
     to_backend,
     to_numpy,
 )

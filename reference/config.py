@@ -99,7 +99,11 @@ class ModelConfig:
     L layers, V vocab_size.
 
     `ropes` and `windows` hold one entry per layer: `None` means no rotation (a NoPE layer) and no window
-    (full attention). Raises ValueError where two fields cannot both be true.
+    (full attention). Raises ValueError where two fields cannot both be true. The factors stand here:
+
+        x = embedding_scale · embedding row                     x ← x + residual_scale · (what a half of a block gives)
+        score = attention_scale · q · k                         logits = logit_scale · W_output x
+        joint_qk_norm: q_norm and k_norm are of all heads of a token together, (H·D,) and (KV·D,), and not of each
     """
 
     family: str
@@ -117,6 +121,9 @@ class ModelConfig:
     rms_eps: float = 1e-5
     activation: str = "silu"
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    joint_qk_norm: bool = False
     tied: bool = False
     mixture: Mixture | None = None  # of experts, in some layers or all
 
@@ -142,6 +149,9 @@ class ModelConfig:
         )
         for window in self.windows:
             require(window is None or window >= 1, f"windows: got {window}, wanted at least 1 or None")
+        for name in ("attention_scale", "embedding_scale", "residual_scale", "logit_scale"):
+            value = getattr(self, name)
+            require(math.isfinite(value), f"{name}: got {value}, wanted a finite number")
         require(
             self.activation in ACTIVATIONS,
             f"activation: got {self.activation!r}, wanted one of {', '.join(ACTIVATIONS)}",

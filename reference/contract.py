@@ -32,8 +32,7 @@ def attention_mass(
     else:
         arguments["q_positions"] = (q_positions, "T")
     sizes = match(**arguments, k_positions=(k_positions, "KV S"))
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale: got {scale}, wanted a finite number")
+    finite("scale", scale)
     if window is not None:
         whole("window", window)
     return sizes
@@ -211,9 +210,17 @@ def embed(token_ids: Any, table: Any) -> Sizes:
     return {"T": shape[0], **match(table=(table, "V E"))}
 
 
-def add(x: Any, y: Any) -> Sizes:
+def add(x: Any, y: Any, scale: float) -> Sizes:
     """T and E."""
+    finite("scale", scale)
     return match(x=(x, "T E"), y=(y, "T E"))
+
+
+def soft_cap(x: Any, scale: float, cap: float | None) -> Sizes:
+    """T and V."""
+    finite("scale", scale)
+    positive("cap", cap)
+    return match(x=(x, "T V"))
 
 
 def append(k: Any, v: Any, first: int, newest: int) -> Sizes:
@@ -247,6 +254,18 @@ def select_keys_each(q: Sequence[Any], k: Any, pasts: Sequence[int], budgets: Se
         if whole("pasts", past, 0) > sizes["S"]:
             raise ValueError(f"pasts: got {past}, wanted at most the {sizes['S']} keys")
     return sizes
+
+
+def finite(name: str, value: float | None) -> None:
+    """ValueError unless it is finite, where it is given."""
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{name}: got {value}, wanted a finite number")
+
+
+def positive(name: str, value: float | None) -> None:
+    """ValueError unless it is finite and above zero, where it is given."""
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{name}: got {value}, wanted a positive number")
 
 
 def odd(name: str, value: int) -> int:

@@ -103,10 +103,21 @@ def gated_ffn(x: np.ndarray, w_gate: Matrix, w_up: Matrix, w_down: Matrix, *, ac
 # The moves between the formulas. An accelerated backend offers them under the same names.
 
 
-def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The residual: x + y, both (T, E)."""
-    contract.add(x, y)
-    return x + y
+def add(x: np.ndarray, y: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
+    """The residual: x + scale · y, both (T, E)."""
+    contract.add(x, y, scale)
+    return x + y * y.dtype.type(scale)
+
+
+def soft_cap(x: np.ndarray, *, scale: float = 1.0, cap: float | None = None) -> np.ndarray:
+    """cap · tanh(scale · x / cap), which stays between -cap and cap and is nearly scale · x near 0; without a cap
+    scale · x itself. Of logits (T, V); attention caps its scores in the same way."""
+    contract.soft_cap(x, scale, cap)
+    if scale == 1 and cap is None:
+        return x
+    x = widen(x)
+    x = x * x.dtype.type(scale)
+    return x if cap is None else np.tanh(x / x.dtype.type(cap)) * x.dtype.type(cap)
 
 
 def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 For each layer and each chunk of T tokens (decoding is a chunk of one):
 
-    1  project q, k, v; norm them where the family does; rotate q and k at their true positions
+    1  norm, project q, k, v; norm q and k where the family does; rotate them at their true positions
     2  append k, v and positions to the layer's cache
     3  select which keys the chunk reads, then attend causally
-    4  project the output, add the residual
-    5  feed-forward, dense, sparse or a mixture of experts, add the residual
+    4  project the output, norm it where the family does, add the residual
+    5  norm, feed-forward, dense, sparse or a mixture of experts, norm it where the family does, add the residual
     6  evict back to the budget, using what this chunk's attention saw
 
 Several chunks share a pass, of one sequence or of several: their rows stand under each other in every matrix product
@@ -67,27 +67,27 @@ def _layers(model: Model, chunks: Sequence[Chunk]) -> Any:
     rotations = {
         rope: backend.rotation_tables(rope, config.head_dim, spans, x.dtype) for rope in set(config.ropes) if rope
     }
+
+    def norm(x: Any, weight: Any) -> Any:  # each is there or not, as the family has it
+        return x if weight is None else backend.rms_norm(x, weight, eps=config.rms_eps)
+
     for n, w in enumerate(weights.layers):
-        normed = backend.rms_norm(x, w.attention_norm, eps=config.rms_eps)
+        normed = norm(x, w.attention_norm)
         q, k, v = backend.linear_each(normed, [(w.w_q, w.b_q), (w.w_k, w.b_k), (w.w_v, w.b_v)])  # (ΣT, H·D), (ΣT, KV·D)
+        if config.joint_qk_norm:
+            q, k = norm(q, w.q_norm), norm(k, w.k_norm)
         q = backend.split_heads(q, config.heads)  # (H, ΣT, D)
         k, v = backend.split_heads(k, config.kv_heads), backend.split_heads(v, config.kv_heads)  # (KV, ΣT, D)
-        if w.q_norm is not None:
-            q = backend.rms_norm(q, w.q_norm, eps=config.rms_eps)
-            k = backend.rms_norm(k, w.k_norm, eps=config.rms_eps)
+        if not config.joint_qk_norm:
+            q, k = norm(q, w.q_norm), norm(k, w.k_norm)
         if (rope := config.ropes[n]) is not None:
             q, k = (backend.rotate(heads, *rotations[rope]) for heads in (q, k))
         out = backend.linear(attend(model, n, chunks, q, k, v), w.w_o, w.b_o)
-        if w.post_attention_norm is not None:
-            out = backend.rms_norm(out, w.post_attention_norm, eps=config.rms_eps)
-        x = backend.add(x, out)
+        x = backend.add(x, norm(out, w.post_attention_norm), scale=config.residual_scale)
 
-        normed = backend.rms_norm(x, w.ffn_norm, eps=config.rms_eps)
-        out = _feed_forward(model, n, chunks, normed)
-        if w.post_ffn_norm is not None:
-            out = backend.rms_norm(out, w.post_ffn_norm, eps=config.rms_eps)
-        x = backend.add(x, out)
-    return backend.rms_norm(x, weights.final_norm, eps=config.rms_eps)
+        out = _feed_forward(model, n, chunks, norm(x, w.ffn_norm))
+        x = backend.add(x, norm(out, w.post_ffn_norm), scale=config.residual_scale)
+    return norm(x, weights.final_norm)
 
 
 def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
@@ -127,7 +127,8 @@ def _note_neurons(model: Model, n: int, chunk: Chunk, first: int, tokens: int, n
 
 def logits(model: Model, hidden: Any) -> Any:
     """Scores of every vocabulary entry for the next token: hidden (T, E) -> (T, V)."""
-    return model.backend.linear(hidden, model.weights.output)
+    scores = model.backend.linear(hidden, model.weights.output)
+    return model.backend.soft_cap(scores, scale=model.config.logit_scale)
 
 
 def new_state(model: Model, policy: Policy | None = None, *, trace: bool = False) -> State:

@@ -35,12 +35,10 @@ class LayerWeights:
     tokens share, where it has one.
     """
 
-    attention_norm: Any  # (E,)
     w_q: Any  # (H·D, E)
     w_k: Any  # (KV·D, E)
     w_v: Any  # (KV·D, E)
     w_o: Any  # (E, H·D)
-    ffn_norm: Any  # (E,)
     w_gate: Any = None  # (F, E)
     w_up: Any = None  # (F, E)
     w_down: Any = None  # (E, F)
@@ -48,9 +46,11 @@ class LayerWeights:
     b_k: Any = None  # (KV·D,)
     b_v: Any = None  # (KV·D,)
     b_o: Any = None  # (E,)
-    q_norm: Any = None  # (D,)   norm of every query head before rotation
-    k_norm: Any = None  # (D,)
+    attention_norm: Any = None  # (E,)   norm of what attention reads
+    q_norm: Any = None  # (D,)   norm of every query head before rotation, or (H·D,) of all of them together
+    k_norm: Any = None  # (D,), or (KV·D,)
     post_attention_norm: Any = None  # (E,)   norm of the attention's output before the residual
+    ffn_norm: Any = None  # (E,)   norm of what the FFN reads
     post_ffn_norm: Any = None  # (E,)   norm of the FFN's output before the residual
     router: Any = None  # (X, E)
     router_bias: Any = None  # (X,)   added to scores where experts are chosen
@@ -121,8 +121,8 @@ def layer_shapes(config: ModelConfig, layer: int = 0) -> dict[str, tuple[int, ..
         "b_k": (kv,),
         "b_v": (kv,),
         "b_o": (e,),
-        "q_norm": (d,),
-        "k_norm": (d,),
+        "q_norm": (q if config.joint_qk_norm else d,),
+        "k_norm": (kv if config.joint_qk_norm else d,),
         "post_attention_norm": (e,),
         "post_ffn_norm": (e,),
     }

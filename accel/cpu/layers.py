@@ -53,12 +53,12 @@ def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
     return out
 
 
-def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The residual: x + y, both (T, E) -> (T, E) float32."""
-    sizes = contract.add(x, y)
+def add(x: np.ndarray, y: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
+    """The residual: x + scale · y, both (T, E) -> (T, E) float32."""
+    sizes = contract.add(x, y, scale)
     x, y, out = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.float32), fresh(*x.shape)
     if out.size:
-        _add(address(x), address(y), address(out), sizes["T"], sizes["E"])
+        _add(address(x), address(y), float(scale), address(out), sizes["T"], sizes["E"])
     return out
 
 
@@ -137,14 +137,14 @@ def _rms_norm(task, worker, x, x_head, x_row, kind, weight, out, heads, tokens, 
 
 
 @kernel
-def _add(task, worker, x, y, out, tokens, dim):
+def _add(task, worker, x, y, scale, out, tokens, dim):
     while True:
         first = fetch_add(task, 1) * ROWS_READ
         if first >= tokens:
             return
         at, count = 4 * first * dim, min(ROWS_READ, tokens - first) * dim
         copy_row(x + at, out + at, count, 1.0)
-        add_row(y + at, F32, count, 1.0, out + at)
+        add_row(y + at, F32, count, real(scale), out + at)
 
 
 @kernel

@@ -19,6 +19,7 @@ from accel.cuda.layers import (
     prepare_fastforward,
     prepare_weights,
     rms_norm,
+    soft_cap,
     split_heads,
 )
 from accel.cuda.linear.maps import linear, linear_each
@@ -85,6 +86,7 @@ __all__ = [
     "select_neurons",
     "select_queries",
     "snapkv_scores",
+    "soft_cap",
     "sparse_ffn",
     "split_heads",
     "tell_compiling",

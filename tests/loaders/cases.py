@@ -62,6 +62,24 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
             rope_local_base_freq=500.0,
         ),
     },
+    "olmo2": {
+        "tied": shape(2, 4, 2, None, tie_word_embeddings=True),
+        "biases": shape(3, 6, 1, None, attention_bias=True, rms_norm_eps=1e-3),
+    },
+    "granite": {
+        "factors": shape(
+            2,
+            4,
+            2,
+            None,
+            embedding_multiplier=6.0,
+            attention_multiplier=0.3,
+            residual_multiplier=0.22,
+            logits_scaling=4.0,
+            tie_word_embeddings=True,
+        ),
+        "biases": shape(3, 6, 3, None, attention_bias=True, residual_multiplier=1.5, logits_scaling=0.5),
+    },
     "smollm3": {
         "tied": shape(4, 4, 2, None),
         "biases": shape(3, 6, 2, None, tie_word_embeddings=False, attention_bias=True, no_rope_layers=[0, 1, 1]),

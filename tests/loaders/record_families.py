@@ -1,15 +1,17 @@
 """Records what transformers computes for the small models of `cases`:
 
-    python -m tests.loaders.record_families
+    python -m tests.loaders.record_families [FAMILY…]
 
-writes families.npz beside this file: for every case the config.json that transformers saved, the name and shape of
-every tensor in its file, a prompt, logits after some of its tokens, and the tokens generated greedily after it. The
-weights are drawn anew from the names wherever they are needed. Needs torch and transformers.
+writes families.npz beside this file, or where families are named their part of it anew: for every case the config.json
+that transformers saved, the name and shape of every tensor in its file, a prompt, logits after some of its tokens, and
+the tokens generated greedily after it. The weights are drawn anew from the names wherever they are needed. Needs torch
+and transformers.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -79,8 +81,12 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, list[int]]:
 
 
 def main() -> None:
-    arrays = {}
+    wanted = sys.argv[1:] or {family for family, _ in CASES.values()}
+    others = {name for name, (family, _) in CASES.items() if family not in wanted}
+    arrays = {key: x for key, x in np.load(RECORDED).items() if key.rpartition("/")[0] in others} if others else {}
     for name, (family, config) in CASES.items():
+        if name in others:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             model, shapes = build(family, config, Path(folder))
             saved = (Path(folder) / "model/config.json").read_text()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 import reference
+from accel import cpu
 from loaders import load_checkpoint
 from loaders.families import FAMILIES, family_of
 from reference import Model, ModelConfig, Policy, Rope
@@ -21,12 +23,14 @@ NORMS = ("attention_norm", "post_attention_norm", "ffn_norm", "post_ffn_norm", "
 CHUNK = 32  # so that chunks end inside the prompt and inside windows
 
 
-def run(directory: Path, ids: np.ndarray) -> tuple[np.ndarray, list[int]]:
+def run(
+    directory: Path, ids: np.ndarray, backend: ModuleType = reference, chunk: int = CHUNK
+) -> tuple[np.ndarray, list[int]]:
     """What `transformers` did in the recording: logits after every token of the prompt, then NEW greedy tokens."""
     checkpoint = load_checkpoint(directory)
-    model = Model(checkpoint.config, checkpoint.weights, reference)
+    model = Model(checkpoint.config, backend.prepare_weights(checkpoint.weights), backend)
     state = reference.new_state(model)
-    logits = reference.prefill(model, state, ids, every=True, chunk=CHUNK)
+    logits = reference.prefill(model, state, ids, every=True, chunk=chunk)
     greedy: list[int] = []
     for _ in range(NEW):
         greedy.append(int(state.logits.argmax()))
@@ -41,13 +45,15 @@ def parse(config: dict[str, Any]) -> ModelConfig:
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_recorded(case: str, tmp_path: Path) -> None:
+    """By the reference in chunks, and by the CPU's kernels in one."""
     config, shapes = (json.loads(str(RECORDED[f"{case}/{part}"])) for part in ("config", "shapes"))
     offset = norm_offset(config["model_type"])
     tensors = {name: draw(name, tuple(shape), norm_offset=offset) for name, shape in shapes.items()}
-    logits, greedy = run(write_checkpoint(tmp_path, config, tensors), prompt(config))
-    wanted = RECORDED[f"{case}/logits"]
-    np.testing.assert_allclose(logits[ROWS], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
-    assert greedy == RECORDED[f"{case}/greedy"].tolist()
+    directory, wanted = write_checkpoint(tmp_path, config, tensors), RECORDED[f"{case}/logits"]
+    for backend, chunk in ((reference, CHUNK), (cpu, PROMPT)):
+        logits, greedy = run(directory, prompt(config), backend, chunk)
+        np.testing.assert_allclose(logits[ROWS], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+        assert greedy == RECORDED[f"{case}/greedy"].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +212,8 @@ def test_positions_that_a_scaled_rotation_reaches(scaling: dict[str, Any], writt
 
 
 def test_every_module_of_families_is_registered() -> None:
-    assert set(FAMILIES) == {"llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text", "smollm3", "ministral"}
+    llamas = {"llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3"}
+    assert set(FAMILIES) == {*llamas, "gemma3", "gemma3_text", "granite", "olmo2"}
 
 
 @pytest.mark.parametrize("model_type", ["mamba", None, 7])

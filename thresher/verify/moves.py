@@ -25,7 +25,16 @@ def add(d: Drawing) -> Case:
     """Two blocks of rows."""
     tokens, width = d.tokens(), d.width("E")
     d.dtype = "float32"  # activations always are
-    return d.case(*(d.normal(tokens, width, positive=d.alone(width)) for _ in range(2)))
+    rows = (d.normal(tokens, width, positive=d.alone(width)) for _ in range(2))
+    return d.case(*rows, scale=d.pick("scale", st.sampled_from([1.0, 0.22])))
+
+
+def soft_cap(d: Drawing) -> Case:
+    """Logits, some of them far beyond the cap, and perhaps a factor."""
+    d.dtype = "float32"
+    x = d.normal(d.tokens(), d.width("V"), size=d.size("logits", -3, 8))
+    cap = d.pick("cap", st.none() | st.sampled_from([0.5, 30.0]))
+    return d.case(x, scale=d.pick("scale", st.sampled_from([1.0, 0.125])), cap=cap)
 
 
 def concatenate(d: Drawing) -> Case:
