@@ -20,6 +20,7 @@ nb_execution_timeout = 120
 nb_execution_in_temp = True  # pictures are shown where they are drawn, and their files are not needed
 nb_execution_show_tb = True
 
+autodoc_mock_imports = ["torch", "transformers"]  # large, and only named in the pages that need them
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings say shapes and units, which types cannot
 

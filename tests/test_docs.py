@@ -17,15 +17,19 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import accel
+import thresher
 from docs import chapters, notebooks, prepare
 from loaders import catalogue
 
 os.environ.setdefault("MPLBACKEND", "agg")  # read when matplotlib is imported
 
 WORDS = ("real", "picture", "transformers", "widget")  # what a block may need
+VARIABLE = re.compile(r"\b(?:THRESHER|NUMBA)_[A-Z_]+\b")
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHAPTERS = [ROOT / "docs" / f"{name}.md" for name in chapters.CHAPTERS]
@@ -133,6 +137,38 @@ def test_the_wheel_brings_the_folder_that_kernels_start_from(wheel: Path) -> Non
 
 def test_verify_has_the_whole_contract() -> None:
     assert prepare.contract() in (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
+
+
+def test_every_public_name_is_documented_on_the_site() -> None:
+    page = (ROOT / "docs" / "site" / "thresher.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"automodule:: (\S+)", page))
+    homes = {getattr(package, name).__module__ for package in (thresher, accel) for name in public(package)}
+    assert {home for home in homes if not home.startswith("reference.")} <= documented  # reference has a page of its own
+
+
+def public(package: ModuleType) -> list[str]:
+    """The names that a package offers: functions and classes."""
+    names = getattr(package, "__all__", None) or [name for name in vars(package) if not name.startswith("_")]
+    return [name for name in names if getattr(getattr(package, name), "__module__", "").startswith(package.__name__)]
+
+
+def test_every_environment_variable_is_documented() -> None:
+    page = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
+    files = [file for name in ("accel", "loaders", "reference", "thresher") for file in (ROOT / name).rglob("*.py")]
+    used = {name for file in files for name in VARIABLE.findall(file.read_text(encoding="utf-8"))}
+    documented = set(VARIABLE.findall(page))
+    assert "THRESHER_CACHE" in used
+    assert used <= documented
+    assert {name for name in documented if name.startswith("THRESHER_")} <= used
+
+
+def test_what_stands_after_is_what_the_chapters_say() -> None:
+    page = (ROOT / "docs" / "before-after.md").read_text(encoding="utf-8")
+    chapters_say = " ".join(" ".join(file.read_text(encoding="utf-8").split()) for file in CHAPTERS)
+    after = re.findall(r"^\*\*After\*\*\n\n((?:>.*\n)+)", page, re.MULTILINE)
+    assert len(after) == len(re.findall(r"^\*\*Before\*\*$", page, re.MULTILINE)) == 5
+    for quoted in after:
+        assert " ".join(re.sub(r"^> ?", "", quoted, flags=re.MULTILINE).split()) in chapters_say
 
 
 def test_every_page_is_found() -> None:
