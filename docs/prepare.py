@@ -90,8 +90,9 @@ def prepare(folder: Path) -> None:
     for page in folder.glob("*.md"):
         page.write_text(site(page.read_text(encoding="utf-8")), encoding="utf-8")
     index = folder / "index.md"
-    others = sorted({page.stem for page in DOCS.glob("*.md")} - {*CHAPTERS, "questions", "choosing"})
-    index.write_text(index.read_text(encoding="utf-8").replace("THE OTHER PAGES", "\n".join(others)), encoding="utf-8")
+    text = index.read_text(encoding="utf-8")
+    others = sorted({page.stem for page in DOCS.glob("*.md")} - set(text.splitlines()))
+    index.write_text(text.replace("THE OTHER PAGES", "\n".join(others)), encoding="utf-8")
     (folder / "reference.md").write_text(definitions(), encoding="utf-8")
     (folder / "command.md").write_text(commands(), encoding="utf-8")
 

@@ -61,9 +61,14 @@ def run(page: Path, *have: str) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in pages("") if page not in CHAPTERS], ids=lambda p: p.name)
-def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_run_and_print_what_the_page_shows(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)  # some blocks write files
     run(page)
+    printed = capsys.readouterr().out
+    for _, shown in notebooks.PRINTED.findall(page.read_text(encoding="utf-8")):
+        assert re.search(re.escape(shown).replace("…", ".*"), printed), shown
 
 
 @pytest.mark.parametrize("page", CHAPTERS, ids=lambda p: p.name)
@@ -169,6 +174,18 @@ def test_what_stands_after_is_what_the_chapters_say() -> None:
     assert len(after) == len(re.findall(r"^\*\*Before\*\*$", page, re.MULTILINE)) == 5
     for quoted in after:
         assert " ".join(re.sub(r"^> ?", "", quoted, flags=re.MULTILINE).split()) in chapters_say
+
+
+def test_answers_point_to_sections_of_their_chapter() -> None:
+    page = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
+    _, *parts = re.split(r"^## .*\n", page, flags=re.MULTILINE)
+    for chapter, part in zip(CHAPTERS, parts, strict=True):
+        headings = set(re.findall(r"^## (.*)$", chapter.read_text(encoding="utf-8"), re.MULTILINE))
+        questions, answers = part.split("<details>")
+        assert len(re.findall(r"^\d\. ", questions, re.MULTILINE)) == len(re.findall(r"^\d\. ", answers, re.MULTILINE)) == 5
+        named = re.findall(r'(?:See|and) "([^"]+)"', " ".join(answers.split()))
+        assert named
+        assert set(named) <= headings
 
 
 def test_every_page_is_found() -> None:
