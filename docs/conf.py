@@ -11,6 +11,7 @@ release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme = "sphinx_book_theme"
 html_title = f"thresher {release}"
+html_theme_options = {"navbar_persistent": []}  # or there are two boxes to search in
 exclude_patterns = ["notebooks"]
 
 myst_heading_anchors = 3
