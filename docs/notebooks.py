@@ -33,7 +33,7 @@ TAGS = {" real": "skip-execution", " picture": "hide-input"}  # of a cell, by th
 INSIDE = r"(?:(?!```).*\n)*"
 PRINTED = re.compile(rf"^```python\n({INSIDE})```\n\n```text\n({INSIDE})```\n", re.MULTILINE)
 IMAGE = re.compile(r"^!\[[^]]*\]\(pictures/.*\)\n", re.MULTILINE)
-LINK = re.compile(r"\[([^]]+)\]\((?!https?:)[^)]+\)")  # to a page beside the chapter
+LINK = re.compile(r"(?<!!)\[([^]]+)\]\((?!https?:)[^)]+\)")  # to a page beside the chapter
 
 
 def cells(text: str) -> str:

@@ -75,7 +75,10 @@ def test_blocks_run_and_print_what_the_page_shows(
 def test_a_chapter_runs_as_a_notebook_and_prints_what_it_shows(page: Path, tmp_path: Path) -> None:
     for needed in ("jupytext", "nbclient", "ipywidgets"):
         pytest.importorskip(needed, reason="wanted the extra `notebooks`")
-    cells = [cell for cell in notebooks.run(notebooks.notebook(page.stem), tmp_path).cells if cell.cell_type == "code"]
+    made = notebooks.run(notebooks.notebook(page.stem), tmp_path)
+    words = "\n".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
+    assert not re.search(r"\n!|\]\((?!https?:)", words)  # neither pictures nor pages lie beside a notebook
+    cells = [cell for cell in made.cells if cell.cell_type == "code"]
     printed = {cell.source: "".join(out.text for out in cell.outputs if out.output_type == "stream") for cell in cells}
     for code, shown in notebooks.PRINTED.findall(page.read_text(encoding="utf-8")):
         assert printed[code.strip()] == shown
