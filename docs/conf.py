@@ -7,7 +7,8 @@ import tomllib
 from pathlib import Path
 
 project = "thresher"
-release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+release = settings["project"]["version"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme = "sphinx_book_theme"
 html_title = f"thresher {release}"
