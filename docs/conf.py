@@ -24,6 +24,7 @@ nb_execution_show_tb = True
 
 autodoc_mock_imports = ["torch", "transformers"]  # large, and only named in the pages that need them
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as the source has them: a module has no good picture of itself
 autodoc_typehints = "none"  # docstrings say shapes and units, which types cannot
 
 
