@@ -93,7 +93,7 @@ def test_a_chapter_runs_as_a_notebook_and_prints_what_it_shows(page: Path, tmp_p
 @pytest.mark.parametrize("page", pages("real"), ids=lambda p: p.name)
 def test_blocks_that_need_the_real_model_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run(page, "real", "picture")
+    run(page, "real")
 
 
 @pytest.mark.parametrize("page", pages("transformers"), ids=lambda p: p.name)
