@@ -16,14 +16,24 @@ from typing import Any
 from docs.chapters import CHAPTERS, FENCE
 
 DOCS = Path(__file__).parent
-HEADER = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n\n"
+HEADER = """---
+file_format: mystnb
+kernelspec:
+  name: python3
+  display_name: Python 3
+language_info:
+  name: python
+  pygments_lexer: ipython3
+---
+
+"""
 NEEDS = "This notebook needs `pip install 'thresher[notebooks]'`, and no GPU.\n"
 SOLUTION = re.compile(r"^<details>(.*?)^</details>\n", re.MULTILINE | re.DOTALL)
 TAGS = {" real": "skip-execution", " picture": "hide-input"}  # of a cell, by the word behind `python`
 INSIDE = r"(?:(?!```).*\n)*"
 PRINTED = re.compile(rf"^```python\n({INSIDE})```\n\n```text\n({INSIDE})```\n", re.MULTILINE)
 IMAGE = re.compile(r"^!\[[^]]*\]\(pictures/.*\)\n", re.MULTILINE)
-LINK = re.compile(r"\[([^]]+)\]\((?!https?:)[^)]+\)")  # to a page beside the chapter
+LINK = re.compile(r"(?<!!)\[([^]]+)\]\((?!https?:)[^)]+\)")  # to a page beside the chapter
 
 
 def cells(text: str) -> str:

@@ -25,10 +25,12 @@ WIDGET = re.compile(r"^(```\{code-cell\} ipython3\n)\n(from ipywidgets )", re.MU
 
 def site(text: str) -> str:
     """A page for the site. Links to files of `reference` lead to their documentation, and so do the names in the table
-    of the contract; other links out of docs/ are only named. A page of the site cannot run code, so sliders stay code.
+    of the contract. Other links out of docs/ are only named. A page cannot run code, so sliders stay code.
     """
 
     def replaced(found: re.Match[str]) -> str:
+        if found[2] == "reference/__init__.py":
+            return f"[{found[1]}](reference.md)"
         module = re.fullmatch(r"(reference/\w+)\.py", found[2])
         return f"{{py:mod}}`{found[1]} <{module[1].replace('/', '.')}>`" if module else f"`{found[1]}`"
 
@@ -68,7 +70,7 @@ def definitions() -> str:
 
 def commands() -> str:
     """The command line, as typer documents it."""
-    options = ("--name", "thresher", "--title", "The command line")
+    options = ("--name", "thresher", "--title", "All commands")
     run = [sys.executable, "-m", "typer", "thresher.cli.app", "utils", "docs", *options]
     return subprocess.run(run, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
 
@@ -90,8 +92,9 @@ def prepare(folder: Path) -> None:
     for page in folder.glob("*.md"):
         page.write_text(site(page.read_text(encoding="utf-8")), encoding="utf-8")
     index = folder / "index.md"
-    others = sorted({page.stem for page in DOCS.glob("*.md")} - {*CHAPTERS, "questions", "choosing"})
-    index.write_text(index.read_text(encoding="utf-8").replace("THE OTHER PAGES", "\n".join(others)), encoding="utf-8")
+    text = index.read_text(encoding="utf-8")
+    others = sorted({page.stem for page in DOCS.glob("*.md")} - set(text.splitlines()))
+    index.write_text(text.replace("THE OTHER PAGES", "\n".join(others)), encoding="utf-8")
     (folder / "reference.md").write_text(definitions(), encoding="utf-8")
     (folder / "command.md").write_text(commands(), encoding="utf-8")
 
