@@ -240,7 +240,7 @@ def main() -> None:
         return
     if not arguments.record:
         run(arguments)
-    name = arguments.name or arguments.model
+    name = arguments.name or Path(arguments.model).name
     record(arguments.out, name, arguments.estimate)
     print("\n".join(block(name)))
 
