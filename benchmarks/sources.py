@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import library, voting
-from benchmarks.common import RESULTS, balanced
+from benchmarks.common import balanced
 from benchmarks.library import PRIORS, Timed
+from benchmarks.voting import RECORDS
 from reference import estimate_reliability, reliable_sources, sources_asked, weighted_vote
 from thresher.answers.work import ASKED, QUERIES, Jobs, Reading, blocks, completed
 from thresher.cli.show import cell_progress
@@ -26,7 +27,6 @@ from thresher.evaluation.cells import Engine, Row
 from thresher.evaluation.folder import load
 from thresher.evaluation.methods import named
 
-ANSWERS = RESULTS / "answers"
 POLICIES = "dense; keydiff:budget=0.5"
 TIME = "time"  # of a label: what is asked again
 VOTES = {
@@ -113,8 +113,8 @@ def record(out: Path, name: str, share: float) -> Path:
         ],
         "costs": [{"policy": policy, **_costs(each)} for policy, each in timed.items()],
     }
-    ANSWERS.mkdir(parents=True, exist_ok=True)
-    path = ANSWERS / f"sources-{name}.json"
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    path = RECORDS / f"sources-{name}.json"
     path.write_text(json.dumps(told, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return path
 
@@ -159,7 +159,7 @@ def judged(part: list[Row], truth: dict[str, Any], share: float, seed: int) -> d
 
 def block(name: str) -> list[str]:
     """Markdown of a record."""
-    told = json.loads((ANSWERS / f"sources-{name}.json").read_text(encoding="utf-8"))
+    told = json.loads((RECORDS / f"sources-{name}.json").read_text(encoding="utf-8"))
     lines = []
     for prior in dict.fromkeys(row["prior"] for row in told["rows"]):
         names = [*VOTES.values(), "fewer reads", *READS.values()]

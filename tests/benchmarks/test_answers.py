@@ -103,7 +103,7 @@ def test_votes_of_a_seed_are_judged_on_the_questions_to_test() -> None:
 
 
 def test_an_interrupted_run_of_sources_is_a_smaller_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "ANSWERS", tmp_path / "records")
+    monkeypatch.setattr(sources, "RECORDS", tmp_path / "records")
     monkeypatch.setattr(sources, "QUERIES", 2)
     request = {
         "model": "m",
@@ -140,7 +140,7 @@ def test_an_interrupted_run_of_sources_is_a_smaller_one(tmp_path: Path, monkeypa
 
 
 def test_an_interrupted_mix_is_a_smaller_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixing, "ANSWERS", tmp_path / "records")
+    monkeypatch.setattr(mixing, "RECORDS", tmp_path / "records")
     request = {
         "model": {"name": "m"},
         "dtype": "float32",
