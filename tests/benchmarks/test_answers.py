@@ -124,7 +124,8 @@ def test_an_interrupted_run_of_sources_is_a_smaller_one(tmp_path: Path, monkeypa
     ]
     cost = {"seconds": 4.0, "read": 40, "kept": 0, "written": 8}
     ways = {"anew": cost, "keeping": cost, "kept": {**cost, "read": 20, "kept": 20}}
-    rows.append({"about": "time/dense", "block": 0, "asked": 4, "same": True, **ways})
+    kept = {"states": 2, "bytes": 5_000_000}
+    rows.append({"about": "time/24/dense", "block": 0, "asked": 4, "same": True, **kept, **ways})
     write_run(tmp_path / "out" / "run", request, rows)
     for seed in (0, 1):
         library.build(tmp_path / "out" / "library" / f"beta-{seed}", "beta", seed, 3, POOL[:6], POOL)
@@ -135,7 +136,8 @@ def test_an_interrupted_run_of_sources_is_a_smaller_one(tmp_path: Path, monkeypa
         ("beta", "keydiff:budget=0.5", 2),
     ]
     lines = sources.block("m")
-    assert "| dense, kept | 1.000 | 5 | 5 | none |" in lines
+    assert "| dense | 24 | kept | 1.000 | 5 | 5 | 2.5 |" in lines
+    assert "With a kept state no answer changed." in lines
     assert lines[-1] == "*m, float32 on the CPU; 2 questions to estimate, 2 to test, 2 seeds*"
 
 
