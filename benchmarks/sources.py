@@ -41,7 +41,7 @@ VOTES = {
 }
 READS = {
     "from right texts": "right, from a right text",
-    "from swapped texts": "as swapped, from a swapped text",
+    "from swapped texts": "wrong, from a swapped text",
     "without the text": "does not know, without the text",
 }
 
