@@ -151,7 +151,7 @@ def _word(size: int | float | str) -> str:
 
 def balanced(rounds: Iterable[int]) -> int:
     """How many rounds a smaller, balanced run of an interrupted one has, from the rounds that each of its members came
-    to: as many as keep the most, members with fewer left out."""
+    to: as many as keep the most, members with fewer left out; of equals the fewest."""
     done = list(rounds)
     return max(range(1, max(done, default=0) + 1), key=lambda r: r * sum(n >= r for n in done), default=0)
 

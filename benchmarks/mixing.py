@@ -13,7 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, balanced
+from benchmarks.common import balanced
+from benchmarks.voting import RECORDS
 from thresher.answers.coverage import MIX, coverage
 from thresher.answers.problems import read_problems
 from thresher.answers.solve import METHODS
@@ -22,7 +23,6 @@ from thresher.cli.show import cell_progress
 from thresher.evaluation.cells import Engine
 from thresher.evaluation.folder import load
 
-ANSWERS = RESULTS / "answers"
 SHOWN = (1, 3, 9, 21)  # k of the table
 
 
@@ -46,8 +46,8 @@ def record(out: Path, name: str) -> Path:
     )
     complete = (out / "metrics.json").exists()
     seconds = {name: sum(row["seconds"] for row in whole if row["method"] == name) for name in methods}
-    ANSWERS.mkdir(parents=True, exist_ok=True)
-    path = ANSWERS / f"mixing-{name}.json"
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    path = RECORDS / f"mixing-{name}.json"
     text = json.dumps({"meta": meta, "complete": complete, "seconds": seconds, **told}, ensure_ascii=False, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
     return path
@@ -55,7 +55,7 @@ def record(out: Path, name: str) -> Path:
 
 def block(name: str) -> list[str]:
     """Markdown of a record, in percent, each with its interval over the problems."""
-    told = json.loads((ANSWERS / f"mixing-{name}.json").read_text(encoding="utf-8"))
+    told = json.loads((RECORDS / f"mixing-{name}.json").read_text(encoding="utf-8"))
     methods: dict[str, dict[str, Any]] = told["methods"]
     ks = sorted({k for k in (*SHOWN, told["runs"]) if k <= told["runs"]})
     lines = [f"| | {' | '.join(methods)} |", "|" + "---|" * (len(methods) + 1)]

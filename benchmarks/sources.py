@@ -11,14 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import library, voting
-from benchmarks.common import RESULTS, balanced
+from benchmarks.common import balanced
 from benchmarks.library import PRIORS, Timed
+from benchmarks.voting import RECORDS
 from reference import estimate_reliability, reliable_sources, sources_asked, weighted_vote
 from thresher.answers.work import ASKED, QUERIES, Jobs, Reading, blocks, completed
 from thresher.cli.show import cell_progress
@@ -26,7 +28,6 @@ from thresher.evaluation.cells import Engine, Row
 from thresher.evaluation.folder import load
 from thresher.evaluation.methods import named
 
-ANSWERS = RESULTS / "answers"
 POLICIES = "dense; keydiff:budget=0.5"
 TIME = "time"  # of a label: what is asked again
 VOTES = {
@@ -40,7 +41,7 @@ VOTES = {
 }
 READS = {
     "from right texts": "right, from a right text",
-    "from swapped texts": "as swapped, from a swapped text",
+    "from swapped texts": "wrong, from a swapped text",
     "without the text": "does not know, without the text",
 }
 
@@ -62,15 +63,16 @@ def run(arguments: argparse.Namespace) -> None:
                 table = blocks(reading, str(folder / "sources"), f"{prior}/{seed}/{name}", queries)
                 tables.append(table)
                 if seed == 0 and len(tables) <= len(readings):
-                    timed = [Timed(**{**vars(each), "about": f"{TIME}/{name}"}) for each in table[: arguments.timed]]
-                    cells += timed
+                    for top in map(int, arguments.tops.split(",")):
+                        changed = {"about": f"{TIME}/{top}/{name}", "reading": replace(reading, top=top)}
+                        cells += [Timed(**{**vars(each), **changed}) for each in table[: arguments.timed]]
         cells += [cell for part in zip(*tables, strict=True) for cell in part]
     request = {
         "kind": "benchmarks.sources",
         "model": Path(engine.model).name,
         **{name: getattr(arguments, name) for name in ("backend", "dtype", "questions", "sources", "seeds", "priors")},
         "policies": {name: reading.policy.specs for name, reading in readings.items()},
-        "timed": arguments.timed,
+        "timed": [arguments.timed, arguments.tops],
     }
     with cell_progress() as progress:
         _, folder = completed(cells, ASKED, request, out / "run", Jobs(arguments.jobs), progress)
@@ -84,9 +86,8 @@ def record(out: Path, name: str, share: float) -> Path:
     tables: dict[str, dict[int, Row]] = defaultdict(dict)
     for row in rows:
         tables[row["about"]][row["block"]] = row
-    timed = {
-        about.split("/", 1)[1]: list(tables.pop(about).values()) for about in list(tables) if _parts(about)[0] == TIME
-    }
+    labels = [about for about in tables if about.startswith(f"{TIME}/")]
+    timed = {tuple(about.split("/")[1:]): list(tables.pop(about).values()) for about in sorted(labels)}
     priors = meta["request"]["priors"].split(",")
     wanted = [f"{prior}/{{}}/{policy}" for prior in priors for policy in meta["request"]["policies"]]
     begun = {
@@ -111,10 +112,10 @@ def record(out: Path, name: str, share: float) -> Path:
             {"prior": prior, "policy": policy, **voting.told(repeats), "repeats": repeats}
             for (prior, policy), repeats in found.items()
         ],
-        "costs": [{"policy": policy, **_costs(each)} for policy, each in timed.items()],
+        "costs": [{"top": int(top), "policy": policy, **_costs(each)} for (top, policy), each in timed.items()],
     }
-    ANSWERS.mkdir(parents=True, exist_ok=True)
-    path = ANSWERS / f"sources-{name}.json"
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    path = RECORDS / f"sources-{name}.json"
     path.write_text(json.dumps(told, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return path
 
@@ -159,7 +160,7 @@ def judged(part: list[Row], truth: dict[str, Any], share: float, seed: int) -> d
 
 def block(name: str) -> list[str]:
     """Markdown of a record."""
-    told = json.loads((ANSWERS / f"sources-{name}.json").read_text(encoding="utf-8"))
+    told = json.loads((RECORDS / f"sources-{name}.json").read_text(encoding="utf-8"))
     lines = []
     for prior in dict.fromkeys(row["prior"] for row in told["rows"]):
         names = [*VOTES.values(), "fewer reads", *READS.values()]
@@ -169,19 +170,15 @@ def block(name: str) -> list[str]:
         for key, words in zip((*VOTES, "fewer reads", *READS), names, strict=True):
             cells = [voting.cell(row[key], 1 if key == "correlation" else 100) for row in rows]
             lines.append(f"| {words} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| a question to a source | seconds | tokens read | tokens kept | answers changed |",
-        "|---|---|---|---|---|",
-    ]
+    header = ("a question to a source", "passages", "way", "seconds", "tokens read", "tokens kept", "MB of a state")
+    lines += ["", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for cost in told["costs"]:
         for way in ("anew", "kept"):
-            figures = cost[way]
-            changed = "none" if cost["same"] else "some"
-            lines.append(
-                f"| {_word(cost['policy'])}, {way} | {figures['seconds']:.3f} | {figures['read']:.0f} | "
-                f"{figures['kept']:.0f} | {changed if way == 'kept' else ''} |"
-            )
+            size = f"{cost['bytes'] / cost['states'] / 1e6:.1f}" if way == "kept" else ""
+            figures = f"{cost[way]['seconds']:.3f} | {cost[way]['read']:.0f} | {cost[way]['kept']:.0f}"
+            lines.append(f"| {_word(cost['policy'])} | {cost['top']} | {way} | {figures} | {size} |")
+    same = all(cost["same"] for cost in told["costs"])
+    lines += ["", f"With a kept state {'no answer' if same else 'some answers'} changed."]
     meta, machine = told["meta"]["request"], told["meta"]["machine"]
     where = "the CPU" if meta["backend"] == "cpu" or machine["gpu"].startswith("none") else machine["gpu"]
     first = round(told["estimate"] * told["questions"])
@@ -198,17 +195,14 @@ def _word(policy: str) -> str:
 
 
 def _costs(rows: list[Row]) -> dict[str, Any]:
-    """Of a question to a source, in the mean."""
+    """Of a question to a source, in the mean; and of all states that were kept."""
     asked = sum(row["asked"] for row in rows)
     ways = {
         way: {name: sum(row[way][name] for row in rows) / asked for name in rows[0][way]}
         for way in ("anew", "keeping", "kept")
     }
-    return {"asked": asked, "same": all(row["same"] for row in rows), **ways}
-
-
-def _parts(about: str) -> list[str]:
-    return about.split("/")
+    kept = {name: sum(row[name] for row in rows) for name in ("states", "bytes")}
+    return {"asked": asked, "same": all(row["same"] for row in rows), **kept, **ways}
 
 
 def _in_a_row(table: dict[int, Row]) -> int:
@@ -226,7 +220,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--priors", default=",".join(PRIORS), help="default: %(default)s")
     parser.add_argument("--policies", default=POLICIES, help="default: %(default)s")
-    parser.add_argument("--timed", type=int, default=4, help=f"blocks of {QUERIES} questions that are asked again")
+    parser.add_argument("--timed", type=int, default=2, help=f"blocks of {QUERIES} questions that are asked again")
+    parser.add_argument("--tops", default="3,24", help="with so many passages (default: %(default)s)")
     parser.add_argument("--file", type=Path, help="questions that --save wrote, for a machine without the package")
     parser.add_argument("--save", type=Path, help="write the package's questions to a file, and run nothing")
     parser.add_argument("--backend", default="auto")
@@ -240,7 +235,7 @@ def main() -> None:
         return
     if not arguments.record:
         run(arguments)
-    name = arguments.name or arguments.model
+    name = arguments.name or Path(arguments.model).name
     record(arguments.out, name, arguments.estimate)
     print("\n".join(block(name)))
 
