@@ -133,7 +133,9 @@ def fastforward(
     _record(dense, prompts, work, block, told)
     config = checkpoint.config
     if schedule == "damage":
-        importance = damage.measure(dense, config.layers, held, work, density=density, block=block, progress=told.damage)
+        importance = damage.measure(
+            dense, config.layers, held, work, density=density, block=block, progress=told.damage
+        )
         densities = densities_by_damage(importance, density)
     else:
         importance = activations.importance_of(work, config.layers)

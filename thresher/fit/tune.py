@@ -29,6 +29,7 @@ from thresher.state import write_atomically
 ARRAYS = ("q_pred", "w1", "w2", "c1", "c2")
 FORMAT = "thresher-fit-tuning-1"
 LOOKS = 20  # at the held-out divergence
+WARM = 20  # a share of 1 / WARM of the steps, along which the rate rises: Adam's first steps know little of its second moment
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Tuning:
     """How the layers are tuned together. All is chosen.
 
     tokens: read, again from the start where the text ends. prompts: of a step of Adam. rate: of Adam, as a share of each
-    array's own size (root mean square), falling to zero. predictors: whether they are tuned, or compensators alone.
+    array's own size (root mean square), that rises at first and then falls to zero. predictors: whether they are tuned, or compensators alone.
     """
 
     tokens: int
@@ -97,7 +98,8 @@ def tune(
             _, gradient = network.slope(ids, now, keep(rng.uniform(least, (1 + least) / 2)))
             for place in range(len(total)):
                 total[place] += gradient[place // len(names)][names[place % len(names)]] / tuning.prompts
-        adam.step(total, [tuning.rate * size * (1 - step / steps) for size in sizes])
+        rate = tuning.rate * min((step + 1) / steps * WARM, 1 - step / steps)
+        adam.step(total, [rate * size for size in sizes])
         if step + 1 in looks:
             losses.append(_held_loss(network, held, now, keep(least)))
             if losses[-1] == min(losses):
@@ -121,9 +123,7 @@ def _held_loss(network: Network, held: np.ndarray, parts: Sequence[Any], keep: S
     return float(np.mean([network.divergence(ids, parts, keep)[0] for ids in held]))
 
 
-def _save(
-    file: Path, adam: Adam, network: Network, best: Sequence[np.ndarray], losses: list[float], done: int
-) -> None:
+def _save(file: Path, adam: Adam, network: Network, best: Sequence[np.ndarray], losses: list[float], done: int) -> None:
     kinds = {"now": adam.arrays, "first": adam.first, "second": adam.second, "best": best}
     arrays = {f"{kind}.{n}": network.to_numpy(one) for kind, each in kinds.items() for n, one in enumerate(each)}
     told = {"format": FORMAT, "losses": json.dumps(losses), "done": str(done)}
