@@ -144,7 +144,7 @@ def fastforward(
     layers = [replace(layer, density=float(b)) for (_, layer), b in zip(fitted, densities, strict=True)]
     losses: list[float] = []
     if tune:
-        network = Network(checkpoint, context, block, device_for(backend))
+        network = Network(config, checkpoint.weights, context, block, device_for(backend))
         train = np.concatenate([prompts[: -len(held)], texts[len(prompts) :]])
         layers, losses = tune_layers(
             network, layers, train, held[:HELD], work, tuning=tuning, seed=seed, progress=told.tuned

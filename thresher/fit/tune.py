@@ -68,14 +68,14 @@ def tune(
     per_step = tuning.prompts * train.shape[1]
     steps = max(LOOKS, tuning.tokens // per_step)
     fixed = [{**vars(layer.predictor), **vars(layer.compensator)} for layer in layers]  # type: ignore[arg-type]
-    arrays = [network.to_array(np.array(one[name], np.float32)) for one in fixed for name in names]
+    arrays = [network.to_array(np.array(one[name], network.dtype)) for one in fixed for name in names]
     sizes = [float((array * array).mean()) ** 0.5 for array in arrays]
     adam, file = Adam(arrays), work / "tuning.safetensors"
     densities = np.array([layer.density for layer in layers])
     least = float(densities.mean())
 
     def parts() -> list[FastForwardLayer]:
-        every = [{name: network.to_array(np.asarray(one[name], np.float32)) for name in ARRAYS} for one in fixed]
+        every = [{name: network.to_array(np.asarray(one[name], network.dtype)) for name in ARRAYS} for one in fixed]
         for place, array in enumerate(arrays):
             every[place // len(names)][names[place % len(names)]] = array
         return [_layer(one, float(b)) for one, b in zip(every, densities, strict=True)]
