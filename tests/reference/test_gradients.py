@@ -17,8 +17,8 @@ SEEDS = st.integers(0, 999)
 
 
 def check(f: Callable[..., Any], arrays: dict[str, np.ndarray], wanted: np.ndarray, seed: int) -> None:
-    """f(**arrays) is `wanted`, and what its `back` makes of a random d_y is the slope of Σ d_y f, array by array: in the
-    order of `arrays`, of which the last may have none."""
+    """f(**arrays) is `wanted`, and what its `back` makes of a random d_y is the slope of Σ d_y f, array by array: in
+    the order of `arrays`."""
     y, back = f(**arrays)
     np.testing.assert_allclose(y, wanted, rtol=1e-9, atol=1e-12)
     d_y = np.random.default_rng(seed + 1).standard_normal(y.shape)

@@ -1,8 +1,8 @@
 """A whole model as a function with a gradient: its layers with FastForward's parts in them, one prompt at a time.
 
 Only the first block is dense, and every layer runs the neurons that its predictor chooses on what the sparse layers
-below it leave. The model itself stays as it is: its products are taken back to the parts, and no further. A choice has no
-slope, so its gradient passes straight through:
+below it leave. The model itself stays as it is: the slope is taken back to the parts alone. A choice has no slope, so its
+gradient passes straight through:
 
     d_s = d_m σ'(s − cut),   m the mask as if it were a number, cut the least score that is kept
 
@@ -114,7 +114,9 @@ class Network:
         """The attention's part of a layer, norms and projections included: (T, E) -> (T, E)."""
         config, eps = self.config, self.config.rms_eps
         normed, norm_back = gradients.rms_norm(x, w["attention_norm"], eps)
-        heads, backs = {}, {}
+        heads: dict[str, Any] = {}
+        backs: dict[str, list[Any]] = {}
+        rope = config.ropes[n]
         for name in "qkv":
             flat = normed @ w[f"w_{name}"].T
             if w[f"b_{name}"] is not None:
@@ -125,11 +127,11 @@ class Network:
                 if w[f"{name}_norm"] is not None:
                     heads[name], turn = gradients.rms_norm(heads[name], w[f"{name}_norm"], eps)
                     backs[name].append(turn)
-                if config.ropes[n] is not None:
-                    heads[name], turn = gradients.rotate(heads[name], *self.tables[config.ropes[n]])
+                if rope is not None:
+                    heads[name], turn = gradients.rotate(heads[name], *self.tables[rope])
                     backs[name].append(turn)
         hidden = self.hidden[config.windows[n]]
-        out, attention_back = gradients.attention(*heads.values(), hidden, config.attention_scale)
+        out, attention_back = gradients.attention(heads["q"], heads["k"], heads["v"], hidden, config.attention_scale)
         out = out.swapaxes(0, 1).reshape(len(x), -1) @ w["w_o"].T
         if w["b_o"] is not None:
             out = out + w["b_o"]

@@ -89,7 +89,8 @@ def fastforward(
     `context` tokens, a tenth of which is held out. steps: of Adam, for each of three trainings in each layer. schedule:
     by what layers share the density, the reach of their "attention" as in the paper or the "damage" that is measured.
     tune: tokens of text, read again where it ends, that all layers are then tuned on together by what the whole model
-    says (`thresher.fit.tune`); tune_rate and tune_predictors: as in its `Tuning`. backend: what runs the model. jobs: layers trained at a time; -1 for one per core. joblib_backend: loky, or dask or
+    says (`thresher.fit.tune`): on a GPU where torch is installed. tune_rate, tune_predictors: as in its `Tuning`.
+    backend: what runs the model. jobs: layers trained at a time; -1 for one per core. joblib_backend: loky, or dask or
     ray on a cluster whose machines share the folder of `out`.
 
     A run that is killed goes on where it was when it is started again, and the same seed gives the same file. Raises

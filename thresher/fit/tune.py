@@ -3,8 +3,8 @@
     L = mean over tokens of KL(p ‖ q),   p the next token's distribution of the dense model, q that of the sparse one
 
 The layers' own losses know neither which errors matter to the model nor that a layer is given what the sparse layers
-below it leave. Here the gradient comes back through the whole model (`network`), to all parts at once. Each prompt draws
-its density, so that one set of weights serves all of them.
+below it leave. Here the gradient comes back through the whole model (`network`), to all parts at once. Each prompt
+draws its density, so that one set of weights serves all of them.
 
 WORK/tuning.safetensors     the parts and Adam's two moments at the last look
 """
@@ -29,15 +29,16 @@ from thresher.state import write_atomically
 ARRAYS = ("q_pred", "w1", "w2", "c1", "c2")
 FORMAT = "thresher-fit-tuning-1"
 LOOKS = 20  # at the held-out divergence
-WARM = 20  # a share of 1 / WARM of the steps, along which the rate rises: Adam's first steps know little of its second moment
+WARM = 20  # the rate rises along 1 / WARM of the steps: at first Adam's second moment knows little
 
 
 @dataclass(frozen=True)
 class Tuning:
     """How the layers are tuned together. All is chosen.
 
-    tokens: read, again from the start where the text ends. prompts: of a step of Adam. rate: of Adam, as a share of each
-    array's own size (root mean square), that rises at first and then falls to zero. predictors: whether they are tuned, or compensators alone.
+    tokens: read, again from the start where the text ends. prompts: of a step of Adam. rate: of Adam, as a share of
+    each array's own size (root mean square), which rises at first and then falls to zero. predictors: whether they are
+    tuned, or compensators alone.
     """
 
     tokens: int
@@ -57,8 +58,8 @@ def tune(
     seed: int,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> tuple[list[FastForwardLayer], list[float]]:
-    """The layers, tuned on prompts (P, T), as they were at the best look at held-out prompts (P', T), and the divergence
-    at every look.
+    """The layers, tuned on prompts (P, T), as they were at the best look at held-out prompts (P', T), and the
+    divergence at every look.
 
     Each prompt draws an overall density from the layers' mean b up to (1 + b) / 2, and the layers share it as in use.
     What is done lies in WORK/tuning.safetensors after every look, from where a run that was killed goes on. `progress`
@@ -67,7 +68,7 @@ def tune(
     names = [name for name in ARRAYS if tuning.predictors or name.startswith("c")]
     per_step = tuning.prompts * train.shape[1]
     steps = max(LOOKS, tuning.tokens // per_step)
-    fixed = [{**vars(layer.predictor), **vars(layer.compensator)} for layer in layers]  # type: ignore[arg-type]
+    fixed = [{**vars(layer.predictor), **vars(layer.compensator)} for layer in layers]
     arrays = [network.to_array(np.array(one[name], network.dtype)) for one in fixed for name in names]
     sizes = [float((array * array).mean()) ** 0.5 for array in arrays]
     adam, file = Adam(arrays), work / "tuning.safetensors"
