@@ -1,8 +1,8 @@
 """A whole model as a function with a gradient: its layers with FastForward's parts in them, one prompt at a time.
 
 Only the first block is dense, and every layer runs the neurons that its predictor chooses on what the sparse layers
-below it leave. The model itself stays as it is: the slope is taken back to the parts alone. A choice has no slope, so its
-gradient passes straight through:
+below it leave. The model itself stays as it is: the slope is taken back to the parts alone. A choice has no slope, so
+its gradient passes straight through:
 
     d_s = d_m σ'(s − cut),   m the mask as if it were a number, cut the least score that is kept
 
