@@ -121,8 +121,8 @@ def activation_slope(x: np.ndarray, act: str) -> np.ndarray:
 
 @dataclass
 class Adam:
-    """Adam over a list of arrays, which `step` changes in place. Its β and ε are the paper's. Arrays are NumPy's or those
-    of another module; the rate is one for all or one for each."""
+    """Adam over a list of arrays, which `step` changes in place. Its β and ε are the paper's. Arrays are NumPy's or
+    those of another module; the rate is one for all or one for each."""
 
     arrays: Sequence[Any]
     beta1: float = 0.9

@@ -148,9 +148,7 @@ def choose(scores: Any, keep: int) -> tuple[Any, Any]:
     (N, 1). All that tie at the cut are kept."""
     ordered = module_of(scores).sort(scores, -1)
     cut = getattr(ordered, "values", ordered)[:, -keep][:, None]
-    mask = module_of(scores).zeros_like(scores)
-    mask[scores >= cut] = 1
-    return mask, cut
+    return module_of(scores).zeros_like(scores) + (scores >= cut), cut
 
 
 def log_softmax(x: Any) -> Any:

@@ -51,7 +51,7 @@ def fastforward(
     from thresher.fit import Progress
     from thresher.fit import fastforward as train
 
-    with show.byte_progress() as download, show.fit_progress() as steps:
+    with show.byte_progress() as download, show.fit_progress() as told:
         train(
             model,
             data or (),
@@ -68,7 +68,7 @@ def fastforward(
             backend=backend,
             jobs=jobs,
             joblib_backend=joblib_backend,
-            progress=Progress(download, _tell_disk, *steps),
+            progress=Progress(download, _tell_disk, *told),
         )
     if json:
         show.emit_json(_facts(out))

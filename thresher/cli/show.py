@@ -128,8 +128,8 @@ def cell_progress() -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def fit_progress() -> Iterator[tuple[Callable[..., None], ...]]:
-    """A bar for the tokens read, one for layers whose damage is measured, one for layers trained, which says what came of
-    each, and one for the tokens tuned on."""
+    """A bar for the tokens read, one for layers whose damage is measured, one for layers trained, which says what came
+    of each, and one for the tokens tuned on."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

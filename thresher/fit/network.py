@@ -1,8 +1,8 @@
 """A whole model as a function with a gradient: its layers with FastForward's parts in them, one prompt at a time.
 
 Only the first block is dense, and every layer runs the neurons that its predictor chooses on what the sparse layers
-below it leave. The model itself stays as it is: its products are taken back to the parts, and no further. A choice has no
-slope, so its gradient passes straight through:
+below it leave. The model itself stays as it is: the slope is taken back to the parts alone. A choice has no slope, so
+its gradient passes straight through:
 
     d_s = d_m σ'(s − cut),   m the mask as if it were a number, cut the least score that is kept
 
@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from loaders import Checkpoint
-from reference import gradients
+from reference import ModelConfig, gradients
+from reference.checks import widen
 from reference.int8 import plain
+from reference.weights import Weights
 
 
 def device_for(backend: str) -> str | None:
@@ -37,31 +38,32 @@ def _maker(device: str | None) -> Any:
         return np.array
     import torch
 
-    torch.set_grad_enabled(False)  # the gradients are ours
-    torch.set_float32_matmul_precision("high")
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 products, several times as fast: a slope need not be exact
     return lambda array: torch.from_numpy(np.array(array)).to(device)
 
 
 class Network:
     """A dense model on the arrays that `to_array` makes, and FastForward's parts in it: one prompt at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, length: int, block: int, device: str | None = None) -> None:
-        self.config, self.block, self.to_array = checkpoint.config, block, _maker(device)
-        to_array = self.to_array
+    def __init__(
+        self, config: ModelConfig, weights: Weights, length: int, block: int, device: str | None = None
+    ) -> None:
+        self.config, self.block, self.to_array = config, block, _maker(device)
+        self.dtype = widen(plain(weights.final_norm)).dtype  # float64 stays, to be exact; all else is float32
 
         def load(matrix: Any) -> Any:
-            return None if matrix is None else to_array(np.asarray(plain(matrix)).astype(np.float32))
+            return None if matrix is None else self.to_array(plain(matrix).astype(self.dtype))
 
-        w = checkpoint.weights
-        self.embedding, self.final_norm = load(w.embedding), load(w.final_norm)
-        self.output = self.embedding if w.output is w.embedding else load(w.output)
-        self.layers = [{name: load(array) for name, array in vars(layer).items()} for layer in w.layers]
+        self.embedding, self.final_norm = load(weights.embedding), load(weights.final_norm)
+        self.output = self.embedding if weights.output is weights.embedding else load(weights.output)
+        self.layers = [{name: load(array) for name, array in vars(layer).items()} for layer in weights.layers]
         positions = np.arange(length)
         ahead = positions[None] - positions[:, None]
-        self.hidden = {n: to_array((ahead > 0) | (ahead <= -(n or length))) for n in set(self.config.windows)}
+        self.hidden = {n: self.to_array((ahead > 0) | (ahead <= -(n or length))) for n in set(config.windows)}
         self.tables = {
-            rope: tuple(to_array(t.astype(np.float32)) for t in rope.table(self.config.head_dim, positions, length))
-            for rope in set(self.config.ropes)
+            rope: tuple(self.to_array(t.astype(self.dtype)) for t in rope.table(config.head_dim, positions, length))
+            for rope in set(config.ropes)
             if rope
         }
 
@@ -112,7 +114,9 @@ class Network:
         """The attention's part of a layer, norms and projections included: (T, E) -> (T, E)."""
         config, eps = self.config, self.config.rms_eps
         normed, norm_back = gradients.rms_norm(x, w["attention_norm"], eps)
-        heads, backs = {}, {}
+        heads: dict[str, Any] = {}
+        backs: dict[str, list[Any]] = {}
+        rope = config.ropes[n]
         for name in "qkv":
             flat = normed @ w[f"w_{name}"].T
             if w[f"b_{name}"] is not None:
@@ -123,11 +127,11 @@ class Network:
                 if w[f"{name}_norm"] is not None:
                     heads[name], turn = gradients.rms_norm(heads[name], w[f"{name}_norm"], eps)
                     backs[name].append(turn)
-                if config.ropes[n] is not None:
-                    heads[name], turn = gradients.rotate(heads[name], *self.tables[config.ropes[n]])
+                if rope is not None:
+                    heads[name], turn = gradients.rotate(heads[name], *self.tables[rope])
                     backs[name].append(turn)
         hidden = self.hidden[config.windows[n]]
-        out, attention_back = gradients.attention(*heads.values(), hidden, config.attention_scale)
+        out, attention_back = gradients.attention(heads["q"], heads["k"], heads["v"], hidden, config.attention_scale)
         out = out.swapaxes(0, 1).reshape(len(x), -1) @ w["w_o"].T
         if w["b_o"] is not None:
             out = out + w["b_o"]

@@ -89,7 +89,8 @@ def fastforward(
     `context` tokens, a tenth of which is held out. steps: of Adam, for each of three trainings in each layer. schedule:
     by what layers share the density, the reach of their "attention" as in the paper or the "damage" that is measured.
     tune: tokens of text, read again where it ends, that all layers are then tuned on together by what the whole model
-    says (`thresher.fit.tune`); tune_rate and tune_predictors: as in its `Tuning`. backend: what runs the model. jobs: layers trained at a time; -1 for one per core. joblib_backend: loky, or dask or
+    says (`thresher.fit.tune`): on a GPU where torch is installed. tune_rate, tune_predictors: as in its `Tuning`.
+    backend: what runs the model. jobs: layers trained at a time; -1 for one per core. joblib_backend: loky, or dask or
     ray on a cluster whose machines share the folder of `out`.
 
     A run that is killed goes on where it was when it is started again, and the same seed gives the same file. Raises
@@ -133,7 +134,9 @@ def fastforward(
     _record(dense, prompts, work, block, told)
     config = checkpoint.config
     if schedule == "damage":
-        importance = damage.measure(dense, config.layers, held, work, density=density, block=block, progress=told.damage)
+        importance = damage.measure(
+            dense, config.layers, held, work, density=density, block=block, progress=told.damage
+        )
         densities = densities_by_damage(importance, density)
     else:
         importance = activations.importance_of(work, config.layers)
@@ -142,7 +145,7 @@ def fastforward(
     layers = [replace(layer, density=float(b)) for (_, layer), b in zip(fitted, densities, strict=True)]
     losses: list[float] = []
     if tune:
-        network = Network(checkpoint, context, block, device_for(backend))
+        network = Network(config, checkpoint.weights, context, block, device_for(backend))
         train = np.concatenate([prompts[: -len(held)], texts[len(prompts) :]])
         layers, losses = tune_layers(
             network, layers, train, held[:HELD], work, tuning=tuning, seed=seed, progress=told.tuned

@@ -3,8 +3,8 @@
     L = mean over tokens of KL(p ‖ q),   p the next token's distribution of the dense model, q that of the sparse one
 
 The layers' own losses know neither which errors matter to the model nor that a layer is given what the sparse layers
-below it leave. Here the gradient comes back through the whole model (`network`), to all parts at once. Each prompt draws
-its density, so that one set of weights serves all of them.
+below it leave. Here the gradient comes back through the whole model (`network`), to all parts at once. Each prompt
+draws its density, so that one set of weights serves all of them.
 
 WORK/tuning.safetensors     the parts and Adam's two moments at the last look
 """
@@ -29,14 +29,16 @@ from thresher.state import write_atomically
 ARRAYS = ("q_pred", "w1", "w2", "c1", "c2")
 FORMAT = "thresher-fit-tuning-1"
 LOOKS = 20  # at the held-out divergence
+WARM = 20  # the rate rises along 1 / WARM of the steps: at first Adam's second moment knows little
 
 
 @dataclass(frozen=True)
 class Tuning:
     """How the layers are tuned together. All is chosen.
 
-    tokens: read, again from the start where the text ends. prompts: of a step of Adam. rate: of Adam, as a share of each
-    array's own size (root mean square), falling to zero. predictors: whether they are tuned, or compensators alone.
+    tokens: read, again from the start where the text ends. prompts: of a step of Adam. rate: of Adam, as a share of
+    each array's own size (root mean square), which rises at first and then falls to zero. predictors: whether they are
+    tuned, or compensators alone.
     """
 
     tokens: int
@@ -56,8 +58,8 @@ def tune(
     seed: int,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> tuple[list[FastForwardLayer], list[float]]:
-    """The layers, tuned on prompts (P, T), as they were at the best look at held-out prompts (P', T), and the divergence
-    at every look.
+    """The layers, tuned on prompts (P, T), as they were at the best look at held-out prompts (P', T), and the
+    divergence at every look.
 
     Each prompt draws an overall density from the layers' mean b up to (1 + b) / 2, and the layers share it as in use.
     What is done lies in WORK/tuning.safetensors after every look, from where a run that was killed goes on. `progress`
@@ -66,15 +68,15 @@ def tune(
     names = [name for name in ARRAYS if tuning.predictors or name.startswith("c")]
     per_step = tuning.prompts * train.shape[1]
     steps = max(LOOKS, tuning.tokens // per_step)
-    fixed = [{**vars(layer.predictor), **vars(layer.compensator)} for layer in layers]  # type: ignore[arg-type]
-    arrays = [network.to_array(np.array(one[name], np.float32)) for one in fixed for name in names]
+    fixed = [{**vars(layer.predictor), **vars(layer.compensator)} for layer in layers]
+    arrays = [network.to_array(np.array(one[name], network.dtype)) for one in fixed for name in names]
     sizes = [float((array * array).mean()) ** 0.5 for array in arrays]
     adam, file = Adam(arrays), work / "tuning.safetensors"
     densities = np.array([layer.density for layer in layers])
     least = float(densities.mean())
 
     def parts() -> list[FastForwardLayer]:
-        every = [{name: network.to_array(np.asarray(one[name], np.float32)) for name in ARRAYS} for one in fixed]
+        every = [{name: network.to_array(np.asarray(one[name], network.dtype)) for name in ARRAYS} for one in fixed]
         for place, array in enumerate(arrays):
             every[place // len(names)][names[place % len(names)]] = array
         return [_layer(one, float(b)) for one, b in zip(every, densities, strict=True)]
@@ -97,7 +99,8 @@ def tune(
             _, gradient = network.slope(ids, now, keep(rng.uniform(least, (1 + least) / 2)))
             for place in range(len(total)):
                 total[place] += gradient[place // len(names)][names[place % len(names)]] / tuning.prompts
-        adam.step(total, [tuning.rate * size * (1 - step / steps) for size in sizes])
+        rate = tuning.rate * min((step + 1) / steps * WARM, 1 - step / steps)
+        adam.step(total, [rate * size for size in sizes])
         if step + 1 in looks:
             losses.append(_held_loss(network, held, now, keep(least)))
             if losses[-1] == min(losses):
@@ -121,9 +124,7 @@ def _held_loss(network: Network, held: np.ndarray, parts: Sequence[Any], keep: S
     return float(np.mean([network.divergence(ids, parts, keep)[0] for ids in held]))
 
 
-def _save(
-    file: Path, adam: Adam, network: Network, best: Sequence[np.ndarray], losses: list[float], done: int
-) -> None:
+def _save(file: Path, adam: Adam, network: Network, best: Sequence[np.ndarray], losses: list[float], done: int) -> None:
     kinds = {"now": adam.arrays, "first": adam.first, "second": adam.second, "best": best}
     arrays = {f"{kind}.{n}": network.to_numpy(one) for kind, each in kinds.items() for n, one in enumerate(each)}
     told = {"format": FORMAT, "losses": json.dumps(losses), "done": str(done)}
