@@ -76,11 +76,11 @@ class Family:
     """One `model_type`.
 
     `defaults` are config values that a file may leave out; `differences` gives the ModelConfig fields that are not as
-    in Llama; `names` maps weights of a layer to tensors below "layers.N.", to which a config's `attention_bias` adds
-    `biases`; norm weights are stored as w for `norm_offset` + w; `bodies` are the prefixes that embedding, layers and
-    last norm may stand under, each with the name of the output matrix beside it; tensors that start with one of
-    `other_parts` belong to parts of a larger model that are left out; `text_config` picks the language model's config
-    out of a larger one.
+    in Llama; `names` maps weights of a layer to tensors below "layers.N.", where several weights of one tensor are its
+    rows in that order, and a config's `attention_bias` adds `biases`; norm weights are stored as w for `norm_offset` +
+    w; `bodies` are the prefixes that embedding, layers and last norm may stand under, each with the name of the output
+    matrix beside it; tensors that start with one of `other_parts` belong to parts of a larger model that are left out;
+    `text_config` picks the language model's config out of a larger one.
     """
 
     model_type: str

@@ -34,6 +34,7 @@ class WeightReader:
     def __init__(self, source: Source, family: Family, settings: Settings, config: ModelConfig) -> None:
         self._source, self._family, self._config = source, family, config
         self._stored = frozenset(source.names())
+        self._shapes = layer_shapes(config) | model_shapes(config)
         body, output = family.body(self._stored, str(source.path))
         names = {"embedding": body + EMBEDDING, "output": output, "final_norm": body + FINAL_NORM}
         for weight, tensor in family.layer_names(settings).items():
@@ -49,7 +50,9 @@ class WeightReader:
         """All weights, matrices as `dtype`, int8 meaning `Int8`; a tied output is the embedding itself. Raises
         ValueError naming the file and the tensor that is missing, of another shape, not a float, or not finite."""
         shared = self._config.tied and self._equal(self.names["embedding"], self.names["output"])
-        arrays = {weight: self._read(weight, dtype) for weight in self.names if not (shared and weight == "output")}
+        arrays = {}
+        for name, weights in self._by_tensor(leave_out="output" if shared else None).items():
+            arrays |= zip(weights, self._read(name, weights, dtype), strict=True)
         layers: list[dict[str, Matrix]] = [{} for _ in range(self._config.layers)]
         for weight, array in arrays.items():
             layer, _, name = weight.rpartition(".")
@@ -82,10 +85,27 @@ class WeightReader:
                 f"{self._config.layers} layers and this config does not have, wanted it absent",
             )
 
-    def _read(self, weight: str, dtype: np.dtype) -> Matrix:
-        """The weight of that name: checked, offset if it is a norm, and cast or quantised."""
-        name, kind = self.names[weight], weight.rpartition(".")[2]
-        shape = (layer_shapes(self._config) | model_shapes(self._config))[kind]
+    def _by_tensor(self, leave_out: str | None) -> dict[str, list[str]]:
+        """Each tensor's weights, in the order in which they are its rows."""
+        found: dict[str, list[str]] = {}
+        for weight, name in self.names.items():
+            if weight != leave_out:
+                found.setdefault(name, []).append(weight)
+        return found
+
+    def _read(self, name: str, weights: list[str], dtype: np.dtype) -> list[Matrix]:
+        """The weights that this tensor holds: its rows, as many for each as the config says."""
+        kinds = [weight.rpartition(".")[2] for weight in weights]
+        shapes = [self._shapes[kind] for kind in kinds]
+        whole = self._tensor(name, kinds[0], (sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype)
+        if len(shapes) == 1:
+            return [whole]
+        ends = np.cumsum([shape[0] for shape in shapes])
+        spans = [slice(end - shape[0], end) for end, shape in zip(ends, shapes, strict=True)]
+        return [whole.rows(span) if isinstance(whole, Int8) else whole[span] for span in spans]
+
+    def _tensor(self, name: str, kind: str, shape: tuple[int, ...], dtype: np.dtype) -> Matrix:
+        """A tensor: checked, offset if it is a norm, and cast or quantised."""
         where = f"{self._source.file_of(name)}: tensor {shown(name)}"
         as_it_stands = self._source.eight_bits(name) if dtype == np.int8 and len(shape) == 2 else None
         stored = self._source.tensor(name) if as_it_stands is None else as_it_stands

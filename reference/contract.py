@@ -190,10 +190,10 @@ def rms_norm(x: Any, weight: Any) -> Sizes:
 
 
 def rotate(x: Any, cosine: Any, sine: Any) -> Sizes:
-    """H, T, D and D/2."""
-    sizes = match(x=(x, "H T D"), cosine=(cosine, "T D/2"), sine=(sine, "T D/2"))
-    if 2 * sizes["D/2"] != sizes["D"]:
-        raise ValueError(f"cosine: got {sizes['D/2']} angles, wanted half of head_dim, which is {sizes['D']}")
+    """H, T, D and R/2, of which R is at most D."""
+    sizes = match(x=(x, "H T D"), cosine=(cosine, "T R/2"), sine=(sine, "T R/2"))
+    if 2 * sizes["R/2"] > sizes["D"]:
+        raise ValueError(f"cosine: got {sizes['R/2']} angles, wanted at most half of head_dim, which is {sizes['D']}")
     return sizes
 
 

@@ -43,13 +43,14 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
 
 
 def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
-    """Turn each pair (x_i, x_{i + D/2}) by its angle: x (H, T, D), cosine and sine (T, D/2) -> (H, T, D) float32."""
+    """Turn each pair (x_i, x_{i + R/2}) by its angle: x (H, T, D), cosine and sine (T, R/2) -> (H, T, D) float32, of
+    whose heads all numbers after the first R stay."""
     sizes = contract.rotate(x, cosine, sine)
-    half = sizes["D/2"]
     x, out = readable(x), fresh(*x.shape)
     cosine, sine = np.ascontiguousarray(cosine, np.float32), np.ascontiguousarray(sine, np.float32)
     if out.size:
-        _rotate(*rows(x), address(cosine), address(sine), address(out), sizes["H"], sizes["T"], half)
+        shape = (sizes[axis] for axis in ("H", "T", "D", "R/2"))
+        _rotate(*rows(x), address(cosine), address(sine), address(out), *shape)
     return out
 
 
@@ -158,14 +159,14 @@ def _stack(task, worker, places, parts, out, dim):
 
 
 @kernel
-def _rotate(task, worker, x, x_head, x_row, kind, cosine, sine, out, heads, tokens, half):
+def _rotate(task, worker, x, x_head, x_row, kind, cosine, sine, out, heads, tokens, dim, half):
     size = 4 if kind == F32 else 2
     while True:
         first = fetch_add(task, 1) * ROWS_READ
         if first >= heads * tokens:
             return
         for r in range(first, min(first + ROWS_READ, heads * tokens)):
-            source, target = x + r // tokens * x_head + r % tokens * x_row, out + 8 * r * half
+            source, target = x + r // tokens * x_head + r % tokens * x_row, out + 4 * r * dim
             for i in range(0, half, LANES):
                 left = half - i
                 c = load_kind(cosine + 4 * (r % tokens * half + i), F32, left)
@@ -178,3 +179,9 @@ def _rotate(task, worker, x, x_head, x_row, kind, cosine, sine, out, heads, toke
                 else:
                     store_some(target + 4 * i, left, a * c - b * s)
                     store_some(target + 4 * (half + i), left, b * c + a * s)
+            for i in range(2 * half, dim, LANES):
+                rest = load_kind(source + size * i, kind, dim - i)
+                if dim - i >= LANES:
+                    store(target + 4 * i, rest)
+                else:
+                    store_some(target + 4 * i, dim - i, rest)

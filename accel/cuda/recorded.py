@@ -225,6 +225,6 @@ def _buffers(chunks: Sequence[Chunk]) -> list[Any]:
 
 
 def _table(model: Model, rope: Any, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines of the tokens' positions, (ΣT, D/2) each."""
+    """Cosines and sines of the tokens' positions, (ΣT, R/2) each."""
     spans = [(chunk.first, len(chunk.token_ids), chunk.length) for chunk in chunks]
     return meaning.rotation_tables(rope, model.config.head_dim, spans, F32)

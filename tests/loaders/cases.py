@@ -6,6 +6,7 @@ the positions that a scaled rotation was trained on.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,14 @@ IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
 def shape(layers: int, heads: int, kv_heads: int, head_dim: int | None, **more: Any) -> dict[str, Any]:
     dims = {"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
-    return {**SIZE, **IDS, **dims, **({} if head_dim is None else {"head_dim": head_dim}), **more}
+    config = {**SIZE, **IDS, **dims, **({} if head_dim is None else {"head_dim": head_dim}), **more}
+    return deepcopy(config)  # config classes write into what they are given
 
 
+LONG = {"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.2, 3.0, 5.0, 7.5]}
+LONGROPE = {"rope_scaling": {"rope_type": "longrope", **LONG}, "original_max_position_embeddings": TRAINED}
+SU = {"rope_scaling": {"type": "su", **LONG, "original_max_position_embeddings": TRAINED}}
+SU["original_max_position_embeddings"] = TRAINED  # transformers wants it in both places
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     "llama": {
         "tied": shape(2, 4, 4, None, tie_word_embeddings=True),
@@ -80,6 +86,14 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "biases": shape(3, 6, 3, None, attention_bias=True, residual_multiplier=1.5, logits_scaling=0.5),
     },
+    "phi3": {
+        "window": shape(2, 4, 2, None, sliding_window=7, tie_word_embeddings=True),
+        "part-of-a-head": shape(3, 3, 1, None, partial_rotary_factor=0.5, rope_theta=500.0),
+        "longrope": shape(2, 2, 2, None, **LONGROPE, hidden_size=32, partial_rotary_factor=0.5),
+        # While tokens are generated the text grows beyond what it was trained on.
+        "longrope-while-decoding": shape(2, 3, 1, None, **LONGROPE | {"original_max_position_embeddings": 96}),
+        "su": shape(2, 3, 1, None, **SU),
+    },
     "smollm3": {
         "tied": shape(4, 4, 2, None),
         "biases": shape(3, 6, 2, None, tie_word_embeddings=False, attention_bias=True, no_rope_layers=[0, 1, 1]),
@@ -99,10 +113,13 @@ SCALINGS: dict[str, dict[str, Any]] = {
     },
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED},
 }
+SCALED = tuple(family for family in SHAPES if family != "phi3")  # whose config class takes none but longrope
 VARIANTS: dict[str, dict[str, Any]] = {  # tried in llama only
     "yarn-ramp": SCALINGS["yarn"] | {"beta_fast": 5.0, "beta_slow": 0.5, "truncate": False},
     "yarn-attention-factor": SCALINGS["yarn"] | {"attention_factor": 0.9},
     "yarn-mscale": SCALINGS["yarn"] | {"mscale": 1.2, "mscale_all_dim": 0.7},
+    "longrope": {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": TRAINED}
+    | {"short_factor": [1.0, 1.1, 1.3, 2.0, 2.5], "long_factor": [1.2, 3.0, 5.0, 7.5, 9.0]},
     "dynamic-original": SCALINGS["dynamic"]
     | {"original_max_position_embeddings": 16},  # which transformers passes over
 }
@@ -138,7 +155,7 @@ def all_cases() -> dict[str, tuple[str, dict[str, Any]]]:
     cases = {
         f"{family}-{name}": (family, config) for family, shapes in SHAPES.items() for name, config in shapes.items()
     }
-    for n, family in enumerate(SHAPES):
+    for n, family in enumerate(SCALED):
         for m, (name, scaling) in enumerate(SCALINGS.items()):
             cases[f"{family}-{name}"] = family, scaled(family, scaling, newer=(n + m) % 2 == 0)
     for name, scaling in VARIANTS.items():

@@ -15,7 +15,7 @@ from accel import cpu
 from loaders import load_checkpoint
 from loaders.families import FAMILIES, family_of
 from reference import Model, ModelConfig, Policy, Rope
-from tests.loaders.cases import CASES, NEW, PROMPT, ROWS, SCALINGS, SHAPES, norm_offset, prompt, shape
+from tests.loaders.cases import CASES, NEW, PROMPT, ROWS, SCALED, SCALINGS, norm_offset, prompt, shape
 from tests.loaders.files import LLAMA, draw, llama_tensors, write_checkpoint
 
 RECORDED = np.load(Path(__file__).with_name("families.npz"))
@@ -85,7 +85,7 @@ def test_sparse_config_means_what_transformers_makes_of_it(case: str) -> None:
 
 
 def test_every_rotation_is_recorded_for_every_family() -> None:
-    for family in SHAPES:
+    for family in SCALED:
         parsed = {parse(json.loads(str(RECORDED[f"{family}-{name}/config"]))).ropes for name in SCALINGS}
         assert {rope.scaling for ropes in parsed for rope in ropes if rope} >= set(SCALINGS)
 
@@ -213,7 +213,7 @@ def test_positions_that_a_scaled_rotation_reaches(scaling: dict[str, Any], writt
 
 def test_every_module_of_families_is_registered() -> None:
     llamas = {"llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3"}
-    assert set(FAMILIES) == {*llamas, "gemma3", "gemma3_text", "granite", "olmo2"}
+    assert set(FAMILIES) == {*llamas, "gemma3", "gemma3_text", "granite", "olmo2", "phi3"}
 
 
 @pytest.mark.parametrize("model_type", ["mamba", None, 7])
@@ -234,9 +234,18 @@ def test_unknown_family_lists_those_supported(model_type: Any, tmp_path: Path) -
         ({"hidden_act": "relu"}, "hidden_act: got 'relu', wanted one of silu"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: got 0.5, wanted 1"),
         (
-            {"rope_scaling": {"rope_type": "longrope"}},
-            "rope_scaling: rope_type: got 'longrope', wanted one of default, ",
+            {"rope_scaling": {"rope_type": "proportional"}},
+            "rope_scaling: rope_type: got 'proportional', wanted one of default, ",
         ),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_scaling: short_factor: got nothing, wanted a list of"),
+        (
+            {"model_type": "phi3", "rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [2.0] * 3}},
+            "rope short_factors: got 1 of them, wanted 3, one for each pair",
+        ),
+        ({"model_type": "phi3", "rope_scaling": {"type": "linear"}}, "type: got 'linear', wanted one of default, long"),
+        ({"model_type": "phi3", "partial_rotary_factor": 1.5}, "partial_rotary_factor: got 1.5, wanted a number above"),
+        ({"model_type": "phi3", "partial_rotary_factor": 0.5}, "head_dim: got 6, wanted an even number that rotate"),
+        ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling: got 0, wanted a number other than 0"),
         ({"rope_scaling": {"type": "su"}}, "rope_scaling: type: got 'su', wanted one of default, linear, dynamic, "),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: factor: got nothing, wanted a finite number"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "factor: got 0.5, wanted a number of at least 1"),

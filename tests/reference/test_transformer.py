@@ -27,10 +27,13 @@ def by_hand(model: Model, ids: np.ndarray) -> np.ndarray:
     def turn(x: np.ndarray, position: int, rope: Rope | None) -> np.ndarray:
         if rope is None:
             return x
-        pairs = x[: len(x) // 2] + 1j * x[len(x) // 2 :]  # a rotation is a product of complex numbers
-        angles = position * rope.theta ** (-np.arange(0, len(x), 2) / len(x))
-        turned = pairs * np.exp(1j * angles)
-        return np.concatenate([turned.real, turned.imag])
+        r = round(len(x) * rope.share)
+        pairs = x[: r // 2] + 1j * x[r // 2 : r]  # a rotation is a product of complex numbers
+        angles = position * rope.theta ** (-np.arange(0, r, 2) / r)
+        if rope.scaling == "longrope":
+            angles /= rope.long_factors if len(ids) > rope.original_positions else rope.short_factors
+        turned = pairs * np.exp(1j * angles) * (rope.attention_factor or 1)
+        return np.concatenate([turned.real, turned.imag, x[r:]])
 
     x = w.embedding[ids] * c.embedding_scale
     for n, layer in enumerate(w.layers):
@@ -75,6 +78,7 @@ def with_norms(model: Model, before: bool) -> Model:
     return replace(model, weights=replace(model.weights, layers=layers))
 
 
+FACTORS = {"short_factors": (1.0, 1.5, 2.0, 3.0), "long_factors": (2.0, 3.0, 4.0, 5.0)}
 MODELS = {
     "plain": small_model(),
     "biases and q/k norms": small_model(biases=True),
@@ -85,6 +89,9 @@ MODELS = {
     "one KV head, tied": small_model(heads=4, kv_heads=1, tied=True),
     "norms before and after": with_norms(small_model(), before=True),
     "norms after, and of all heads": with_norms(small_model(biases=True, joint_qk_norm=True), before=False),
+    "a quarter of a head turns, by long factors": small_model(
+        ropes=(Rope(1e4, share=0.25), Rope(9.0, "longrope", 2.0, 1, attention_factor=1.2, **FACTORS)), head_dim=8
+    ),
     "factors": small_model(embedding_scale=7.0, residual_scale=0.3, logit_scale=0.125, attention_scale=0.2),
     "scaled embedding, gelu": small_model(embedding_scale=math.sqrt(32), activation="gelu_tanh", attention_scale=0.2),
 }

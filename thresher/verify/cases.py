@@ -235,9 +235,10 @@ def rms_norm(d: Drawing) -> Case:
 
 def rotate(d: Drawing) -> Case:
     """Heads, and the cosines and sines of their angles."""
-    heads, tokens, half = d.pick("H", st.integers(1, 4)), d.tokens(), d.width("D/2", 300)
+    heads, tokens, half = d.pick("H", st.integers(1, 4)), d.tokens(), d.width("R/2", 300)
     angles = d.rng.random((tokens, half)) * 7
-    x = d.rows("x", heads, tokens, 2 * half, size=d.size("x"))
+    rest = d.pick("D - R", st.just(0) | st.integers(1, 40))  # numbers of a head that do not turn
+    x = d.rows("x", heads, tokens, 2 * half + rest, size=d.size("x"))
     return d.case(x, d.lay(np.cos(angles)), d.lay(np.sin(angles)))
 
 

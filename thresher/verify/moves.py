@@ -126,10 +126,14 @@ def select_keys_each(d: Drawing) -> Case:
 
 def rotation_tables(d: Drawing) -> Case:
     """Ropes, and spans of positions far from zero."""
-    rope = Rope(d.pick("theta", st.sampled_from([10_000.0, 1e6])), factor=d.pick("factor", st.sampled_from([1.0, 8.0])))
+    rope = Rope(
+        d.pick("theta", st.sampled_from([10_000.0, 1e6])),
+        factor=d.pick("factor", st.sampled_from([1.0, 8.0])),
+        share=d.pick("share", st.sampled_from([1.0, 0.5])),
+    )
     first = st.integers(0, 9) | st.integers(0, 2_000_000)
     spans = [(d.pick(f"first {n}", first), d.tokens(), 4096) for n in range(d.pick("spans", st.integers(1, 4)))]
-    return d.case(rope, 2 * d.pick("D/2", st.integers(1, 130)), spans)
+    return d.case(rope, 4 * d.pick("D/4", st.integers(1, 65)), spans)
 
 
 def griffin_statistic(d: Drawing) -> Case:
