@@ -15,6 +15,7 @@ from loaders.rope import positions_reach, read_rope
 from loaders.settings import Settings
 from reference import ModelConfig, Rope
 from reference.checks import require
+from reference.weights import FFN
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
@@ -43,6 +44,12 @@ LLAMA_NAMES = {
 }
 QKV_BIASES = {"b_q": "self_attn.q_proj.bias", "b_k": "self_attn.k_proj.bias", "b_v": "self_attn.v_proj.bias"}
 BIASES = {**QKV_BIASES, "b_o": "self_attn.o_proj.bias"}
+EXPERT_NAMES = {  # of a mixture, {} for the expert's number
+    "router": "mlp.gate.weight",
+    "experts.{}.w_gate": "mlp.experts.{}.gate_proj.weight",
+    "experts.{}.w_up": "mlp.experts.{}.up_proj.weight",
+    "experts.{}.w_down": "mlp.experts.{}.down_proj.weight",
+}
 QK_NORMS = {"q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight"}
 
 EMBEDDING, FINAL_NORM = "embed_tokens.weight", "norm.weight"
@@ -80,7 +87,8 @@ class Family:
     `biases`; norm weights are stored as w for `norm_offset` + w; `bodies` are the prefixes that embedding, layers and
     last norm may stand under, each with the name of the output matrix beside it; tensors that start with one of
     `other_parts` belong to parts of a larger model that are left out; `text_config` picks the language model's config
-    out of a larger one.
+    out of a larger one. In a mixture of experts the names of the FFN are those of `mixture_names`; `parts` are keys of
+    UNSUPPORTED that this family has a part for.
     """
 
     model_type: str
@@ -92,6 +100,8 @@ class Family:
     bodies: tuple[tuple[str, str], ...] = (MODEL, BARE)
     other_parts: tuple[str, ...] = ()
     text_config: Callable[[Settings], Mapping[str, Any]] = whole_config
+    mixture_names: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
 
     def settings(self, config: Mapping[str, Any], where: str) -> Settings:
         """The config with the family's defaults behind it."""
@@ -102,7 +112,8 @@ class Family:
     def model_config(self, settings: Settings) -> ModelConfig:
         """The ModelConfig. Raises ValueError naming the first key that is missing, wrong or not supported."""
         for key in UNSUPPORTED:
-            settings.require(key, not settings.get(key), "false or null: the forward pass has no such part")
+            known = key in self.parts or not settings.get(key)
+            settings.require(key, known, "false or null: the forward pass has no such part")
         layers, heads = settings.whole("num_hidden_layers", MOST_LAYERS), settings.whole("num_attention_heads")
         head_dim = _head_dim(settings, heads)
         differences = self.differences(settings)
@@ -133,6 +144,17 @@ class Family:
     def layer_names(self, settings: Settings) -> dict[str, str]:
         """Tensor below "layers.N." of every weight that a layer has."""
         return {**self.names, **(self.biases if self.biases and settings.flag("attention_bias") else {})}
+
+    def tensors_of(self, settings: Settings, config: ModelConfig, layer: int) -> dict[str, str]:
+        """Tensor below "layers.N." of every weight of one layer, which may be a mixture."""
+        names = self.layer_names(settings)
+        if config.mixture is None or not config.is_mixture(layer):
+            return names
+        names = {weight: tensor for weight, tensor in names.items() if weight not in FFN}
+        for weight, tensor in self.mixture_names.items():
+            each = range(config.mixture.experts) if "{}" in weight else range(1)
+            names |= {weight.format(n): tensor.format(n) for n in each}
+        return names
 
     def body(self, names: frozenset[str], where: str) -> tuple[str, str]:
         """The prefix that this checkpoint's tensors stand under, and the name of its output matrix. ValueError where

@@ -67,8 +67,35 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
         "biases": shape(3, 6, 2, None, tie_word_embeddings=False, attention_bias=True, no_rope_layers=[0, 1, 1]),
         "windows": shape(4, 2, 1, None, use_sliding_window=True, sliding_window=8, no_rope_layer_interval=2),
     },
+    "mixtral": {
+        "two-of-five": shape(2, 4, 2, None, num_local_experts=5, num_experts_per_tok=2),
+        "window": shape(2, 4, 1, 10, num_local_experts=3, num_experts_per_tok=3, sliding_window=7),
+    },
+    "qwen3_moe": {
+        "some-dense": shape(
+            3, 4, 2, 8, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=12, mlp_only_layers=[1]
+        ),
+        "normalised": shape(
+            2,
+            4,
+            1,
+            6,
+            num_experts=9,
+            moe_intermediate_size=10,
+            norm_topk_prob=True,
+            attention_bias=True,
+            use_sliding_window=True,
+            sliding_window=9,
+            tie_word_embeddings=True,
+        ),
+        "every-second": shape(2, 2, 2, 8, num_experts=8, num_experts_per_tok=2, decoder_sparse_step=2),
+    },
 }
 
+FEW_EXPERTS: dict[str, dict[str, Any]] = {  # besides, for a small model in which something else is tried
+    "mixtral": {"num_local_experts": 3},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+}
 SCALINGS: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 3.0},
     "dynamic": {"rope_type": "dynamic", "factor": 4.0},
@@ -92,7 +119,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # tried in llama only
 
 def scaled(family: str, scaling: dict[str, Any], *, newer: bool) -> dict[str, Any]:
     """The shape that rotations are tried in, with this one in the newer or the older layout of config.json."""
-    config = shape(2, 6, 2, 10)
+    config = shape(2, 6, 2, 10) | FEW_EXPERTS.get(family, {})
     if scaling["rope_type"] == "dynamic":
         config["max_position_embeddings"] = TRAINED
     if family == "gemma3_text":
