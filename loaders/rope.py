@@ -27,8 +27,13 @@ SCALINGS = {
 def read_rope(settings: Settings) -> Rope:
     """The rotation of a model that turns all its layers alike. Where both layouts are there, the older one counts
     unless it is empty, as in transformers."""
+    return rope_of(rope_parameters(settings), settings, settings.number("rope_theta"))
+
+
+def rope_parameters(settings: Settings) -> Settings:
+    """The object that a rotation's type and factors stand in."""
     older, newer = settings.part("rope_scaling"), settings.part("rope_parameters")
-    return rope_of(older if older.values else newer, settings, settings.number("rope_theta"))
+    return older if older.values else newer
 
 
 def rope_of(parameters: Settings, model: Settings, theta: float) -> Rope:

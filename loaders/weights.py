@@ -42,7 +42,12 @@ class WeightReader:
             self._shapes |= {f"{n}.{weight}": shape for weight, shape in layer_shapes(config, n).items()}
             own = family.tensors_of(settings, config, n)
             names |= {f"{n}.{weight}": f"{body}layers.{n}.{tensor}" for weight, tensor in own.items()}
+        self._made = family.made(settings)
         self.names = {weight: self._spelling(tensor) for weight, tensor in names.items()}
+        optional = [weight for weight in self.names if weight.rpartition(".")[2] in family.may_lack]
+        for weight in optional:
+            if self.names[weight] not in self._stored:
+                del self.names[weight]
         if config.tied:
             for one, other in (("embedding", "output"), ("output", "embedding")):
                 if self.names[one] not in self._stored:
@@ -91,16 +96,20 @@ class WeightReader:
         name, kind = self.names[weight], weight.rpartition(".")[2]
         shape, narrow = self._shapes[weight], kind not in WIDE and len(self._shapes[weight]) > 1
         where = f"{self._source.file_of(name)}: tensor {shown(name)}"
-        as_it_stands = self._source.eight_bits(name) if dtype == np.int8 and narrow else None
+        made = self._made.get(kind)
+        as_it_stands = self._source.eight_bits(name) if dtype == np.int8 and narrow and made is None else None
         stored = self._source.tensor(name) if as_it_stands is None else as_it_stands
-        require(stored.shape == shape, f"{where}: got shape {stored.shape}, wanted {shape} as the config says")
+        whole = shape if made is None else made.shape
+        require(stored.shape == whole, f"{where}: got shape {stored.shape}, wanted {whole} as the config says")
+        if made is not None:
+            stored = made.take(self._source.tensor(name))
         require(is_float(stored.dtype), f"{where}: got dtype {stored.dtype}, wanted a floating-point type")
         if isinstance(stored, Int8):
             return stored
         if dtype == np.int8 and narrow:
-            made = quantized(where, stored)
+            small = quantized(where, stored)
             self._source.let_go()  # of a file that is larger than what was made of it
-            return made
+            return small
         with np.errstate(over="ignore"):  # an overflow is reported below
             cast = stored.astype(dtype if narrow else np.promote_types(dtype, np.float32), copy=False)
         if kind.endswith("norm"):

@@ -16,7 +16,7 @@ import numpy as np
 
 from reference.checks import require
 from reference.contract import ACTIVATIONS
-from reference.parts import Mixture
+from reference.parts import Latent, Mixture
 
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
 
@@ -119,6 +119,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
     tied: bool = False
     mixture: Mixture | None = None  # of experts, in some layers or all
+    latent: Latent | None = None  # attention whose keys and values come from one vector per token
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "kv_heads", "head_dim", "ffn_width", "vocab_size", "max_positions"):
@@ -137,7 +138,7 @@ class ModelConfig:
                 f"{name}: got {len(value)} entries, wanted one for each of {self.layers} layers",
             )
         require(
-            self.head_dim % 2 == 0 or not any(self.ropes),
+            self.rotated_dim % 2 == 0 or not any(self.ropes),
             f"head_dim: got {self.head_dim}, wanted an even number, since rotary embedding turns pairs",
         )
         for window in self.windows:
@@ -150,11 +151,23 @@ class ModelConfig:
             self.mixture is None or len(self.mixture.layers) == self.layers,
             f"mixture: got {self.mixture and len(self.mixture.layers)} layers, wanted {self.layers}",
         )
+        if self.latent is not None:
+            fits = (self.kv_heads, self.head_dim) == (self.heads, self.latent.head_dim)
+            require(
+                fits,
+                f"latent: got {self.kv_heads} KV heads of {self.head_dim}, "
+                f"wanted {self.heads} of {self.latent.head_dim}, as many as heads and as wide as the latent's",
+            )
 
     @property
     def group(self) -> int:
         """G = H / KV, the query heads that share one KV head; head h reads KV head h // G."""
         return self.heads // self.kv_heads
+
+    @property
+    def rotated_dim(self) -> int:
+        """The dimensions of a head that are rotated."""
+        return self.head_dim if self.latent is None else self.latent.rotated
 
     def is_mixture(self, layer: int) -> bool:
         """Whether a layer is a mixture of experts."""

@@ -92,9 +92,46 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+LATENT: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 12,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 10,
+    "kv_lora_rank": 14,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 8,
+}
+MSCALE = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED, "mscale": 1.0,
+    "mscale_all_dim": 0.8, "rope_theta": 3e4,
+}  # fmt: skip
+SHAPES["deepseek_v3"] = {
+    "latents": {**SIZE, **IDS, **LATENT},
+    "no-query-latent": {**SIZE, **IDS, **LATENT, "q_lora_rank": None, "rope_interleave": False, "v_head_dim": 14},
+    "two-shared": {
+        **SIZE, **IDS, **LATENT, "n_shared_experts": 2, "norm_topk_prob": False, "attention_bias": True, "n_group": 1,
+        "topk_group": 1, "rope_parameters": MSCALE, "hidden_size": 26, "rms_norm_eps": 1e-3,
+    },
+}  # fmt: skip
+SHAPES["axk1"] = {
+    "latents": {**SIZE, **IDS, **LATENT},
+    "three-layers": {
+        **SIZE, **IDS, **LATENT, "num_hidden_layers": 3, "mlp_layer_types": ["sparse", "dense", "sparse"],
+        "attention_bias": True, "v_head_dim": 6,
+    },
+}  # fmt: skip
 FEW_EXPERTS: dict[str, dict[str, Any]] = {  # besides, for a small model in which something else is tried
     "mixtral": {"num_local_experts": 3},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+    "deepseek_v3": LATENT,
+    "axk1": LATENT,
 }
 SCALINGS: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 3.0},
@@ -119,7 +156,8 @@ VARIANTS: dict[str, dict[str, Any]] = {  # tried in llama only
 
 def scaled(family: str, scaling: dict[str, Any], *, newer: bool) -> dict[str, Any]:
     """The shape that rotations are tried in, with this one in the newer or the older layout of config.json."""
-    config = shape(2, 6, 2, 10) | FEW_EXPERTS.get(family, {})
+    few = FEW_EXPERTS.get(family, {})
+    config = {**SIZE, **IDS, **few} if few is LATENT else shape(2, 6, 2, 10, **few)
     if scaling["rope_type"] == "dynamic":
         config["max_position_embeddings"] = TRAINED
     if family == "gemma3_text":

@@ -48,6 +48,16 @@ def merge_heads(d: Drawing) -> Case:
     return d.case(d.normal(heads, d.tokens(PRODUCTS // (heads * dim)), dim))
 
 
+def join_dims(d: Drawing) -> Case:
+    """Heads, what is joined to each or to all of them, and perhaps room for zeros."""
+    heads, _, dim = d.heads()
+    tokens = d.tokens(PRODUCTS // (heads * dim))
+    d.dtype = "float32"
+    more = d.pick("R", st.integers(1, 40))
+    own = d.normal(d.pick("heads of y", st.sampled_from([1, heads])), tokens, more)
+    return d.case(d.normal(heads, tokens, dim), own, dim + more + d.pick("zeros", st.integers(0, 9)))
+
+
 def linear_each(d: Drawing) -> Case:
     """Several maps of one input, some with a bias, stored in different ways."""
     case = one_map(d)
