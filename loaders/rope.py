@@ -29,9 +29,14 @@ SCALINGS = {
 def read_rope(settings: Settings, scalings: Mapping[str, str] = SCALINGS, *, partial: bool = False) -> Rope:
     """The rotation of a model that turns all its layers alike. Where both layouts are there, the older one counts
     unless it is empty, as in transformers."""
+    theta = settings.number("rope_theta")
+    return rope_of(rope_parameters(settings), settings, theta, scalings, partial=partial)
+
+
+def rope_parameters(settings: Settings) -> Settings:
+    """The object that a rotation's type and factors stand in."""
     older, newer = settings.part("rope_scaling"), settings.part("rope_parameters")
-    parameters = older if older.values else newer
-    return rope_of(parameters, settings, settings.number("rope_theta"), scalings, partial=partial)
+    return older if older.values else newer
 
 
 def rope_of(

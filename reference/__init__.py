@@ -36,6 +36,7 @@ from reference.layers import (
     draw,
     embed,
     gated_ffn,
+    join_dims,
     linear,
     linear_each,
     prepare_fastforward,
@@ -50,7 +51,7 @@ from reference.layers import (
 from reference.mixture import mixture_ffn, route
 from reference.model import Model
 from reference.neurons import griffin_statistic, mixing, neuron_magnitudes, predictor_targets
-from reference.parts import Mixture
+from reference.parts import Latent, Mixture
 from reference.policy import Policy
 from reference.predictor import Compensator, FastForwardLayer, FastForwardWeights, Predictor
 from reference.quoka import (
@@ -97,6 +98,7 @@ __all__ = [  # the names of the contract first
     "Int8",
     "KVCache",
     "KeyDiff",
+    "Latent",
     "LayerCache",
     "LayerWeights",
     "Mixture",

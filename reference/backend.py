@@ -16,7 +16,16 @@ FUNCTIONS = (  # the kernel contract
     *("route", "mixture_ffn"),
 )
 MOVES = (  # what else a forward pass does to an array
-    *("attention_each", "select_keys_each", "linear_each", "add", "concatenate", "split_heads", "merge_heads"),
+    *(
+        "attention_each",
+        "select_keys_each",
+        "linear_each",
+        "add",
+        "concatenate",
+        "split_heads",
+        "merge_heads",
+        "join_dims",
+    ),
     *("with_chunk", "group_mean", "last_queries", "rotation_tables", "griffin_statistic", "neuron_magnitudes"),
     *("draw", "to_backend", "to_numpy", "prepare_weights", "prepare_fastforward", "new_cache", "restore_cache"),
     "soft_cap",

@@ -17,7 +17,7 @@ import numpy as np
 
 from reference.checks import require
 from reference.contract import ACTIVATIONS
-from reference.parts import Mixture
+from reference.parts import Latent, Mixture
 
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope")
 
@@ -146,6 +146,7 @@ class ModelConfig:
     joint_qk_norm: bool = False
     tied: bool = False
     mixture: Mixture | None = None  # of experts, in some layers or all
+    latent: Latent | None = None  # attention whose keys and values come from one vector per token
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "kv_heads", "head_dim", "ffn_width", "vocab_size", "max_positions"):
@@ -164,10 +165,10 @@ class ModelConfig:
                 f"{name}: got {len(value)} entries, wanted one for each of {self.layers} layers",
             )
         for rope in filter(None, dict.fromkeys(self.ropes)):
-            rotated = rope.rotated(self.head_dim)
+            rotated = rope.rotated(self.rotated_dim)
             require(
                 rotated % 2 == 0 and rotated > 0,
-                f"head_dim: got {self.head_dim}, wanted an even number that rotate, not {rotated}, since pairs turn",
+                f"head_dim: got {self.rotated_dim}, wanted an even number that rotate, not {rotated}, since pairs turn",
             )
             if rope.scaling == "longrope":
                 for name in ("short_factors", "long_factors"):
@@ -188,11 +189,23 @@ class ModelConfig:
             self.mixture is None or len(self.mixture.layers) == self.layers,
             f"mixture: got {self.mixture and len(self.mixture.layers)} layers, wanted {self.layers}",
         )
+        if self.latent is not None:
+            fits = (self.kv_heads, self.head_dim) == (self.heads, self.latent.head_dim)
+            require(
+                fits,
+                f"latent: got {self.kv_heads} KV heads of {self.head_dim}, "
+                f"wanted {self.heads} of {self.latent.head_dim}, as many as heads and as wide as the latent's",
+            )
 
     @property
     def group(self) -> int:
         """G = H / KV, the query heads that share one KV head; head h reads KV head h // G."""
         return self.heads // self.kv_heads
+
+    @property
+    def rotated_dim(self) -> int:
+        """The dimensions of a head that are rotated."""
+        return self.head_dim if self.latent is None else self.latent.rotated
 
     def is_mixture(self, layer: int) -> bool:
         """Whether a layer is a mixture of experts."""

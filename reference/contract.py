@@ -223,6 +223,16 @@ def soft_cap(x: Any, scale: float, cap: float | None) -> Sizes:
     return match(x=(x, "T V"))
 
 
+def join_dims(x: Any, y: Any, width: int) -> Sizes:
+    """H, T, D and the rotated R; width is at least D + R."""
+    sizes = match(x=(x, "H T D"))
+    match(x=(x, "H T D"), y=(y, "H T R") if len(y) == sizes["H"] else (y, "one T R"))
+    require(len(y) in (1, sizes["H"]), f"y: got {len(y)} heads, wanted {sizes['H']}, or 1 for all of them")
+    least = x.shape[2] + y.shape[2]
+    require(whole("width", width) >= least, f"width: got {width}, wanted at least {least}")
+    return sizes
+
+
 def append(k: Any, v: Any, first: int, newest: int) -> Sizes:
     """KV, T and D of a chunk whose tokens stand at `first`, first + 1, …, after the newest position held."""
     sizes = match(k=(k, "KV T D"), v=(v, "KV T D"))

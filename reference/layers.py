@@ -121,6 +121,18 @@ def soft_cap(x: np.ndarray, *, scale: float = 1.0, cap: float | None = None) -> 
     return x if cap is None else np.tanh(x / x.dtype.type(cap)) * x.dtype.type(cap)
 
 
+def join_dims(x: np.ndarray, y: np.ndarray, width: int) -> np.ndarray:
+    """Heads whose dimensions are those of x, then those of y, then zeros: (H, T, D), (H or 1, T, R) -> (H, T, width).
+
+    A y of one head stands in all of them.
+    """
+    contract.join_dims(x, y, width)
+    heads, tokens, dim = x.shape
+    joined: np.ndarray = np.zeros((heads, tokens, width), x.dtype)
+    joined[..., :dim], joined[..., dim : dim + y.shape[2]] = x, y
+    return joined
+
+
 def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of several sequences under each other: (T_1, E), (T_2, E), … -> (ΣT, E)."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

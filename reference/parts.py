@@ -59,3 +59,31 @@ class Mixture:
     def neurons(self) -> int:
         """The neurons that a token runs: those of its own experts and of the shared one."""
         return self.chosen * self.width + self.shared_width
+
+
+@dataclass(frozen=True)
+class Latent:
+    """The widths of latent attention (reference/latent.py). A head has `unrotated` + `rotated` dimensions of queries and
+    keys and `value_dim` of values; keys and values come from a latent of `rank` numbers, queries from one of `query_rank`,
+    or straight from the hidden state where that is None. `eps` is of the norms of the latents."""
+
+    rank: int
+    unrotated: int
+    rotated: int
+    value_dim: int
+    query_rank: int | None = None
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "unrotated", "rotated", "value_dim"):
+            whole(name, getattr(self, name))
+        if self.query_rank is not None:
+            whole("query_rank", self.query_rank)
+        require(
+            self.rotated % 2 == 0, f"rotated: got {self.rotated} dimensions, wanted an even number: pairs are turned"
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """D, of keys and of values alike: the wider of the two, the other is filled with zeros."""
+        return max(self.unrotated + self.rotated, self.value_dim)

@@ -18,6 +18,9 @@ from reference.model import Model
 from reference.weights import OPTIONAL, LayerWeights, Weights, layer_shapes, model_shapes
 
 
+BIASES = ("b_q", "b_k", "b_v", "q_norm", "k_norm", "router_bias", "b_kv_down", "b_k_rotated", "b_q_down")
+
+
 def toy_model(
     *,
     seed: int = 0,
@@ -79,7 +82,7 @@ def random_weights(config: ModelConfig, *, seed: int = 0, dtype: str = "float64"
             return (1 + 0.1 * rng.standard_normal(shape)).astype(dtype)
         return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(dtype)
 
-    optional = ("b_q", "b_k", "b_v", "q_norm", "k_norm", "router_bias") if biases else ()
+    optional = BIASES if biases else ()
     layers = tuple(
         LayerWeights.of(
             {

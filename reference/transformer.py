@@ -23,12 +23,15 @@ import numpy as np
 
 from reference.attend import attend
 from reference.checks import require, whole
+from reference.config import ModelConfig
 from reference.fastforward import Block
+from reference.latent import latent_heads
 from reference.mixture import mixture_layer
 from reference.model import Model
 from reference.policy import Policy
 from reference.state import Chunk, State, check_tokens
 from reference.trace import Counts, Trace
+from reference.weights import LayerWeights
 
 CHUNK = 128  # tokens per prefill chunk, as in the papers' tables
 TOGETHER = 4  # chunks of a prompt that share a pass, where the backend does not say: each weight is read as much less
@@ -65,29 +68,41 @@ def _layers(model: Model, chunks: Sequence[Chunk]) -> Any:
     )
     spans = [(chunk.first, len(chunk.token_ids), chunk.length) for chunk in chunks]
     rotations = {
-        rope: backend.rotation_tables(rope, config.head_dim, spans, x.dtype) for rope in set(config.ropes) if rope
+        rope: backend.rotation_tables(rope, config.rotated_dim, spans, x.dtype) for rope in set(config.ropes) if rope
     }
 
-    def norm(x: Any, weight: Any) -> Any:  # each is there or not, as the family has it
-        return x if weight is None else backend.rms_norm(x, weight, eps=config.rms_eps)
+    def norm(x: Any, weight: Any) -> Any:
+        return _norm(backend, config, x, weight)
 
     for n, w in enumerate(weights.layers):
         normed = norm(x, w.attention_norm)
-        q, k, v = backend.linear_each(normed, [(w.w_q, w.b_q), (w.w_k, w.b_k), (w.w_v, w.b_v)])  # (ΣT, H·D), (ΣT, KV·D)
-        if config.joint_qk_norm:
-            q, k = norm(q, w.q_norm), norm(k, w.k_norm)
-        q = backend.split_heads(q, config.heads)  # (H, ΣT, D)
-        k, v = backend.split_heads(k, config.kv_heads), backend.split_heads(v, config.kv_heads)  # (KV, ΣT, D)
-        if not config.joint_qk_norm:
-            q, k = norm(q, w.q_norm), norm(k, w.k_norm)
-        if (rope := config.ropes[n]) is not None:
-            q, k = (backend.rotate(heads, *rotations[rope]) for heads in (q, k))
+        project = _heads if config.latent is None else latent_heads
+        q, k, v = project(backend, config, w, normed, rotations.get(config.ropes[n]))  # (H, ΣT, D), (KV, ΣT, D) twice
         out = backend.linear(attend(model, n, chunks, q, k, v), w.w_o, w.b_o)
         x = backend.add(x, norm(out, w.post_attention_norm), scale=config.residual_scale)
 
         out = _feed_forward(model, n, chunks, norm(x, w.ffn_norm))
         x = backend.add(x, norm(out, w.post_ffn_norm), scale=config.residual_scale)
     return norm(x, weights.final_norm)
+
+
+def _norm(backend: Any, config: ModelConfig, x: Any, weight: Any) -> Any:
+    """RMSNorm where the family has it there."""
+    return x if weight is None else backend.rms_norm(x, weight, eps=config.rms_eps)
+
+
+def _heads(backend: Any, config: ModelConfig, w: LayerWeights, x: Any, rotation: Any) -> tuple[Any, Any, Any]:
+    """Step 1 without latents: q (H, T, D), k and v (KV, T, D) from the normed hidden states (T, E)."""
+    q, k, v = backend.linear_each(x, [(w.w_q, w.b_q), (w.w_k, w.b_k), (w.w_v, w.b_v)])  # (ΣT, H·D), (ΣT, KV·D)
+    if config.joint_qk_norm:
+        q, k = _norm(backend, config, q, w.q_norm), _norm(backend, config, k, w.k_norm)
+    q = backend.split_heads(q, config.heads)  # (H, ΣT, D)
+    k, v = backend.split_heads(k, config.kv_heads), backend.split_heads(v, config.kv_heads)  # (KV, ΣT, D)
+    if not config.joint_qk_norm:
+        q, k = _norm(backend, config, q, w.q_norm), _norm(backend, config, k, w.k_norm)
+    if rotation is not None:
+        q, k = (backend.rotate(heads, *rotation) for heads in (q, k))
+    return q, k, v
 
 
 def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:

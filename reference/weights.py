@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import prod
 from typing import Any
 
 from reference.checks import require
 from reference.config import ModelConfig
+from reference.parts import Latent
 
 EXPERTS = "experts."
 
@@ -35,7 +37,7 @@ class LayerWeights:
     tokens share, where it has one.
     """
 
-    w_q: Any  # (H·D, E)
+    w_q: Any  # (H·D, E)   with latent attention (reference/latent.py) these three read a latent
     w_k: Any  # (KV·D, E)
     w_v: Any  # (KV·D, E)
     w_o: Any  # (E, H·D)
@@ -55,6 +57,15 @@ class LayerWeights:
     router: Any = None  # (X, E)
     router_bias: Any = None  # (X,)   added to scores where experts are chosen
     experts: tuple[Expert, ...] | None = None  # X of them
+    w_kv_down: Any = None  # (rank, E)   of latent attention, from here on
+    kv_down_norm: Any = None  # (rank,)
+    w_k_rotated: Any = None  # (R, E)   R the rotated dimensions of a head
+    w_q_down: Any = None  # (query rank, E)
+    q_down_norm: Any = None  # (query rank,)
+    w_q_rotated: Any = None  # (H·R, query rank or E)
+    b_kv_down: Any = None  # (rank,)
+    b_k_rotated: Any = None  # (R,)
+    b_q_down: Any = None  # (query rank,)
 
     @classmethod
     def of(cls, arrays: Mapping[str, Any]) -> LayerWeights:
@@ -101,7 +112,11 @@ class Weights:
 
 
 FFN = ("w_gate", "w_up", "w_down")
-OPTIONAL = frozenset(f.name for f in fields(LayerWeights) if f.default is None) - {*FFN, "router"}
+OPTIONAL = frozenset(f.name for f in fields(LayerWeights) if f.default is None) - {
+    *FFN,
+    *("router", "w_kv_down", "kv_down_norm", "w_k_rotated", "w_q_down", "q_down_norm", "w_q_rotated"),
+}
+WITHOUT_LATENT = ("b_q", "b_k", "b_v", "q_norm", "k_norm")  # what latent attention has nothing like
 
 
 def layer_shapes(config: ModelConfig, layer: int = 0) -> dict[str, tuple[int, ...]]:
@@ -126,11 +141,46 @@ def layer_shapes(config: ModelConfig, layer: int = 0) -> dict[str, tuple[int, ..
         "post_attention_norm": (e,),
         "post_ffn_norm": (e,),
     }
+    if config.latent is not None:
+        shapes = {name: shape for name, shape in shapes.items() if name not in WITHOUT_LATENT}
+        shapes |= latent_shapes(config.latent, config.heads, e)
     if mixture is not None:
         shapes |= {"router": (mixture.experts, e), "router_bias": (mixture.experts,)}
         for n in range(mixture.experts):
             shapes |= ffn_shapes(f"experts.{n}.", e, mixture.width)
     return shapes
+
+
+def latent_shapes(latent: Latent, heads: int, width: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of latent attention's weights before w_o. Rows of zeros in w_v fill D where values are narrower."""
+    query = width if latent.query_rank is None else latent.query_rank
+    shapes = {
+        "w_kv_down": (latent.rank, width),
+        "kv_down_norm": (latent.rank,),
+        "w_k_rotated": (latent.rotated, width),
+        "w_k": (heads * latent.unrotated, latent.rank),
+        "w_v": (heads * latent.head_dim, latent.rank),
+        "w_q": (heads * latent.unrotated, query),
+        "w_q_rotated": (heads * latent.rotated, query),
+        "b_kv_down": (latent.rank,),
+        "b_k_rotated": (latent.rotated,),
+    }
+    if latent.query_rank is not None:
+        shapes |= {"w_q_down": (query, width), "q_down_norm": (query,), "b_q_down": (query,)}
+    return shapes
+
+
+def parameters(config: ModelConfig) -> int:
+    """The numbers that a model of this shape has been trained with, without those of optional weights, which a shape
+    does not tell of, and without zeros that only fill."""
+    shapes = [shape for name, shape in model_shapes(config).items() if not (config.tied and name == "output")]
+    for n in range(config.layers):
+        shapes += [shape for name, shape in layer_shapes(config, n).items() if name not in OPTIONAL]
+    filled = 0
+    if config.latent is not None:
+        per_head = config.head_dim - config.latent.value_dim
+        filled = config.layers * config.heads * per_head * (config.latent.rank + config.width)
+    return sum(prod(shape) for shape in shapes) - filled
 
 
 def ffn_shapes(prefix: str, width: int, neurons: int) -> dict[str, tuple[int, ...]]:

@@ -42,7 +42,7 @@ from reference.backend import FUNCTIONS, NAMES
 from reference.door import takes_any_array
 from reference.eviction import group_mean
 from reference.fastforward import layer_densities
-from reference.layers import draw, rotation_tables, soft_cap, to_backend
+from reference.layers import draw, join_dims, rotation_tables, soft_cap, to_backend
 from reference.mixture import route
 from reference.scores import last_queries
 

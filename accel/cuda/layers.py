@@ -23,7 +23,7 @@ from accel.cuda.runtime.capped import capped
 from accel.cuda.runtime.device import free_memory, here
 from accel.cuda.runtime.errors import tokens
 from accel.cuda.runtime.kernels import Kernel, blocks, device, kernel
-from accel.cuda.runtime.moves import joined, packed
+from accel.cuda.runtime.moves import joined, packed, put, zeros
 from accel.cuda.runtime.pool import pool
 from accel.cuda.runtime.reduce import HALF, THREADS, WARP
 from accel.cuda.runtime.views import plain, to_numpy
@@ -85,6 +85,20 @@ def concatenate(parts: Sequence[Array]) -> Array:
     already."""
     seen = under_each_other(parts)
     return joined(list(parts), parts[0].dtype) if seen is None else seen
+
+
+def join_dims(x: Array, y: Array, width: int) -> Array:
+    """Heads whose dimensions are those of x, then those of y, then zeros: (H, T, D), (H or 1, T, R) -> (H, T, width)."""
+    contract.join_dims(x, y, width)
+    x, y = plain(x), plain(y)
+    heads, rows, dim = x.shape
+    filled = dim + y.shape[2]
+    out = (empty if filled == width else zeros)((heads, rows, width), x.dtype)
+    step = out.dtype.itemsize
+    every = y.seen(y.address, (heads, *y.shape[1:]), (y.strides[0] if len(y) > 1 else 0, *y.strides[1:]))
+    for part, first in ((x, 0), (every, dim)):
+        put(part, out.seen(out.address + first * step, part.shape, out.strides))
+    return out
 
 
 def split_heads(x: Array, heads: int) -> Array:

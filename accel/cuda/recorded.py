@@ -227,4 +227,4 @@ def _buffers(chunks: Sequence[Chunk]) -> list[Any]:
 def _table(model: Model, rope: Any, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines of the tokens' positions, (ΣT, R/2) each."""
     spans = [(chunk.first, len(chunk.token_ids), chunk.length) for chunk in chunks]
-    return meaning.rotation_tables(rope, model.config.head_dim, spans, F32)
+    return meaning.rotation_tables(rope, model.config.rotated_dim, spans, F32)

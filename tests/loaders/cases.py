@@ -99,8 +99,72 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
         "biases": shape(3, 6, 2, None, tie_word_embeddings=False, attention_bias=True, no_rope_layers=[0, 1, 1]),
         "windows": shape(4, 2, 1, None, use_sliding_window=True, sliding_window=8, no_rope_layer_interval=2),
     },
+    "mixtral": {
+        "two-of-five": shape(2, 4, 2, None, num_local_experts=5, num_experts_per_tok=2),
+        "window": shape(2, 4, 1, 10, num_local_experts=3, num_experts_per_tok=3, sliding_window=7),
+    },
+    "qwen3_moe": {
+        "some-dense": shape(
+            3, 4, 2, 8, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=12, mlp_only_layers=[1]
+        ),
+        "normalised": shape(
+            2,
+            4,
+            1,
+            6,
+            num_experts=9,
+            moe_intermediate_size=10,
+            norm_topk_prob=True,
+            attention_bias=True,
+            use_sliding_window=True,
+            sliding_window=9,
+            tie_word_embeddings=True,
+        ),
+        "every-second": shape(2, 2, 2, 8, num_experts=8, num_experts_per_tok=2, decoder_sparse_step=2),
+    },
 }
 
+LATENT: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 12,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 10,
+    "kv_lora_rank": 14,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 8,
+}
+MSCALE = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED, "mscale": 1.0,
+    "mscale_all_dim": 0.8, "rope_theta": 3e4,
+}  # fmt: skip
+SHAPES["deepseek_v3"] = {
+    "latents": {**SIZE, **IDS, **LATENT},
+    "no-query-latent": {**SIZE, **IDS, **LATENT, "q_lora_rank": None, "rope_interleave": False, "v_head_dim": 14},
+    "two-shared": {
+        **SIZE, **IDS, **LATENT, "n_shared_experts": 2, "norm_topk_prob": False, "attention_bias": True, "n_group": 1,
+        "topk_group": 1, "rope_parameters": MSCALE, "hidden_size": 26, "rms_norm_eps": 1e-3,
+    },
+}  # fmt: skip
+SHAPES["axk1"] = {
+    "latents": {**SIZE, **IDS, **LATENT},
+    "three-layers": {
+        **SIZE, **IDS, **LATENT, "num_hidden_layers": 3, "mlp_layer_types": ["sparse", "dense", "sparse"],
+        "attention_bias": True, "v_head_dim": 6,
+    },
+}  # fmt: skip
+FEW_EXPERTS: dict[str, dict[str, Any]] = {  # besides, for a small model in which something else is tried
+    "mixtral": {"num_local_experts": 3},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+    "deepseek_v3": LATENT,
+    "axk1": LATENT,
+}
 SCALINGS: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 3.0},
     "dynamic": {"rope_type": "dynamic", "factor": 4.0},
@@ -127,7 +191,8 @@ VARIANTS: dict[str, dict[str, Any]] = {  # tried in llama only
 
 def scaled(family: str, scaling: dict[str, Any], *, newer: bool) -> dict[str, Any]:
     """The shape that rotations are tried in, with this one in the newer or the older layout of config.json."""
-    config = shape(2, 6, 2, 10)
+    few = FEW_EXPERTS.get(family, {})
+    config = {**SIZE, **IDS, **few} if few is LATENT else shape(2, 6, 2, 10, **few)
     if scaling["rope_type"] == "dynamic":
         config["max_position_embeddings"] = TRAINED
     if family == "gemma3_text":

@@ -38,7 +38,14 @@ def build(family: str, config: dict[str, Any], directory: Path) -> tuple[Any, di
     if unread:
         raise RuntimeError(f"{family}: transformers did not read its own layout: {unread}")
     model.eval().save_pretrained(directory / "model")
-    return model, shapes
+    return plainly(model), shapes
+
+
+def plainly(model: Any) -> Any:
+    """The model, with experts computed one by one: its faster ways ask for widths that are multiples of 4."""
+    if hasattr(model.config, "num_experts_per_tok"):
+        model.set_experts_implementation("eager")
+    return model
 
 
 def saved_shapes(directory: Path) -> dict[str, list[int]]:
@@ -56,8 +63,9 @@ def draw_all(family: str, shapes: dict[str, list[int]]) -> dict[str, np.ndarray]
 @torch.no_grad()
 def random_model(family: str, config: dict[str, Any], seed: int) -> Any:
     """A model whose parameters are drawn from their names and `seed`."""
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **config)).eval()
-    for name, parameter in model.named_parameters():
+    model = plainly(AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **config)).eval())
+    biases = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("_bias")]  # of a router
+    for name, parameter in [*model.named_parameters(), *biases]:
         values = draw(name, tuple(parameter.shape), seed=seed, norm_offset=norm_offset(family))
         parameter.copy_(torch.from_numpy(values))
     return model

@@ -37,7 +37,16 @@ ELEMENTS = {
 SEVERAL = {"attention_each", "select_keys_each", "linear_each", "rotation_tables", "route"}
 COSINES = {"key_scores", "keydiff_scores"}
 EXACT = {
-    *("keep_top", "select_neurons", "concatenate", "split_heads", "merge_heads", "with_chunk", "last_queries"),
+    *(
+        "keep_top",
+        "select_neurons",
+        "concatenate",
+        "split_heads",
+        "merge_heads",
+        "join_dims",
+        "with_chunk",
+        "last_queries",
+    ),
     *("to_backend", "to_numpy"),
 }
 KEPT = {

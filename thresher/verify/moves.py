@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from reference import (
     Compensator,
+    Expert,
     FastForwardLayer,
     FastForwardWeights,
     LayerWeights,
@@ -54,6 +55,16 @@ def merge_heads(d: Drawing) -> Case:
     """The heads' outputs."""
     heads, _, dim = d.heads()
     return d.case(d.normal(heads, d.tokens(PRODUCTS // (heads * dim)), dim))
+
+
+def join_dims(d: Drawing) -> Case:
+    """Heads, what is joined to each or to all of them, and perhaps room for zeros."""
+    heads, _, dim = d.heads()
+    tokens = d.tokens(PRODUCTS // (heads * dim))
+    d.dtype = "float32"
+    more = d.pick("R", st.integers(1, 40))
+    own = d.normal(d.pick("heads of y", st.sampled_from([1, heads])), tokens, more)
+    return d.case(d.normal(heads, tokens, dim), own, dim + more + d.pick("zeros", st.integers(0, 9)))
 
 
 def linear_each(d: Drawing) -> Case:
@@ -177,12 +188,19 @@ def prepare_weights(d: Drawing) -> Case:
     """A model of one or two layers, whose output may be its embedding."""
     width, neurons, rows = d.width("E", 300), d.width("F", 300), d.pick("V", st.integers(1, 300))
 
+    experts = d.pick("X", st.integers(0, 2))  # of every layer, none in most models
+
+    def ffn() -> Expert:
+        gate, up = (d.normal(neurons, width) for _ in range(2))
+        return Expert(gate, up, d.normal(width, neurons))
+
     def layer() -> LayerWeights:
         square = {name: d.normal(width, width) for name in ("w_q", "w_k", "w_v", "w_o")}
-        rest = {name: d.normal(neurons, width) for name in ("w_gate", "w_up")}
         norms = {name: d.normal(width) for name in ("attention_norm", "ffn_norm")}
         bias = {"b_q": d.normal(width)} if d.rng.random() < 0.5 else {}
-        return LayerWeights(**square, **rest, **norms, **bias, w_down=d.normal(width, neurons))
+        routed = {"router": d.normal(experts, width)} if experts else {}
+        arrays = {**square, **norms, **bias, **routed, **vars(ffn())}
+        return LayerWeights(**arrays, experts=tuple(ffn() for _ in range(experts)) or None)
 
     table = d.normal(rows, width)
     output = table if d.perhaps("tied") else d.normal(rows, width)
