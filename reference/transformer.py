@@ -23,7 +23,7 @@ import numpy as np
 
 from reference.attend import attend
 from reference.checks import require, whole
-from reference.config import ModelConfig
+from reference.config import ModelConfig, Rope
 from reference.fastforward import Block
 from reference.latent import latent_heads
 from reference.mixture import mixture_layer
@@ -67,7 +67,7 @@ def _layers(model: Model, chunks: Sequence[Chunk]) -> Any:
         np.concatenate([chunk.token_ids for chunk in chunks]), weights.embedding, scale=config.embedding_scale
     )
     spans = [(chunk.first, len(chunk.token_ids), chunk.length) for chunk in chunks]
-    rotations = {
+    rotations: dict[Rope | None, Any] = {
         rope: backend.rotation_tables(rope, config.rotated_dim, spans, x.dtype) for rope in set(config.ropes) if rope
     }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,17 @@ def test_bm25_finds_what_shares_rare_words_and_nothing_else() -> None:
     assert bm25(source, "Where do cats go?", 2) == [0, 4]  # shorter passages first; equal scores: the earlier one
     assert bm25(source, "What is the?", 3) == bm25(source, "zebra", 3) == bm25(source, "", 3) == []
     assert bm25(Source("s", ("the of and", "?!")), "the zebra", 3) == []
+
+
+def test_ranking_leaves_jax_alone(tmp_path: Path) -> None:
+    """JAX takes most of a GPU's memory when it is first asked for something, and bm25s asks where it finds it."""
+    (tmp_path / "jax.py").write_text("print('touched')\n", encoding="utf-8")
+    code = (
+        "from thresher.answers.sources import Source, bm25\n"
+        "assert bm25(Source('a', ('one cat', 'two dogs')), 'Which dogs?', 1) == [1]\n"
+        "print('ranked')\n"
+        "import jax\n"  # which is there for everybody else
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert told.stdout == "ranked\ntouched\n", told.stderr

@@ -210,8 +210,8 @@ def kernels(dim: int, form: str) -> tuple[Kernel, Kernel]:
                         place = stats + 8 * ((head * tokens + t) * group + g)
                         peak[thread], gain[thread] = load_real(place), load_real(place + 4)
                         los[thread], his[thread] = sees(t, head, tokens, before, held, window, bounds)
-                        if token + thread >= tokens:
-                            gain[thread] = float32(0)
+                        if token + thread >= tokens:  # its scores are 0, and 2^(0 - peak) must not be infinite
+                            peak[thread], gain[thread] = -LOWEST, float32(0)
                     cuda.syncthreads()
                     score_held(s, k_at, q_at)
                     if first < highest_lo or first + HELD > lowest_hi:
