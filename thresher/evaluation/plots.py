@@ -39,6 +39,7 @@ STYLE: Any = {
     "svg.hashsalt": "thresher",
 }
 WIDE = 4  # panels beside each other
+PAGE, ENTRY, LINE = 7.2, 2.1, 0.17  # inches: a lone panel's width, an entry of the legend's, and its height
 MARKS = "osD^vP*Xp<>h"
 
 
@@ -137,7 +138,7 @@ def _needles(rows: list[Row]) -> Any:
 def _panels(rows: list[Row], draw: Callable[[Any, list[Row], dict[str, Any]], None]) -> Any:
     """A panel per kind of task and length, and one legend for all."""
     groups = grouped([{**row, "kind": row["task"].partition("/")[0]} for row in rows], ["kind", "length"])
-    figure, panels = _subplots(len(groups), 3.4, 3.0)
+    figure, panels = _subplots(len(groups), max(3.4, PAGE / len(groups)), 3.0)
     looks = _looks(rows)
     for panel, ((kind, length), members) in zip(panels, groups.items(), strict=True):
         draw(panel, members, looks)
@@ -149,14 +150,21 @@ def _panels(rows: list[Row], draw: Callable[[Any, list[Row], dict[str, Any]], No
     handles = {
         label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+    columns = max(2, int(figure.get_figwidth() / ENTRY))
+    figure.set_figheight(figure.get_figheight() + LINE * math.ceil(len(handles) / columns))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=7, frameon=False
+    )
     return figure
 
 
 def _looks(rows: list[Row]) -> dict[str, Any]:
     """Colour and mark of each family of methods, the same in every panel."""
     names = dict.fromkeys(family(row["method"]) for row in rows)
-    return {name: {"color": f"C{n % 10}", "marker": MARKS[n % len(MARKS)]} for n, name in enumerate(names)}
+    from matplotlib import colormaps
+
+    wheel: Any = colormaps["tab10" if len(names) <= 10 else "tab20"]
+    return {name: {"color": wheel(n % wheel.N), "marker": MARKS[n % len(MARKS)]} for n, name in enumerate(names)}
 
 
 def _mean(rows: list[Row], value: Callable[[Row], float]) -> float:
