@@ -7,6 +7,7 @@ Kernels are compiled on first use and kept on disk; `warmup` compiles them ahead
 from accel.cpu.attention.call import attention, attention_each
 from accel.cpu.attention.received import attention_mass
 from accel.cpu.cache import KVCache, LayerCache, new_cache, restore_cache
+from accel.cpu.decoding import run_pass
 from accel.cpu.ffn.call import gated_ffn, sparse_ffn
 from accel.cpu.ffn.predictor import predictor_scores
 from accel.cpu.ffn.statistics import griffin_statistic, neuron_magnitudes
@@ -44,6 +45,6 @@ from reference.fastforward import layer_densities
 from reference.layers import draw, rotation_tables, to_backend
 from reference.scores import last_queries
 
-__all__ = [*NAMES, "FEW", "KVCache", "LayerCache", "THREADS", "thread_count", "warmup"]
+__all__ = [*NAMES, "FEW", "KVCache", "LayerCache", "THREADS", "run_pass", "thread_count", "warmup"]
 
 globals().update({name: takes_any_array(globals()[name]) for name in FUNCTIONS})
