@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -147,6 +147,13 @@ class Report:
 
 def _word(size: int | float | str) -> str:
     return size if isinstance(size, str) else f"{size:,}"
+
+
+def balanced(rounds: Iterable[int]) -> int:
+    """How many rounds a smaller, balanced run of an interrupted one has, from the rounds that each of its members came
+    to: as many as keep the most, members with fewer left out; of equals the fewest."""
+    done = list(rounds)
+    return max(range(1, max(done, default=0) + 1), key=lambda r: r * sum(n >= r for n in done), default=0)
 
 
 def machine() -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The tables of docs/performance.md and docs/results.md, from the recorded results: `python -m benchmarks.pages`.
+"""The tables of the pages in docs, from the recorded results: `python -m benchmarks.pages`.
 
-A table stands between one of the comments `<!-- rows: NAME -->`, `<!-- curve: NAME, CURVE -->` and
-`<!-- quality: NAME, TASK, LENGTH, QUESTION -->`, and `<!-- end -->`.
+A table stands between one of the comments `<!-- rows: NAME -->`, `<!-- curve: NAME, CURVE -->`,
+`<!-- quality: NAME, TASK, LENGTH, QUESTION -->` and `<!-- answers: SCRIPT, NAME -->`, and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import quality
+from benchmarks import mixing, quality, sources, voting
 from benchmarks.common import RESULTS
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = (DOCS / "performance.md",)
-BLOCK = re.compile(r"(<!-- (rows|curve|quality): ([\w.-]+)(?:, (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = (DOCS / "performance.md", DOCS / "answers.md")
+ANSWERS = {"voting": voting.block, "sources": sources.block, "mixing": mixing.block}
+BLOCK = re.compile(r"(<!-- (rows|curve|quality|answers): ([\w.-]+)(?:, (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(page: str) -> str:
@@ -25,6 +26,8 @@ def filled(page: str) -> str:
     def table(block: re.Match[str]) -> str:
         if block[2] == "quality":
             return block[1] + "\n".join([*quality.block(block[3], *block[4].split(", ")), ""]) + block[5]
+        if block[2] == "answers":
+            return block[1] + "\n".join([*ANSWERS[block[3]](block[4]), ""]) + block[5]
         told = json.loads((RESULTS / f"{block[3]}.json").read_text(encoding="utf-8"))
         lines = _rows(told["rows"]) if block[2] == "rows" else _curve(told["curves"][block[4]])
         facts = told["machine"]

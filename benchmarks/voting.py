@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +26,7 @@ PRIORS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 }
 SOURCES = (3, 4, 5, 6, 7, 8, 9, 1000)
 ESTIMATE, TEST, COVERAGE, WRONG, KAPPA = 200, 1400, 0.6, 9, 4
-RECORD = RESULTS / "answers" / "voting.json"
-PAGE = Path(__file__).parents[1] / "docs" / "answers.md"
-BLOCK = re.compile(r"(?<=<!-- voting -->\n).*?(?=<!-- end -->)", re.DOTALL)
+RECORDS = RESULTS / "answers"
 PAPER = {"correlation": "> 0.99 on real sources", "fewer reads": "99.1 % at 1,000 sources"}
 COLUMNS = ("correlation", "majority", "estimated", "kappa", "true", "fewer reads")
 HEADER = ("sources", "correlation", "majority vote", "estimated weights", "best four", "true weights", "fewer reads")
@@ -69,7 +65,7 @@ def simulate(prior: str, sources: int, seed: int) -> dict[str, float]:
 def told(repeats: list[dict[str, float]]) -> dict[str, Any]:
     """Mean, interval and count of every figure, over the repeats that have it."""
     found: dict[str, Any] = {}
-    for name in COLUMNS:
+    for name in repeats[0]:
         values = [each[name] for each in repeats if not np.isnan(each[name])]
         low, high = interval([(str(n), value) for n, value in enumerate(values)]) if values else (None, None)
         found[name] = {"mean": float(np.mean(values)) if values else None, "low": low, "high": high, "n": len(values)}
@@ -82,18 +78,19 @@ def table(record: dict[str, Any]) -> list[str]:
     for prior in PRIORS:
         lines += [f"{prior}:", "", f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
         for row in (row for row in record["rows"] if row["prior"] == prior):
-            cells = [_cell(row[name], 1 if name == "correlation" else 100) for name in COLUMNS]
+            cells = [cell(row[name], 1 if name == "correlation" else 100) for name in COLUMNS]
             lines.append(f"| {row['sources']:,} | {' | '.join(cells)} |")
         lines.append("")
     return lines[:-1]
 
 
-def filled(page: str, record: dict[str, Any]) -> str:
-    """The page with the tables of a record."""
-    return BLOCK.sub(lambda _: "\n".join([*table(record), ""]), page)
+def block(name: str) -> list[str]:
+    """Markdown of the record of that name."""
+    return table(json.loads((RECORDS / f"voting-{name}.json").read_text(encoding="utf-8")))
 
 
-def _cell(figure: dict[str, Any], scale: int) -> str:
+def cell(figure: dict[str, Any], scale: int) -> str:
+    """A mean with its interval; scale: 100 for percent."""
     if figure["mean"] is None:
         return ""
     digits = 3 if scale == 1 else 1
@@ -105,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.voting", description=__doc__)
     parser.add_argument("--seeds", type=int, default=10, help="repeats (default: %(default)s)")
     parser.add_argument("--sources", default=",".join(map(str, SOURCES)), help="default: %(default)s")
-    parser.add_argument("--record", action="store_true", help="keep the figures, and the tables of docs/answers.md")
+    parser.add_argument("--record", action="store_true", help="keep the figures for docs/answers.md")
     arguments = parser.parse_args()
     counts = [int(text) for text in arguments.sources.split(",")]
     rows = [
@@ -116,9 +113,9 @@ def main() -> None:
     settings = {"seeds": arguments.seeds, "estimate": ESTIMATE, "test": TEST, "coverage": COVERAGE, "kappa": KAPPA}
     record = {"settings": {**settings, "wrong answers": WRONG}, "paper": PAPER, "rows": rows}
     if arguments.record:
-        RECORD.parent.mkdir(exist_ok=True)
-        RECORD.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), record), encoding="utf-8")
+        RECORDS.mkdir(exist_ok=True)
+        text = json.dumps(record, ensure_ascii=False, indent=1)
+        (RECORDS / "voting-simulated.json").write_text(text + "\n", encoding="utf-8")
     print("\n".join(table(record)))
     print(json.dumps(record, ensure_ascii=False))
 

@@ -36,6 +36,6 @@ def test_mistakes_are_one_line(directory: Path, folder: Path, tmp_path: Path) ->
     other = tmp_path / "weights.json"
     other.write_text('{"format": "thresher-weights-1", "queries": 3, "weights": {"encyclopedia": 2.0}}')
     line = one_line(thresher(*asked, "--sources", folder, "--weights", other))
-    assert "found weights of encyclopedia; expected those of the sources in" in line
+    assert "found weights of encyclopedia; expected those of atlas, diary, poster" in line
     line = one_line(thresher(*asked, "--sources", folder, "--states-gb", -1))
     assert "--states-gb takes a finite number of at least 0, not -1.0" in line

@@ -105,14 +105,18 @@ def test_problems_of_a_file(tmp_path: Path) -> None:
 
 
 def test_the_command(directory: Path, tmp_path: Path) -> None:
-    path, out = tmp_path / "p.jsonl", tmp_path / "out.json"
+    path, out = tmp_path / "p.jsonl", tmp_path / "run"
     path.write_text('{"problem": "1 + 1?", "answer": "2"}\n{"problem": "2 + 2?", "answer": "4"}\n')
     common = ["solve", directory, "--problems", path, "--backend", "reference", "--max-new-tokens", 4]
     result = command(*common, "--methods", "text,code", "--runs", 2, "--out", out, "--json")
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
     assert set(told["methods"]) == {"text", "code", "mix"}
-    assert len(json.loads(out.read_text())["answers"]["code"]) == 2
+    assert json.loads((out / "metrics.json").read_text()) == told
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [(line["problem"], line["method"], len(line["answers"])) for line in lines] == [
+        (n, method, 2) for n in (0, 1) for method in ("text", "code")
+    ]
     plain = command(*common, "--methods", "text", "--runs", 1)
     assert "runs that the mix saves" in plain.stdout
     assert "--methods takes one of text, code, cumulative, not 'magic'" in one_line(

@@ -59,19 +59,19 @@ def estimate(
     same: Same,
     *,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """The weight v of each source by name, from its answers to queries whose answers nobody knows."""
     require(bool(queries), "queries: got none, wanted at least one question")
-    said = []
-    for n, source in enumerate(sources, start=1):
-        said.append([each.text for each in reader.answers([(source, query) for query in queries])])
-        if progress:
-            progress(n, len(sources))
+    said = [[each.text for each in reader.answers([(source, query) for query in queries])] for source in sources]
     columns = zip(*said, strict=True)
     table = [clusters(query, column, same) for query, column in zip(queries, columns, strict=True)]
+    return weights_of([source.name for source in sources], table, seed)
+
+
+def weights_of(names: Sequence[str], table: Sequence[Sequence[int]], seed: int = 0) -> dict[str, float]:
+    """The weight v of each source by name. table: for each query the cluster of every source's answer, -1 for none."""
     v = estimate_reliability(np.array(table, np.int64).T, seed=seed)
-    return dict(zip((source.name for source in sources), v.tolist(), strict=True))
+    return dict(zip(names, v.tolist(), strict=True))
 
 
 def ask(
@@ -142,6 +142,15 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, float]:
     )
     require(good, f"{path}: got weights {shown(weights)}, wanted a finite number for each source")
     return {name: float(value) for name, value in weights.items()} if isinstance(weights, dict) else {}
+
+
+def weights_for(sources: Sequence[Source], path: str | os.PathLike[str] | None) -> dict[str, float]:
+    """What the file says of these sources, nothing without a file. ValueError for one that is about others."""
+    given = {} if path is None else load_weights(path)
+    known = not given or any(source.name in given for source in sources)
+    wanted = ", ".join(source.name for source in sources)
+    require(known, f"{path}: got weights of {', '.join(given)}, wanted those of {wanted}")
+    return given
 
 
 def read_queries(text: str, where: str) -> list[str]:

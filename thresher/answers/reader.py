@@ -69,7 +69,7 @@ class Reader:
     policy: under which passages are read. shelf: where their states are kept; without one, only within a call.
     top: passages of an answer. search: (source, question, top) -> numbers of passages; BM25 by default.
     support: (passages, question, answer) -> 0 to 1; by default the model's own yes against no. threshold: the least
-      support of an answer that counts.
+      support of an answer that counts. between: called after each pass of the model, as `prefill` calls its progress.
     """
 
     llm: LanguageModel
@@ -82,6 +82,7 @@ class Reader:
     max_new_tokens: int = 24
     chunk: int = CHUNK
     cost: Cost = field(default_factory=Cost)
+    between: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         whole("top", self.top)
@@ -134,7 +135,7 @@ class Reader:
         if self.shelf is not None and (kept := self.shelf.take(name)) is not None:
             self.cost.kept += len(head)
             return kept
-        state = self.llm.prefill(head, self.policy, chunk=self.chunk)
+        state = self.llm.prefill(head, self.policy, chunk=self.chunk, progress=self.between)
         self.cost.read += len(head)
         if self.shelf is not None:
             self.shelf.keep(name, state)
@@ -156,7 +157,8 @@ class Reader:
         states = [self._go_on(state, QUESTION.format(question=question)) for state, question in asked]
         answers = self.llm.generate(Batch(states, PLACES), max_new_tokens=self.max_new_tokens, stop="\n")
         for _ in answers:
-            pass
+            if self.between is not None:
+                self.between(0)
         self.cost.written += sum(stats.new_tokens for stats in answers.stats)
         return [text.strip() for text in answers.texts]
 
@@ -169,7 +171,7 @@ class Reader:
         head, tail = prompt(self.llm, "", Ask(question, ()))  # what follows a text does not depend on it
         ids = tail if state else head + tail
         self.cost.read += len(ids)
-        return self.llm.prefill(ids, state=state and state.copy(), chunk=self.chunk)
+        return self.llm.prefill(ids, state=state and state.copy(), chunk=self.chunk, progress=self.between)
 
 
 def knows(answer: str) -> bool:

@@ -37,9 +37,9 @@ def eval(
     chunk: options.Chunk = 128,
     backend: options.Backend = "auto",
     dtype: options.Dtype = "float32",
-    jobs: Annotated[int, typer.Option(help="Processes that work at a time, each with a model of its own.")] = 1,
-    joblib_backend: Annotated[str, typer.Option(help="loky for this machine; dask or ray for a cluster.")] = "loky",
-    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask's scheduler.")] = None,
+    jobs: options.Jobs = 1,
+    joblib_backend: options.JoblibBackend = "loky",
+    scheduler: options.Scheduler = None,
     json: options.Json = False,
 ) -> None:
     """Measure what each method costs in quality, on any model."""

@@ -114,6 +114,10 @@ Truncate = Annotated[
     ),
 ]
 
+Jobs = Annotated[int, typer.Option(help="Processes that work at a time, each with a model of its own.")]
+JoblibBackend = Annotated[str, typer.Option(help="loky for this machine; dask or ray for a cluster.")]
+Scheduler = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Dask's scheduler.")]
+
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 

@@ -15,6 +15,8 @@ from thresher.cli import options
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from thresher.server.ask import Library
+
 KEY = "THRESHER_API_KEY"
 LAST_SECONDS = 3  # that answers in progress have when the server is ended
 
@@ -33,6 +35,12 @@ def serve(
     ] = 1024,
     max_new_tokens: Annotated[int, typer.Option(help="Longest chat answer where a request does not say.")] = 1024,
     sampling: options.Sampling = "greedy",
+    sources: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder with a folder of texts for each source: /v1/ask.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `thresher sources estimate` wrote; without, all count 1.")
+    ] = None,
     select: options.Select = "",
     evict: options.Evict = "",
     ffn: options.Ffn = "",
@@ -64,6 +72,7 @@ def serve(
         queue=queue,
         prefix_bytes=prefix_cache << 20,
         api_key=os.environ.get(KEY) or None,
+        library=_library(sources, weights),
     )
     with _listen(host, port) as door:  # before the model is loaded: a port that is taken is told at once
         llm = load(model, backend=backend, dtype=dtype, adapter=adapter)
@@ -75,6 +84,23 @@ def serve(
         where = f"[{host}]" if ":" in host else host
         print(f"Serving {serving.name} at http://{where}:{door.getsockname()[1]}/v1, Ctrl-C ends.", file=sys.stderr)
         uvicorn.Server(config).run([door])
+
+
+def _library(sources: Path | None, weights: Path | None) -> Library | None:
+    """The sources with their weights, and states kept as `thresher ask` keeps them."""
+    from loaders.catalogue import cache_folder
+    from reference.checks import require
+    from thresher.answers.panel import weights_for
+    from thresher.answers.shelf import Shelf
+    from thresher.answers.sources import read_sources
+    from thresher.cli.sources import STATES_GB
+    from thresher.server.ask import Library
+
+    if sources is None:
+        require(weights is None, f"weights: got {weights} without sources, wanted --sources too")
+        return None
+    found = read_sources(sources)
+    return Library(found, weights_for(found, weights), Shelf(cache_folder("states"), int(STATES_GB * 1e9)))
 
 
 def _listen(host: str, port: int) -> socket.socket:

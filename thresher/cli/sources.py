@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from thresher.cli import console, options, show
 
 if TYPE_CHECKING:
-    from thresher.answers.panel import Same
-    from thresher.answers.reader import Reader
+    from thresher.answers.reader import Cost
+    from thresher.answers.work import Reading
 
+STATES_GB = 4.0
 Top = Annotated[int, typer.Option(help="Passages that are read of a source for a question.")]
 Threshold = Annotated[float, typer.Option(help="An answer whose passages support it less, 0 to 1, does not count.")]
 States = Annotated[
@@ -38,6 +39,10 @@ def estimate(
     queries: Annotated[Path, typer.Option(metavar="FILE", help="Questions, one a line; nobody need know the answers.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The JSON file of weights to write.")],
     model: Annotated[str, typer.Option(help="Which model reads.")] = "smollm2-135m-instruct",
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keeps what each source said; a run that was interrupted goes on there."),
+    ] = None,
     top: Top = 3,
     threshold: Threshold = 0.1,
     nli: NliModel = None,
@@ -46,30 +51,33 @@ def estimate(
     evict: options.Evict = "",
     ffn: options.Ffn = "",
     states: States = None,
-    states_gb: StatesGb = 4.0,
+    states_gb: StatesGb = STATES_GB,
     seed: Annotated[int, typer.Option(help="Of the noise that breaks ties.")] = 0,
     chunk: options.Chunk = 128,
     backend: options.Backend = "auto",
     dtype: options.Dtype = "float32",
+    jobs: options.Jobs = 1,
+    joblib_backend: options.JoblibBackend = "loky",
+    scheduler: options.Scheduler = None,
     json: options.Json = False,
 ) -> None:
     """Estimate how reliable each source is, from its agreement with the others."""
-    from thresher.answers import panel
-    from thresher.answers.sources import read_sources
+    from thresher.answers import panel, work
 
-    found, asked = read_sources(folder), panel.read_queries(console.read(queries), str(queries))
-    reader, same = _reader(
+    asked = panel.read_queries(console.read(queries), str(queries))
+    reading = _reading(
         (model, backend, dtype), (select, evict, ffn), (states, states_gb), nli, top, threshold, max_new_tokens, chunk
     )
+    where = work.Jobs(jobs, joblib_backend, scheduler)
     with show.cell_progress() as progress:
-        weights = panel.estimate(found, asked, reader, same, seed=seed, progress=progress)
+        weights, cost = work.estimate(reading, folder, asked, out=run, jobs=where, seed=seed, progress=progress)
     panel.save_weights(out, weights, len(asked))
     if json:
-        show.emit_json({"out": str(out), "queries": len(asked), "weights": weights, "cost": vars(reader.cost)})
+        show.emit_json({"out": str(out), "queries": len(asked), "weights": weights, "cost": vars(cost)})
         return
     ordered = sorted(weights.items(), key=lambda item: -item[1])
     show.columns(["source", "weight"], [[name, f"{weight:.3f}"] for name, weight in ordered])
-    print(_costs(reader))
+    print(_costs(cost))
 
 
 def ask(
@@ -88,7 +96,7 @@ def ask(
     evict: options.Evict = "",
     ffn: options.Ffn = "",
     states: States = None,
-    states_gb: StatesGb = 4.0,
+    states_gb: StatesGb = STATES_GB,
     seed: Annotated[int, typer.Option(help="Of the noise that breaks ties.")] = 0,
     chunk: options.Chunk = 128,
     backend: options.Backend = "auto",
@@ -100,12 +108,10 @@ def ask(
     from thresher.answers.sources import read_sources
 
     found = read_sources(sources)
-    given = panel.load_weights(weights) if weights else {}
-    if given and not any(source.name in given for source in found):
-        raise ValueError(f"{weights}: got weights of {', '.join(given)}, wanted those of the sources in {sources}")
-    reader, same = _reader(
+    given = panel.weights_for(found, weights)
+    reader, same = _reading(
         (model, backend, dtype), (select, evict, ffn), (states, states_gb), nli, top, threshold, max_new_tokens, chunk
-    )
+    ).reader()
     verdict = panel.ask(found, prompt, reader, same, weights=given, kappa=kappa, seed=seed)
     if json:
         show.emit_json({**verdict.as_dict(), "cost": vars(reader.cost)})
@@ -118,7 +124,7 @@ def ask(
     show.columns(["source", "weight", "said"], rows)
     for name, why in verdict.not_read.items():
         print(f"{name} was not read: {why}")
-    print(_costs(reader))
+    print(_costs(reader.cost))
 
 
 def solve(
@@ -136,33 +142,37 @@ def solve(
     evict: options.Evict = "",
     ffn: options.Ffn = "",
     seed: Annotated[int, typer.Option(help="Which problems, and what is drawn.")] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where every answer is written, as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keeps every answer; a run that was interrupted goes on there.")
+    ] = None,
     chunk: options.Chunk = 128,
     backend: options.Backend = "auto",
     dtype: options.Dtype = "float32",
+    jobs: options.Jobs = 1,
+    joblib_backend: options.JoblibBackend = "loky",
+    scheduler: options.Scheduler = None,
     json: options.Json = False,
 ) -> None:
     """Solve problems in several ways, again and again: what each way covers, what their mix saves, what a vote says."""
-    from thresher.answers.coverage import coverage
+    from thresher.answers import work
     from thresher.answers.problems import read_problems
-    from thresher.answers.solve import Solver, check_methods, seeds_of
-    from thresher.evaluation.folder import write_json
-    from thresher.model import load
+    from thresher.evaluation.cells import Engine
 
-    names = check_methods([name.strip() for name in methods.split(",") if name.strip()])
-    seeds_of(seed, 0, names[0], runs)  # bad numbers are told before a model is read
-    found, policy = read_problems(problems, limit, seed), options.policy(select, evict, ffn)
-    llm = load(model, backend=backend, dtype=dtype)
-    solver = Solver(llm, policy, temperature=temperature, max_new_tokens=max_new_tokens, chunk=chunk)
-    answers: dict[str, list[list[str]]] = {name: [] for name in names}
+    where, found = work.Jobs(jobs, joblib_backend, scheduler), read_problems(problems, limit, seed)
     with show.cell_progress() as progress:
-        for n, problem in enumerate(found):
-            for name in names:
-                answers[name].append(solver.answers(name, problem.text, seeds_of(seed, n, name, runs)))
-            progress(n + 1, len(found))
-    told = coverage(answers, [problem.wanted for problem in found], seed)
-    if out:
-        write_json(out, {"model": model, **told, "problems": [vars(each) for each in found], "answers": answers})
+        told = work.solve(
+            Engine.of(model, backend, dtype, chunk),
+            found,
+            [name.strip() for name in methods.split(",") if name.strip()],
+            policy=options.policy(select, evict, ffn),
+            runs=runs,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            out=out,
+            jobs=where,
+            progress=progress,
+        )
     if json:
         show.emit_json(told)
         return
@@ -183,7 +193,7 @@ def _share(figure: dict[str, float]) -> str:
     return f"{figure['mean']:.1%} ({figure['low']:.0%} to {figure['high']:.0%})"
 
 
-def _reader(
+def _reading(
     model: tuple[str, str, str],
     methods: tuple[str, str, str],
     states: tuple[Path | None, float],
@@ -192,36 +202,27 @@ def _reader(
     threshold: float,
     max_new_tokens: int,
     chunk: int,
-) -> tuple[Reader, Same]:
-    """The reader that the options spell, and what tells whether two answers mean the same.
-
-    model: with backend and dtype. methods: of the policy. states: where they are kept, and gigabytes. nli: the name of
-    a model of entailment, which then judges support and sameness.
-    """
+) -> Reading:
+    """What the options spell. model: with backend and dtype. methods: of the policy. states: where they are kept, and
+    gigabytes."""
     from loaders.catalogue import cache_folder
-    from thresher.answers.reader import Reader
-    from thresher.answers.shelf import Shelf
-    from thresher.model import load
+    from thresher.answers.work import Reading
+    from thresher.evaluation.cells import Engine
 
-    judge = None
-    if nli is not None:
-        from thresher.answers.nli import Entailment
-
-        judge = Entailment(nli)
     name, backend, dtype = model
     folder, gigabytes = states
     if not 0 <= gigabytes < float("inf"):
         raise ValueError(f"states_gb: got {gigabytes}, wanted a finite number of at least 0")
-    policy = options.policy(*methods)
-    shelf = Shelf(folder or cache_folder("states"), int(gigabytes * 1e9)) if gigabytes else None
-    llm = load(name, backend=backend, dtype=dtype)
-    settings: dict[str, Any] = {"top": top, "threshold": threshold, "max_new_tokens": max_new_tokens, "chunk": chunk}
-    if judge is None:
-        reader = Reader(llm, policy, shelf, **settings)
-        return reader, reader.same
-    return Reader(llm, policy, shelf, support=judge.support, **settings), judge.same
+    return Reading(
+        Engine.of(name, backend, dtype, chunk),
+        options.policy(*methods),
+        (str(folder or cache_folder("states")), int(gigabytes * 1e9)) if gigabytes else None,
+        nli=nli,
+        top=top,
+        threshold=threshold,
+        max_new_tokens=max_new_tokens,
+    )
 
 
-def _costs(reader: Any) -> str:
-    cost = reader.cost
+def _costs(cost: Cost) -> str:
     return f"\n{cost.read:,} tokens read, {cost.kept:,} more from kept states, {cost.written:,} written"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
 import reference
+from loaders.catalogue import find
+from reference.checks import whole
 from reference.policy import Policy
 from thresher.evaluation.samples import QUESTIONS, Document, Task, prompt
 from thresher.evaluation.tasks import TASKS
@@ -25,6 +28,14 @@ Row = dict[str, Any]
 BANDS = (0, *(512 << n for n in range(13)))  # positions at which a band of the perplexity begins
 
 
+class Work(Protocol):
+    """What any process can do by itself, such as a `Cell`."""
+
+    def rows(self) -> list[Row]:
+        """Do it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Engine:
     """Which model computes, and how."""
@@ -33,6 +44,11 @@ class Engine:
     backend: str = "auto"
     dtype: str = "float32"
     chunk: int = 128
+
+    @classmethod
+    def of(cls, model: str | os.PathLike[str], backend: str = "auto", dtype: str = "float32", chunk: int = 128) -> Self:
+        """The engine of a model by name or path, named so that every process finds it. FileNotFoundError for none."""
+        return cls(os.path.abspath(find(os.fspath(model))), backend, dtype, whole("chunk", chunk))
 
     def load(self) -> LanguageModel:
         """The model, from memory where this process has it already."""
@@ -62,6 +78,10 @@ class Cell:
     question: str
     policies: dict[str, Policy]
     wanted: tuple[tuple[tuple[str, str], ...], ...]
+
+    def rows(self) -> list[Row]:
+        """As `measure` finds them."""
+        return measure(self)
 
 
 def measure(cell: Cell) -> list[Row]:

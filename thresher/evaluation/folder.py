@@ -25,21 +25,28 @@ KEY = ("task", "length", "document", "ask", "question", "method")
 Key = tuple[Any, ...]
 
 
-def key(row: Row) -> Key:
+def key(row: Row, names: Sequence[str] = KEY) -> Key:
     """What a line is about; no two lines of a run share it."""
-    return tuple(row[name] for name in KEY)
+    return tuple(row[name] for name in names)
 
 
 class Folder:
     """The folder of one run: `rows` are its lines so far."""
 
-    def __init__(self, path: str | os.PathLike[str], request: dict[str, Any], surroundings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        request: dict[str, Any],
+        surroundings: dict[str, Any],
+        names: Sequence[str] = KEY,
+    ) -> None:
         """Begin the run that `request` describes, or go on with it.
 
-        surroundings: what is worth knowing, but may differ when a run goes on. ValueError for a folder of another run
+        surroundings: what is worth knowing, but may differ when a run goes on. names: the fields that tell what a line
+        is about. ValueError for a folder of another run
         and for one that holds anything else; nothing in it is touched then.
         """
-        self.path = Path(path)
+        self.path, self.names = Path(path), names
         meta = self.path / "meta.json"
         request = json.loads(json.dumps(request))  # as it will be read again
         if meta.exists():
@@ -72,7 +79,7 @@ class Folder:
             return []
         data = self.predictions.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        rows = read_rows(whole, self.predictions)
+        rows = read_rows(whole, self.predictions, self.names)
         if len(whole) < len(data):
             os.truncate(self.predictions, len(whole))
         return rows
@@ -83,23 +90,23 @@ class Folder:
             file.write(b"".join(_line(row) for row in rows))
         self.rows += rows
 
-    def finish(self, groups: Sequence[dict[str, Any]]) -> None:
+    def finish(self, metrics: dict[str, Any]) -> None:
         """Write all lines in the order that they have now, whichever came first, and the summary."""
         data = b"".join(map(_line, self.rows))
         write_atomically(self.predictions, lambda temporary: Path(temporary).write_bytes(data))
-        write_json(self.path / "metrics.json", {"groups": list(groups)})
+        write_json(self.path / "metrics.json", metrics)
 
 
 def _line(row: Row) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
 
 
-def read_rows(data: bytes, where: Path) -> list[Row]:
+def read_rows(data: bytes, where: Path, names: Sequence[str] = KEY) -> list[Row]:
     """The rows of a file of lines. ValueError names a line that is none."""
     lines = data.decode("utf-8").split("\n")
     rows = [json_object(line, f"{where}: line {n}") for n, line in enumerate(lines, start=1) if line]
     for n, row in enumerate(rows, start=1):
-        missing = [name for name in KEY if name not in row]
+        missing = [name for name in names if name not in row]
         require(not missing, f"{where}: line {n}: got no {', '.join(missing)}, wanted a prediction")
     return rows
 
@@ -110,8 +117,8 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
-def load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Row]]:
-    """The meta data and the lines of a run. FileNotFoundError for a folder that is none."""
+def load(path: str | os.PathLike[str], names: Sequence[str] = KEY) -> tuple[dict[str, Any], list[Row]]:
+    """The meta data and the lines of a run, which `names` tell apart. FileNotFoundError for a folder that is none."""
     folder = Path(path)
     for name in ("meta.json", "predictions.jsonl"):
         if not (folder / name).exists():
@@ -119,6 +126,6 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Row]]:
     meta = json_object((folder / "meta.json").read_text(encoding="utf-8"), str(folder / "meta.json"))
     require(meta.get("format") == FORMAT, f"{folder}: got a meta.json of another kind, wanted {FORMAT}")
     data = (folder / "predictions.jsonl").read_bytes()
-    rows = read_rows(data[: data.rfind(b"\n") + 1], folder / "predictions.jsonl")
+    rows = read_rows(data[: data.rfind(b"\n") + 1], folder / "predictions.jsonl", names)
     require(bool(rows), f"{folder}: got a run without a prediction, wanted at least one")
     return meta, rows

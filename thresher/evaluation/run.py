@@ -14,12 +14,11 @@ from typing import Any
 from joblib import delayed
 
 import accel
-from loaders.catalogue import find
 from reference.checks import one_of, require, whole
 from reference.policy import Policy
 from thresher.evaluation import cells as work
 from thresher.evaluation import methods as spelled
-from thresher.evaluation.cells import Cell, Engine, Row
+from thresher.evaluation.cells import Cell, Engine, Row, Work
 from thresher.evaluation.folder import Folder, Key, key
 from thresher.evaluation.metrics import summarise
 from thresher.evaluation.samples import QUESTIONS, Document, Task, Tools, prompt
@@ -70,8 +69,8 @@ def evaluate(
     for question in questions:
         one_of("questions", question, QUESTIONS)
     check_backend(joblib_backend)
-    path = find(os.fspath(model))
-    engine = Engine(os.path.abspath(path), backend, dtype, chunk)
+    engine = Engine.of(model, backend, dtype, chunk)
+    path = Path(engine.model)
     from thresher.model import load
 
     llm = load(path, backend="reference", dtype=dtype)  # reads prompts alone: its weights stay on disk
@@ -111,7 +110,7 @@ def evaluate(
     compute([cell for _, cell in waiting], folder.add, jobs, joblib_backend, scheduler, progress)
     folder.rows.sort(key=lambda row: order[key(row)])
     metrics = summarise(folder.rows)
-    folder.finish(metrics)
+    folder.finish({"groups": metrics})
     return metrics
 
 
@@ -172,7 +171,7 @@ def _without(cell: Cell, done: set[Key]) -> Cell | None:
 
 
 def compute(
-    cells: Sequence[Cell],
+    cells: Sequence[Work],
     write: Callable[[list[Row]], None],
     jobs: int = 1,
     joblib_backend: str = "loky",
@@ -184,7 +183,7 @@ def compute(
     report = progress or (lambda done, total: None)
     if jobs == 1 and joblib_backend == "loky":
         for n, cell in enumerate(cells, start=1):
-            write(work.measure(cell))
+            write(cell.rows())
             report(n, len(cells))
         return
     left, fruitless = dict(enumerate(cells)), 0
@@ -209,8 +208,8 @@ def _lost() -> tuple[type[BaseException], ...]:
     return (BrokenProcessPool,)
 
 
-def _numbered(number: int, cell: Cell) -> tuple[int, list[Row]]:
-    return number, work.measure(cell)
+def _numbered(number: int, cell: Work) -> tuple[int, list[Row]]:
+    return number, cell.rows()
 
 
 def fingerprint(path: Path) -> str:

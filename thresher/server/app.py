@@ -25,7 +25,8 @@ from reference.checks import one_of, whole
 from thresher.generate import Answer
 from thresher.model import LanguageModel
 from thresher.server import replies
-from thresher.server.bodies import SAMPLING, BadRequest, Request
+from thresher.server.ask import Asked, Library, Panel
+from thresher.server.bodies import SAMPLING, BadRequest, Question, Request
 from thresher.server.metrics import Metrics
 from thresher.server.prefixes import Prefixes
 from thresher.server.reply import Reply, wrong
@@ -40,7 +41,8 @@ class Serving:
 
     name: what clients call the model. policy, sampling and max_new_tokens count for requests that do not say. places:
     answers in progress at a time; queue: how many more may wait. prefix_bytes: of prompts' beginnings that are kept.
-    body_bytes: of the largest request. api_key: what clients must show, None for nothing.
+    body_bytes: of the largest request. api_key: what clients must show, None for nothing. library: the sources that
+    /v1/ask answers from, None for none.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Serving:
     prefix_bytes: int = 1 << 30
     body_bytes: int = 8 << 20
     api_key: str | None = None
+    library: Library | None = None
 
     def __post_init__(self) -> None:
         one_of("sampling", self.sampling, ("greedy", "model"))
@@ -66,7 +69,9 @@ def application(llm: LanguageModel, serving: Serving) -> Starlette:
     """The model as an ASGI application. Raises ValueError for a policy that the model cannot run under."""
     metrics = Metrics()
     scheduler = Scheduler(serving.places, serving.queue, Prefixes(serving.prefix_bytes), metrics)
-    desk = _Desk(llm, serving, scheduler, llm.new_state(serving.policy).given)
+    policy = llm.new_state(serving.policy).given
+    panel = None if serving.library is None else Panel(llm, serving.library, policy, serving.chunk)
+    desk = _Desk(llm, serving, scheduler, policy, panel)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -79,6 +84,7 @@ def application(llm: LanguageModel, serving: Serving) -> Starlette:
     routes = [
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
         Route("/v1/completions", desk.complete, methods=["POST"]),
+        Route("/v1/ask", desk.ask, methods=["POST"]),
         Route("/v1/models", desk.models),
         Route("/v1/models/{name:path}", desk.model),
         Route("/health", desk.health),
@@ -133,6 +139,7 @@ class _Desk:
     serving: Serving
     scheduler: Scheduler
     policy: Policy  # the server's own, with the weights that it needs
+    panel: Panel | None
     since: int = field(default_factory=lambda: int(time()))
 
     async def chat(self, request: HTTPRequest) -> Any:
@@ -140,6 +147,15 @@ class _Desk:
 
     async def complete(self, request: HTTPRequest) -> Any:
         return await self._answer(request, chat=False)
+
+    async def ask(self, http: HTTPRequest) -> ASGIApp:
+        question = Question.of(await _read_json(http, self.serving.body_bytes))
+        self._check_model(question.model)
+        panel = self.panel
+        if panel is None:
+            told = "question: this server has no sources, wanted one that was started with some"
+            raise BadRequest(told, "question", "no_sources", 404)
+        return Asked(self.scheduler, lambda between: panel.answer(question, between))
 
     async def models(self, _: HTTPRequest) -> Response:
         return JSONResponse({"object": "list", "data": [self._model()]})

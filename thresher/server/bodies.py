@@ -12,6 +12,7 @@ from typing import Any
 
 from reference import FastForward, Policy
 from reference.specs import METHODS
+from thresher.answers.panel import KAPPA
 
 MOST_TOP = 20  # alternatives per token, as OpenAI has it
 MOST_STOPS, LONGEST_STOP = 16, 1000  # stop texts, and characters of one: each is looked for after every token
@@ -94,6 +95,25 @@ class Request:
         )
         given.done()
         return request
+
+
+@dataclass(frozen=True)
+class Question:
+    """What /v1/ask is asked. kappa: how many answers are looked for, the most reliable source first."""
+
+    text: str
+    model: str | None
+    kappa: int
+
+    @classmethod
+    def of(cls, body: Any) -> Question:
+        """The question that a JSON body makes. BadRequest says what is wrong with it."""
+        given = _Fields(body)
+        text = given.needed("question", _text)
+        _require(bool(text.strip()), "question", text, "a text that is not empty")
+        question = cls(text, given.take("model", _text), given.take("kappa", _whole, KAPPA))
+        given.done()
+        return question
 
 
 class _Fields:

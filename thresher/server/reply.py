@@ -26,10 +26,10 @@ class Reply:
         try:
             self._scheduler.submit(self._writer.jobs)
         except Busy:
-            await _busy()(scope, receive, send)
+            await busy()(scope, receive, send)
             return
         answering = asyncio.create_task(self._send(scope, receive, send))
-        gone = asyncio.create_task(_until_gone(receive))
+        gone = asyncio.create_task(until_gone(receive))
         try:
             await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -78,13 +78,14 @@ class Reply:
             open_jobs = 0 if event.error is not None else open_jobs - event.last
 
 
-async def _until_gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
     """Return when the client has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _busy() -> Response:
+def busy() -> Response:
+    """The reply where there is no place left."""
     told = "all places are taken and the queue is full: try again"
     return JSONResponse(
         replies.error(told, "rate_limit_error", code="server_busy"), 429, {"Retry-After": str(RETRY_AFTER)}

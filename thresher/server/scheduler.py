@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -68,8 +69,18 @@ class Job:
     asked: float = field(default_factory=perf_counter)
 
 
+@dataclass(eq=False)
+class Task:
+    """Other work with the model, which has a place while it is done. `work` gets what it must call after each of its
+    passes, so that the answers being written take their turns; `tell` is called with its result, or with the error."""
+
+    work: Callable[[Callable[[int], None]], Any]
+    tell: Callable[[Any], None]
+    cancelled: bool = False
+
+
 class _Cancelled(Exception):
-    """The prompt that is being read is not wanted any more."""
+    """What is being read is not wanted any more."""
 
 
 class Scheduler:
@@ -78,7 +89,7 @@ class Scheduler:
     def __init__(self, places: int, queue: int, prefixes: Prefixes, metrics: Metrics) -> None:
         self.places, self.queue, self.prefixes = places, queue, prefixes
         self._metrics = metrics
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[Job | Task] = deque()
         self._held = 0  # jobs that have a place: being read or being written
         self._writing: list[Job] = []  # the thread's own
         self._changed = threading.Condition()
@@ -104,7 +115,7 @@ class Scheduler:
             self._changed.notify()
         self._thread.join()
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[Job | Task]) -> None:
         """Take all of the jobs, or raise Busy and take none."""
         with self._changed:
             if self._closing or len(self._waiting) + self._held + len(jobs) > self.places + self.queue:
@@ -112,7 +123,7 @@ class Scheduler:
             self._waiting.extend(jobs)
             self._changed.notify()
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: Job | Task) -> None:
         """Free the job's place, or its place in the queue. Nothing happens where it has ended."""
         with self._changed:
             job.cancelled = True
@@ -123,11 +134,16 @@ class Scheduler:
         while job := self._next():
             if isinstance(job, Job):
                 self._read(job)
+            elif isinstance(job, Task):
+                self._do(job)
             self._turn()
-        for job in [*self._writing, *self._waiting]:
-            job.tell(Event(job, error=Busy()))
+        for left in [*self._writing, *self._waiting]:
+            if isinstance(left, Task):
+                left.tell(Busy())
+            else:
+                left.tell(Event(left, error=Busy()))
 
-    def _next(self) -> Job | bool:
+    def _next(self) -> Job | Task | bool:
         """A job to read, True where there is none but others go on, False to stop. Waits where there is nothing."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._writing or self._closing)
@@ -166,6 +182,27 @@ class Scheduler:
             self._metrics.prompt_tokens.labels("reused").inc(job.reused)
             self._metrics.prompt_tokens.labels("read").inc(len(ids) - job.reused)
             self._writing.append(job)
+
+    def _do(self, task: Task) -> None:
+        """Do a task to its end."""
+
+        def between(_: int) -> None:
+            if task.cancelled or self._closing:
+                raise _Cancelled
+            self._turn()
+
+        result: Any
+        try:
+            result = task.work(between)
+        except _Cancelled:
+            result = Busy()
+        except Exception as error:
+            if not isinstance(error, ValueError):
+                log.error("a task failed", exc_info=error)
+            result = error
+        with self._changed:
+            self._held -= 1
+        task.tell(result)
 
     def _turn(self) -> None:
         """Every answer draws a token; those that are not finished go through the model."""
