@@ -47,10 +47,15 @@ Layers = Callable[[Model, Sequence[Chunk]], Any]
 _DENSE = Policy()
 _Q, _K, _V = (Read._fields.index(name) for name in ("q", "k", "v"))
 
-# What this file knows to compute with; a layer that has more is left to the forward pass.
-_PLAIN = {
+# What this file knows to compute with: a model that has more is left to the forward pass.
+_WEIGHTS = {
     *("attention_norm", "w_q", "w_k", "w_v", "w_o", "ffn_norm", "w_gate", "w_up", "w_down", "b_q", "b_k", "b_v", "b_o"),
     *("q_norm", "k_norm", "post_attention_norm", "post_ffn_norm"),
+}
+_SETTINGS = {
+    *("family", "layers", "width", "heads", "kv_heads", "head_dim", "ffn_width", "vocab_size", "max_positions"),
+    *("ropes", "windows", "attention_scale", "rms_eps", "activation", "tied"),
+    *("embedding_scale", "residual_scale", "logit_scale"),
 }
 
 
@@ -80,25 +85,27 @@ def _is_plain(model: Model, chunks: Sequence[Chunk]) -> bool:
 
 
 def _is_known(model: Model) -> bool:
-    """Whether the weights lie as kernels of a few tokens read them, whole vectors at a time."""
-    config, buffer = model.config, model.weights.stored_cache
+    """Whether this file knows all that the model has, and its weights lie as kernels of a few tokens read them, whole
+    vectors at a time."""
+    config = model.config
+    if any(getattr(config, f.name) != f.default for f in fields(config) if f.name not in _SETTINGS):
+        return False
     widths = config.width, config.heads * config.head_dim, config.ffn_width
     if any(width % 32 for width in widths) or config.heads // config.kv_heads > FEW_COLUMNS:
         return False
-    if np.dtype(buffer) == np.float16 and not HALF:
+    if np.dtype(model.weights.stored_cache) == np.float16 and not HALF:
         return False
     return all(_lies_ready(layer) for layer in model.weights.layers)
 
 
 def _lies_ready(layer: LayerWeights) -> bool:
     """Whether a layer has nothing that is not known here, and nothing that must be copied to be read."""
-    for field in fields(layer):
-        weight = getattr(layer, field.name)
-        if weight is None or isinstance(weight, Grouped):
-            continue
-        if field.name not in _PLAIN or not isinstance(weight, np.ndarray):
+    for name, weight in layer.arrays().items():
+        if name not in _WEIGHTS:
             return False
-        lying = weight.T if field.name == "w_down" else weight
+        if isinstance(weight, Grouped):
+            continue
+        lying = weight.T if name == "w_down" else weight
         if readable(lying) is not lying or (weight.ndim == 1 and weight.dtype != np.float32):
             return False
     matrices = layer.w_gate, layer.w_up, layer.w_down
@@ -221,7 +228,7 @@ class Step:
             partial = fresh(one.parts, one.heads, 1, one.dim) if one.parts > 1 else None
             stats = np.empty((one.parts, one.heads, 1, 2), np.float32)
             self._table[:, i] = one.words(v, self._attended[i : i + 1], partial, stats)
-            self._table[:, i, _Q] = [address(queries[:, i : i + 1]) for queries in self._queries]
+            self._table[:, i, _Q : _Q + 4] = [rows(queries[:, i : i + 1]) for queries in self._queries]
             every.append((one, partial, stats))
         self._table[:, :, [_K, _V]] = self._stored
         merges = any(partial is not None for _, partial, _ in every)
@@ -242,24 +249,25 @@ class Step:
         self._stored = np.zeros((config.layers, tokens, 2), np.int64)  # where keys and values stand
         self._queries: list[np.ndarray] = []
         self._tables = {
-            rope: [hold(np.empty((tokens, d // 2), np.float32)) for _ in range(2)] for rope in set(config.ropes) if rope
+            rope: [hold(np.empty((tokens, rope.rotated(d) // 2), np.float32)) for _ in range(2)]
+            for rope in set(config.ropes)
+            if rope
         }
         line, size = hold(fresh(THREADS * padded(d, LANES))), few_places(0, d).end
         memory = hold(fresh(size // 4 * THREADS))
         writes: list[list[int]] = []
         self._merges: list[int] = []
         for n, w in enumerate(weights.layers):
-            self._norm(self._x, w.attention_norm, normed, config.rms_eps)
-            self._read(normed, [(w.w_q, w.b_q, q), (w.w_k, w.b_k, k), (w.w_v, w.b_v, v)])
+            x = self._norm(self._x, w.attention_norm, normed, config.rms_eps)
+            self._read(x, [(w.w_q, w.b_q, q), (w.w_k, w.b_k, k), (w.w_v, w.b_v, v)])
             queries, keys, values = by_head
             if w.q_norm is not None:
-                self._norm(queries, w.q_norm, normed_q, config.rms_eps)
-                self._norm(keys, w.k_norm, normed_k, config.rms_eps)
-                queries, keys = normed_q, normed_k
+                queries = self._norm(queries, w.q_norm, normed_q, config.rms_eps)
+                keys = self._norm(keys, w.k_norm, normed_k, config.rms_eps)
             if (rope := config.ropes[n]) is not None:
-                tables = [address(table) for table in self._tables[rope]]
+                tables, half = [address(table) for table in self._tables[rope]], rope.rotated(d) // 2
                 for source, target in ((queries, turned_q), (keys, turned_k)):
-                    self._calls.add(_rotate, *rows(source), *tables, address(target), len(source), tokens, d // 2)
+                    self._calls.add(_rotate, *rows(source), *tables, address(target), len(source), tokens, d, half)
                 queries, keys = turned_q, turned_k
             self._queries.append(queries)
             each = [(keys[:, i : i + 1], values[:, i : i + 1], i) for i in range(tokens)]
@@ -268,23 +276,25 @@ class Step:
             self._calls.add(attend_few, table, tokens, address(memory), size)
             self._merges.append(self._calls.add(_merge, table, tokens))
             self._read(self._attended.reshape(tokens, h * d), [(w.w_o, w.b_o, out)])
-            self._join_in(out, w.post_attention_norm, normed, config.rms_eps)
-            self._norm(self._x, w.ffn_norm, normed, config.rms_eps)
-            self._feed_forward(normed, w, config.activation == "silu", out)
-            self._join_in(out, w.post_ffn_norm, normed, config.rms_eps)
+            self._add(self._norm(out, w.post_attention_norm, normed, config.rms_eps), config.residual_scale)
+            x = self._norm(self._x, w.ffn_norm, normed, config.rms_eps)
+            self._feed_forward(x, w, config.activation == "silu", out)
+            self._add(self._norm(out, w.post_ffn_norm, normed, config.rms_eps), config.residual_scale)
         self._norm(self._x, weights.final_norm, self._hidden, config.rms_eps)
         self._writes = np.array(writes)
 
-    def _norm(self, x: np.ndarray, weight: np.ndarray, out: np.ndarray, eps: float) -> None:
+    def _norm(self, x: np.ndarray, weight: np.ndarray | None, out: np.ndarray, eps: float) -> np.ndarray:
+        """RMSNorm of x in `out`; x itself where the family has none there."""
+        if weight is None:
+            return x
         heads = len(x) if x.ndim == 3 else 1
-        self._calls.add(_rms_norm, *rows(x), address(weight), address(out), heads, x.shape[-2], x.shape[-1], float(eps))
+        shape = heads, x.shape[-2], x.shape[-1]
+        self._calls.add(_rms_norm, *rows(x), address(weight), address(out), *shape, float(eps))
+        return out
 
-    def _join_in(self, out: np.ndarray, norm: np.ndarray | None, normed: np.ndarray, eps: float) -> None:
-        """x += out, normed before where the family does that."""
-        if norm is not None:
-            self._norm(out, norm, normed, eps)
-            out = normed
-        self._calls.add(_add, address(self._x), address(out), address(self._x), *self._x.shape)
+    def _add(self, out: np.ndarray, scale: float) -> None:
+        """The residual."""
+        self._calls.add(_add, address(self._x), address(out), float(scale), address(self._x), *self._x.shape)
 
     def _read(self, x: np.ndarray, maps: Sequence[tuple[Any, np.ndarray | None, np.ndarray]]) -> None:
         """Several maps (W, b, y) of one x."""
