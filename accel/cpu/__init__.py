@@ -7,7 +7,6 @@ Kernels are compiled on first use and kept on disk; `warmup` compiles them ahead
 from accel.cpu.attention.call import attention, attention_each
 from accel.cpu.attention.received import attention_mass
 from accel.cpu.cache import KVCache, LayerCache, new_cache, restore_cache
-from accel.cpu.decoding import run_pass
 from accel.cpu.ffn.call import gated_ffn, sparse_ffn
 from accel.cpu.ffn.mixture import mixture_ffn
 from accel.cpu.ffn.predictor import predictor_scores
@@ -36,6 +35,7 @@ from accel.cpu.methods.quoka import (
 )
 from accel.cpu.methods.scores import snapkv_scores, tova_scores
 from accel.cpu.methods.topk import keep_top, select_neurons
+from accel.cpu.recorded import run_pass
 from accel.cpu.runtime.needed import warmup
 from accel.cpu.runtime.team import THREADS, thread_count
 from reference.attention import merge_heads, split_heads

@@ -203,7 +203,7 @@ class LayerCache(reference.LayerCache):
 
 @dataclass
 class KVCache(reference.KVCache):
-    """The caches of all layers, on this backend; `step` is how the next token is decoded (decoding.py)."""
+    """The caches of all layers, on this backend; `step` is how the next token is decoded (recorded.py)."""
 
     step: Any = field(default=None, repr=False, compare=False)
 

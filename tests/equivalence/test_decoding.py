@@ -94,7 +94,7 @@ def test_a_step_has_the_bits_of_its_calls(
             decode(model, states, [token + n for n in range(len(states))])
         for got, wanted in zip(ours, theirs, strict=True):
             check_same(got, wanted)
-    assert ours[0].cache.step is not None or (dtype == "float16" and not cpu.decoding.HALF)  # type: ignore[attr-defined]
+    assert ours[0].cache.step is not None or (dtype == "float16" and not cpu.recorded.HALF)  # type: ignore[attr-defined]
 
 
 def test_a_cache_that_grows_is_followed() -> None:

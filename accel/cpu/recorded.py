@@ -1,4 +1,4 @@
-"""Decoding in one compiled step: the kernel calls of a token, listed once and run as a whole.
+"""Tokens of decoding that are recorded once, as a list of kernel calls, and then run as a whole.
 
 For every token dense decoding makes the same few hundred calls, with Python between them that takes a fifth of the
 time. Few of their words change: where the new keys are written and how many a token sees. So a cache keeps the list of
@@ -32,10 +32,10 @@ from accel.cpu.linear.columns import write_columns
 from accel.cpu.linear.few_tokens import FEW, STREAMS, read, rows_read
 from accel.cpu.linear.rows import padded
 from accel.cpu.runtime.arrays import Grouped, address, matrix, readable, rows
-from accel.cpu.runtime.kernels import Kernel
+from accel.cpu.runtime.calls import Calls
 from accel.cpu.runtime.memory import SMALL, fresh
-from accel.cpu.runtime.team import THREADS, run_each
-from accel.cpu.simd import HALF, LANES, MOST_WORDS
+from accel.cpu.runtime.team import THREADS
+from accel.cpu.simd import HALF, LANES
 from accel.shared.lazy import Consecutive
 from reference import Model, Policy
 from reference.attention import split_heads
@@ -114,46 +114,6 @@ def _lies_ready(layer: LayerWeights) -> bool:
     )
 
 
-class Calls:
-    """A list of kernel calls: their words, and the arrays that those point to."""
-
-    def __init__(self) -> None:
-        self.kernels: list[Kernel] = []
-        self._rows: list[list[int]] = []
-        self._workers: list[int] = []
-        self._held: list[Any] = []
-
-    def hold(self, array: Any) -> Any:
-        """Keep an array for as long as the calls."""
-        self._held.append(array)
-        return array
-
-    def add(self, kernel: Kernel, *arguments: int | float, workers: int = THREADS) -> int:
-        """Note a call; returns its number."""
-        assert len(arguments) == len(kernel.arguments)
-        words = [int(np.float64(a).view(np.int64)) if isinstance(a, float) else int(a) for a in arguments]
-        self._rows.append([0, len(words), *words, *[0] * (MOST_WORDS - len(words))])
-        self._workers.append(workers)
-        self.kernels.append(kernel)
-        return len(self._rows) - 1
-
-    def finish(self) -> None:
-        """No more calls: lay them out as `run_each` wants them."""
-        self.words = np.array(self._rows, np.int64)
-        base, step = address(self.words), self.words.strides[0]
-        listed = [
-            (kernel.address, base + n * step, workers)
-            for n, (kernel, workers) in enumerate(zip(self.kernels, self._workers, strict=True))
-        ]
-        self.list = np.array(listed, np.int64)
-
-    def set(self, numbers: np.ndarray, **values: Any) -> None:
-        """Words by their names, in the calls of these numbers, all of one kernel."""
-        names = self.kernels[int(numbers.flat[0])].arguments
-        for name, value in values.items():
-            self.words[numbers, 2 + names.index(name)] = value
-
-
 class Step:
     """The calls of a token each of some sequences."""
 
@@ -181,7 +141,7 @@ class Step:
             cosine[...], sine[...] = rotation_tables(rope, config.head_dim, spans, np.dtype(np.float32))
         self._place(chunks)
         laid = self._lay_out(model, chunks)
-        run_each(address(self._calls.list), len(self._calls.list))
+        self._calls.run()
         del laid
         for chunk in chunks:
             for layer in chunk.state.cache.layers:
@@ -231,8 +191,7 @@ class Step:
             self._table[:, i, _Q : _Q + 4] = [rows(queries[:, i : i + 1]) for queries in self._queries]
             every.append((one, partial, stats))
         self._table[:, :, [_K, _V]] = self._stored
-        merges = any(partial is not None for _, partial, _ in every)
-        self._calls.list[self._merges, 0] = _merge.address if merges else 0
+        self._calls.leave_out(self._merges, all(partial is None for _, partial, _ in every))
         return every
 
     def _list_calls(self, model: Model, kinds: tuple[int, int]) -> None:
