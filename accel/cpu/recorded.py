@@ -95,6 +95,8 @@ def _is_known(model: Model) -> bool:
         return False
     if np.dtype(model.weights.stored_cache) == np.float16 and not HALF:
         return False
+    if model.weights.final_norm.dtype != np.float32:
+        return False
     return all(_lies_ready(layer) for layer in model.weights.layers)
 
 

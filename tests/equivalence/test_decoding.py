@@ -27,33 +27,36 @@ def call_by_call() -> ModuleType:
     return plain
 
 
-def stored(weights: Weights, dtype: str) -> Weights:
-    """The same weights, their matrices in a dtype."""
+def stored(weights: Weights, dtype: str, vectors: str) -> Weights:
+    """The same weights, their matrices in one dtype, and norms and biases in another."""
 
     def as_stored(array: Any) -> Any:
-        if array is None or array.ndim == 1:
-            return None if array is None else array.astype(np.float32)
+        if array.ndim == 1:
+            return array.astype(vectors)
         kind = STORED[dtype]
         return quantize(array.astype(np.float32)) if kind is None else array.astype(kind)
 
     layers = tuple(replace(w, **{name: as_stored(x) for name, x in w.arrays().items()}) for w in weights.layers)
     embedding = as_stored(weights.embedding)
     return Weights(
-        embedding, layers, weights.final_norm.astype(np.float32), embedding,
+        embedding, layers, as_stored(weights.final_norm), embedding,
         np.dtype(ml_dtypes.bfloat16) if dtype == "int8" else None,
     )  # fmt: skip
 
 
-def models(dtype: str, *, biases: bool = False, norms: bool = False, **fields: Any) -> tuple[Model, Model]:
+def models(
+    dtype: str, *, biases: bool = False, norms: bool = True, vectors: str = "float32", **fields: Any
+) -> tuple[Model, Model]:
     """The same model in steps and call by call."""
     fields = {"heads": 4, "kv_heads": 2, "head_dim": 8, "tied": True, **fields}
     config = small_config(**fields)
     weights = random_weights(config, biases=biases)
     if norms:
         factor = np.linspace(0.5, 1.5, config.width)
-        extra = {"post_attention_norm": factor, "post_ffn_norm": factor[::-1].copy()}
+        names = ("attention_norm", "post_attention_norm", "ffn_norm", "post_ffn_norm")
+        extra = {name: np.roll(factor, n) for n, name in enumerate(names)}
         weights = replace(weights, layers=tuple(replace(w, **extra) for w in weights.layers))
-    prepared = cpu.prepare_weights(stored(weights, dtype))
+    prepared = cpu.prepare_weights(stored(weights, dtype, vectors))
     return Model(config, prepared, cpu), Model(config, prepared, call_by_call())  # type: ignore[arg-type]
 
 
@@ -133,16 +136,18 @@ def test_a_copy_goes_on_by_itself() -> None:
 @pytest.mark.parametrize(
     ("fields", "policy", "trace"),
     [
+        ({"vectors": "float16"}, None, False),
+        ({"vectors": "float16", "norms": False, "biases": False}, None, False),
         ({}, Policy(evict=KeyDiff(20)), False),
         ({"window": 16}, None, False),
         ({"joint_qk_norm": True}, None, False),
         ({"ffn_width": 60}, None, False),
         ({}, None, True),
     ],
-    ids=["policy", "window", "joint norms", "odd width", "trace"],
+    ids=["norms in 16 bits", "the last norm in 16 bits", "policy", "window", "joint norms", "odd width", "trace"],
 )
 def test_all_else_goes_call_by_call(fields: dict[str, Any], policy: Policy | None, trace: bool) -> None:
-    stepping, plain = models("float32", biases=True, **fields)
+    stepping, plain = models("float32", **{"biases": True, **fields})
     found = []
     for model in (stepping, plain):
         state = new_state(model, policy, trace=trace)
