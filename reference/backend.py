@@ -5,8 +5,8 @@ them outside of it. Its calls may return before the work is done: `to_numpy` is 
 
 Three more names it need not have. `TOGETHER`: how many chunks of a prompt should share a pass. `FEW`: how many
 sequences can decode in one pass so that each gets the bits that it would get alone, 1 where it does not say.
-`run_pass(layers, model, chunks)`: what `layers(model, chunks)` returns, by a way of its own, such as the launches of an
-earlier pass as a whole.
+`run_pass(layers, model, chunks)`: what `layers(model, chunks)` returns, by a way of its own, such as the kernel calls
+of an earlier pass as a whole.
 """
 
 FUNCTIONS = (  # the kernel contract

@@ -17,7 +17,6 @@ from reference.config import ModelConfig, Rope
 from reference.model import Model
 from reference.weights import OPTIONAL, LayerWeights, Weights, layer_shapes, model_shapes
 
-
 BIASES = ("b_q", "b_k", "b_v", "q_norm", "k_norm", "router_bias", "b_kv_down", "b_k_rotated", "b_q_down")
 
 

@@ -27,7 +27,8 @@ STOREYS = [
     ("linear",),
     ("attention", "ffn"),
     ("methods",),
-    ("cache", "layers", "rotation", "recorded"),
+    ("cache", "layers", "rotation"),
+    ("recorded",),
 ]
 BACKENDS = [path.name for path in sorted((ROOT / "accel").iterdir()) if (path / "runtime").is_dir()]
 

@@ -35,6 +35,7 @@ from accel.cpu.methods.quoka import (
 )
 from accel.cpu.methods.scores import snapkv_scores, tova_scores
 from accel.cpu.methods.topk import keep_top, select_neurons
+from accel.cpu.recorded import run_pass
 from accel.cpu.runtime.needed import warmup
 from accel.cpu.runtime.team import THREADS, thread_count
 from reference.attention import merge_heads, split_heads
@@ -46,6 +47,6 @@ from reference.layers import draw, join_dims, rotation_tables, soft_cap, to_back
 from reference.mixture import route
 from reference.scores import last_queries
 
-__all__ = [*NAMES, "FEW", "KVCache", "LayerCache", "THREADS", "thread_count", "warmup"]
+__all__ = [*NAMES, "FEW", "KVCache", "LayerCache", "THREADS", "run_pass", "thread_count", "warmup"]
 
 globals().update({name: takes_any_array(globals()[name]) for name in FUNCTIONS})

@@ -12,7 +12,7 @@ float64, so that a million additions and subtractions leave it where adding up a
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -203,7 +203,9 @@ class LayerCache(reference.LayerCache):
 
 @dataclass
 class KVCache(reference.KVCache):
-    """The caches of all layers, on this backend."""
+    """The caches of all layers, on this backend; `step` is how the next token is decoded (recorded.py)."""
+
+    step: Any = field(default=None, repr=False, compare=False)
 
     def copy(self) -> KVCache:
         """An independent cache with the same content."""

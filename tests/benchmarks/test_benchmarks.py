@@ -66,6 +66,10 @@ def test_smallest_size(name: str, model: str, capsys: pytest.CaptureFixture[str]
     found = sum(row["reach"] is not None for row in told["rows"])
     crossover_found = "crossover" not in told["settings"]
     skipped = "skipped" in told["settings"]
+    if name == "peers":  # a contestant that fails is named, and the others go on
+        (failed,) = told["settings"]["failed"].values()
+        assert "weights: got none" in failed
+        assert told["curves"]["time to first token, float32"][0]["seconds"].keys() == {"dense", "transformers"}
     assert skipped or found >= TARGETS[name] + (name == "selection" and crossover_found)
 
 

@@ -83,9 +83,8 @@ def _feed_forward(
     y = fresh(tokens, dim)
     if tokens <= FEW:
         wide = whole_vectors(x)
-        each = padded(rows_read(gate.strides[0]), LANES)  # neurons that are read together
-        part = padded(-(-max(count, 1) // PARTS), each)  # neurons per item: by shape alone, as the sums depend on it
-        parts, own = -(-max(count, 1) // part), wide.size
+        each, part, parts = few_shape(gate.strides[0], count)
+        own = wide.size
         memory = scratch.take(parts * own + THREADS * 2 * (STREAMS + tokens * each))
         sums = address(memory)
         _few(address(wide), *weights, sums, tokens, dim, count, int(silu), sums + 4 * parts * own, part, each)
@@ -121,6 +120,14 @@ def _feed_forward(
         )  # fmt: skip
         scratch.give(memory)
     return y
+
+
+def few_shape(row: int, count: int) -> tuple[int, int, int]:
+    """For a few tokens: neurons that are read together, where their rows stand `row` bytes apart, neurons per item, and
+    items. They follow from shapes alone, as the sums depend on them."""
+    each = padded(rows_read(row), LANES)
+    part = padded(-(-max(count, 1) // PARTS), each)
+    return each, part, -(-max(count, 1) // part)
 
 
 def columns_per_item(dim: int, spans: int) -> int:

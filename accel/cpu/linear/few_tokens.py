@@ -17,6 +17,7 @@ from accel.cpu.simd import (
     F32,
     GROUP,
     LANES,
+    MATRIX,
     Q8,
     compiled_as,
     fetch_add,
@@ -37,7 +38,7 @@ from accel.cpu.simd import (
     words_at,
 )
 
-FEW = 8  # tokens up to which weights are read row by row
+FEW = 8 if MATRIX else 16  # tokens up to which weights are read row by row: the matrix unit pays earlier (chosen)
 BYTES_READ = 147456  # of a matrix per item
 STREAMS = 8  # rows that are read at a time
 LINE = 64  # bytes that memory is read by: rows that stand closer take no less

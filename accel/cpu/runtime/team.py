@@ -68,6 +68,18 @@ def _share(gate, helpers, function, task):
     swap_if(gate, _IN_USE, _FREE)
 
 
+@compiled
+def _share_each(gate, helpers, calls, count):
+    """Run kernels one after another: calls (count, 3) are the address of each, of its task, and for how many threads it
+    is; one whose address is 0 is left out."""
+    listed = carray(words_at(calls), (count, 3))
+    for n in range(count):
+        function, task, workers = listed[n, 0], listed[n, 1], listed[n, 2]
+        if function:
+            carray(words_at(task), 1)[0] = 0
+            _share(gate, min(helpers, workers - 1), function, task)
+
+
 class _Team:
     """The helper threads. They start with the first call that wants them, and again in a forked child."""
 
@@ -80,13 +92,20 @@ class _Team:
         self._starting = threading.Lock()
 
     def run(self, function: int, task: int, workers: int) -> None:
-        helpers = min(workers - 1, len(self._asleep))
+        _share(self._gate, self._ready(workers - 1), function, task)
+
+    def run_each(self, calls: int, count: int) -> None:
+        _share_each(self._gate, self._ready(len(self._asleep)), calls, count)
+
+    def _ready(self, helpers: int) -> int:
+        """Let so many helpers be there and awake, as far as there are as many; returns how many."""
+        helpers = min(helpers, len(self._asleep))
         if helpers > 0:
             if len(self._bells) < helpers:
                 helpers = self._start(helpers)
             if True in self._asleep:
                 self._wake(helpers)
-        _share(self._gate, helpers, function, task)
+        return helpers
 
     def _start(self, helpers: int) -> int:
         """Start so many helpers, as far as the system lets us; returns how many there are."""
@@ -122,11 +141,17 @@ def compile_team() -> None:
     """Compile what the team itself runs, or load it from disk."""
     _serve.compile((int64,) * 2)
     _share.compile((int64,) * 4)
+    _share_each.compile((int64,) * 4)
 
 
 def run(function: int, task: int, workers: int) -> None:
     """Call the kernel at an address on so many threads, this one among them."""
     _team.run(function, task, workers)
+
+
+def run_each(calls: int, count: int) -> None:
+    """Run kernels one after another on all threads: `count` rows (address, address of its task, threads) at `calls`."""
+    _team.run_each(calls, count)
 
 
 def _after_fork() -> None:

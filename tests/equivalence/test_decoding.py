@@ -1,0 +1,159 @@
+"""A token decoded in one compiled step has the bits that it has call by call, and leaves the same cache and counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accel import cpu
+from reference import KeyDiff, Model, Policy, Rope, State, Weights, decode, new_state, prefill
+from reference.int8 import quantize
+from tests.small import random_weights, small_config
+
+STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int8": None}
+
+
+def call_by_call() -> ModuleType:
+    """The backend without its own way through a pass."""
+    plain = ModuleType("accel.cpu")
+    plain.__dict__.update({name: value for name, value in vars(cpu).items() if name != "run_pass"})
+    return plain
+
+
+def stored(weights: Weights, dtype: str, vectors: str) -> Weights:
+    """The same weights, their matrices in one dtype, and norms and biases in another."""
+
+    def as_stored(array: Any) -> Any:
+        if array.ndim == 1:
+            return array.astype(vectors)
+        kind = STORED[dtype]
+        return quantize(array.astype(np.float32)) if kind is None else array.astype(kind)
+
+    layers = tuple(replace(w, **{name: as_stored(x) for name, x in w.arrays().items()}) for w in weights.layers)
+    embedding = as_stored(weights.embedding)
+    return Weights(
+        embedding, layers, as_stored(weights.final_norm), embedding,
+        np.dtype(ml_dtypes.bfloat16) if dtype == "int8" else None,
+    )  # fmt: skip
+
+
+def models(
+    dtype: str, *, biases: bool = False, norms: bool = True, vectors: str = "float32", **fields: Any
+) -> tuple[Model, Model]:
+    """The same model in steps and call by call."""
+    fields = {"heads": 4, "kv_heads": 2, "head_dim": 8, "tied": True, **fields}
+    config = small_config(**fields)
+    weights = random_weights(config, biases=biases)
+    if norms:
+        factor = np.linspace(0.5, 1.5, config.width)
+        names = ("attention_norm", "post_attention_norm", "ffn_norm", "post_ffn_norm")
+        extra = {name: np.roll(factor, n) for n, name in enumerate(names)}
+        weights = replace(weights, layers=tuple(replace(w, **extra) for w in weights.layers))
+    prepared = cpu.prepare_weights(stored(weights, dtype, vectors))
+    return Model(config, prepared, cpu), Model(config, prepared, call_by_call())  # type: ignore[arg-type]
+
+
+def read(model: Model, lengths: list[int], policy: Policy | None = None) -> list[State]:
+    states = [new_state(model, policy) for _ in lengths]
+    for n, (state, length) in enumerate(zip(states, lengths, strict=True)):
+        prefill(model, state, np.random.default_rng(n).integers(0, model.config.vocab_size, length))
+    return states
+
+
+def check_same(got: State, wanted: State) -> None:
+    assert got.logits.tobytes() == wanted.logits.tobytes()
+    assert got.position == wanted.position
+    for name, counted in vars(wanted.counts).items():
+        np.testing.assert_array_equal(getattr(got.counts, name), counted, name)
+    for ours, theirs in zip(got.cache.layers, wanted.cache.layers, strict=True):
+        assert (ours.size, ours.newest) == (theirs.size, theirs.newest)
+        for name, array in theirs.arrays().items():
+            assert ours.arrays()[name].tobytes() == array.tobytes(), name
+        np.testing.assert_array_equal(ours.keys().rates, theirs.keys().rates)
+        np.testing.assert_array_equal(ours.keys().sums, theirs.keys().sums)
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(list(STORED)), st.lists(st.integers(1, 900), min_size=1, max_size=4), st.booleans(), st.booleans(),
+    st.sampled_from([(Rope(1e4),) * 2, (Rope(1e4), None), (Rope(1e4, share=0.5), Rope(1e6))]),
+    st.sampled_from(["silu", "gelu_tanh"]), st.sampled_from([1.0, 0.3]),
+)  # fmt: skip
+def test_a_step_has_the_bits_of_its_calls(
+    dtype: str, lengths: list[int], biases: bool, norms: bool, ropes: tuple, activation: str, scale: float
+) -> None:
+    fields = {"ropes": ropes, "activation": activation, "residual_scale": scale}
+    stepping, plain = models(dtype, biases=biases, norms=norms, **fields)
+    ours, theirs = read(stepping, lengths), read(plain, lengths)
+    for token in (3, 1, 4):
+        for model, states in ((stepping, ours), (plain, theirs)):
+            decode(model, states, [token + n for n in range(len(states))])
+        for got, wanted in zip(ours, theirs, strict=True):
+            check_same(got, wanted)
+    assert ours[0].cache.step is not None or (dtype == "float16" and not cpu.recorded.HALF)  # type: ignore[attr-defined]
+
+
+def test_a_cache_that_grows_is_followed() -> None:
+    """An answer outgrows its buffers, which then move, and the keys are shared out anew."""
+    stepping, plain = models("float32")
+    (ours,), (theirs,) = read(stepping, [3]), read(plain, [3])
+    for n in range(600):
+        for model, state in ((stepping, ours), (plain, theirs)):
+            decode(model, [state], [n % 50])
+    check_same(ours, theirs)
+
+
+def test_company_may_change_from_token_to_token() -> None:
+    stepping, plain = models("bfloat16")
+    ours, theirs = read(stepping, [40, 7, 300]), read(plain, [40, 7, 300])
+    for together in ([0, 1, 2], [1, 0], [2], [2, 0], [0, 1, 2]):
+        for model, states in ((stepping, ours), (plain, theirs)):
+            decode(model, [states[n] for n in together], [5] * len(together))
+    for got, wanted in zip(ours, theirs, strict=True):
+        check_same(got, wanted)
+
+
+def test_a_copy_goes_on_by_itself() -> None:
+    stepping, plain = models("float32")
+    (ours,), (theirs,) = read(stepping, [30]), read(plain, [30])
+    decode(stepping, [ours], [1])
+    decode(plain, [theirs], [1])
+    twin = replace(ours, cache=ours.cache.copy(), counts=ours.counts.copy())
+    decode(stepping, [twin], [9])
+    for token in (2, 3):
+        decode(stepping, [ours], [token])
+        decode(plain, [theirs], [token])
+    check_same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "policy", "trace"),
+    [
+        ({"vectors": "float16"}, None, False),
+        ({"vectors": "float16", "norms": False, "biases": False}, None, False),
+        ({}, Policy(evict=KeyDiff(20)), False),
+        ({"window": 16}, None, False),
+        ({"joint_qk_norm": True}, None, False),
+        ({"ffn_width": 60}, None, False),
+        ({}, None, True),
+    ],
+    ids=["norms in 16 bits", "the last norm in 16 bits", "policy", "window", "joint norms", "odd width", "trace"],
+)
+def test_all_else_goes_call_by_call(fields: dict[str, Any], policy: Policy | None, trace: bool) -> None:
+    stepping, plain = models("float32", **{"biases": True, **fields})
+    found = []
+    for model in (stepping, plain):
+        state = new_state(model, policy, trace=trace)
+        prefill(model, state, np.arange(45))
+        for token in (3, 1):
+            decode(model, [state], [token])
+        found.append(state)
+    assert found[0].cache.step is None
+    assert found[0].logits.tobytes() == found[1].logits.tobytes()
