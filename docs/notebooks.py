@@ -71,8 +71,9 @@ def run(made: Any, folder: Path) -> Any:
     from nbclient import NotebookClient
 
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # pictures are shown
-    client = NotebookClient(made, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
-    return client.execute(env=environment)
+    where = {"metadata": {"path": str(folder)}}
+    # On a busy machine the client may miss that a cell is done, and looks again when its time is up.
+    return NotebookClient(made, timeout=60, kernel_name="python3", resources=where).execute(env=environment)
 
 
 def write(folder: Path) -> None:
