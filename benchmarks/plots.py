@@ -1,4 +1,5 @@
-"""The pictures of docs/performance.md, drawn from the recorded results: `python -m benchmarks.plots` (extra: plot).
+"""The pictures of docs/performance.md and of FastForward's training, drawn from the recorded results: `python -m
+benchmarks.plots` (extra: plot).
 
 Every point is a median; bars reach from the lowest to the highest round.
 """
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.common import RESULTS
+from loaders.tensors import TensorFile
 
+DATA = Path(__file__).parents[1] / "thresher" / "data"
 PICTURES = Path(__file__).parents[1] / "docs" / "performance"
 STYLE = {
     "font.size": 9,
@@ -33,7 +37,7 @@ STYLE = {
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     plt.rcParams.update(STYLE)
-    for draw in (over_past, over_budget, crossover, eviction, stages, first_token, roofline):
+    for draw in DRAWN:
         figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
         facts = draw(axes)
         axes.set_title(f"{facts['cpu']}, {facts['threads']} threads, {facts['date'][:10]}", fontsize=7, loc="right")
@@ -143,6 +147,55 @@ def _rate(flops: float, seconds: dict[str, float]) -> float:
     return flops / seconds["median"] / 1e9
 
 
+def training_losses(axes: Axes) -> dict[str, Any]:
+    """Held-out losses of the weights in the package along the four trainings, each from 1; the mean over the layers."""
+    told = trained()
+    held = json.loads(told["held_out"])
+    names = {
+        "predictor": "predictor",
+        "oracle_masks": "compensator, oracle's masks",
+        "predicted_masks": "its own masks",
+    }
+    for kind, name in names.items():
+        losses = np.mean([layer["losses"][kind] for layer in held], axis=0)
+        axes.plot(np.linspace(0, 1, len(losses)), losses / losses[0], marker="o", markersize=3, label=name)
+    losses = np.array(json.loads(told["tuning_held_out"]))
+    axes.plot(np.linspace(0, 1, len(losses)), losses / losses[0], marker="o", markersize=3, label="all layers together")
+    axes.set(xlabel="share of the steps", ylabel="held-out loss over the first", ylim=(0, None))
+    axes.legend(fontsize=7)
+    return _result("fastforward")["machine"]
+
+
+def neurons_found(axes: Axes) -> dict[str, Any]:
+    """How many of the oracle's neurons the predictor finds, layer by layer."""
+    told = _result("fastforward")
+    by_layer = told["settings"]["overlap by layer at 2,048"]
+    axes.bar(range(len(by_layer)), by_layer)
+    axes.axhline(0.5, color="black", linewidth=1)
+    axes.text(len(by_layer) - 0.5, 0.5, "chance", fontsize=7, ha="right", va="bottom")
+    axes.set(xlabel="layer", ylabel="share of the oracle's half found", ylim=(0, 1))
+    return told["machine"]
+
+
+def ladder(axes: Axes) -> dict[str, Any]:
+    """Perplexity by how neurons are chosen and what is added to them."""
+    told = _result("fastforward")
+    start = "perplexity at 2,048, "
+    found = {r["measure"].removeprefix(start): r["median"] for r in told["rows"] if r["unit"] == ""}
+    found = {name: value for name, value in found.items() if not name.startswith("perplexity")}
+    names = sorted(found, key=found.__getitem__)
+    axes.barh(names, [found[name] for name in names], color=["C1" if "fast" in name else "C0" for name in names])
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="perplexity of essays at 2,048 tokens, sparse blocks only")
+    axes.tick_params(axis="y", labelsize=6)
+    return told["machine"]
+
+
+def trained() -> dict[str, str]:
+    """What the weights in the package say of their training."""
+    return TensorFile(DATA / "smollm2-135m-instruct.fastforward.safetensors").metadata
+
+
 def _result(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -172,6 +225,11 @@ def _log(axes: Axes, across: str, along: str) -> None:
     axes.set(xlabel=across, ylabel=along)
     axes.legend(fontsize=7)
 
+
+DRAWN = (
+    *(over_past, over_budget, crossover, eviction, stages, first_token, roofline),
+    *(training_losses, neurons_found, ladder),
+)
 
 if __name__ == "__main__":
     main()

