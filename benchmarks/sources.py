@@ -48,8 +48,9 @@ READS = {
 
 def run(arguments: argparse.Namespace) -> None:
     """Ask all that the folder does not have yet. Blocks of questions come one after the other, each to all sources."""
-    pool = library.questions(arguments.file)
-    asked = library.chosen(pool, arguments.questions)
+    found = library.questions(arguments.file)
+    asked = library.chosen(found, arguments.questions)
+    pool = [each for each in found if each not in asked]  # no swapped text has the answer of another question
     engine = Engine.of(arguments.model, arguments.backend, arguments.dtype)
     readings = {name: Reading(engine, policy) for name, policy in named(arguments.policies).items()}
     out, queries = arguments.out.absolute(), [each.question for each in asked]
