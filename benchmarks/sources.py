@@ -110,7 +110,7 @@ def record(out: Path, name: str, share: float) -> Path:
         "estimate": share,
         "seeds": seeds,
         "rows": [
-            {"prior": prior, "policy": policy, **voting.told(repeats), "repeats": repeats}
+            {"prior": prior, "policy": policy, **voting.told(repeats), "repeats": [_json(each) for each in repeats]}
             for (prior, policy), repeats in found.items()
         ],
         "costs": [{"top": int(top), "policy": policy, **_costs(each)} for (top, policy), each in timed.items()],
@@ -193,6 +193,10 @@ def _words(rows: list[dict[str, Any]]) -> list[str]:
 
 def _word(policy: str) -> str:
     return policy.replace("keydiff:budget=0.5", "KeyDiff at 50 %")
+
+
+def _json(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if np.isnan(value) else value for name, value in figures.items()}
 
 
 def _costs(rows: list[Row]) -> dict[str, Any]:
