@@ -20,7 +20,7 @@ QUERIES = ["When was the lighthouse built?", "Who says so of the lighthouse?", "
 @pytest.fixture
 def reading(directory: Path) -> work.Reading:
     policy = thresher.Policy(evict=thresher.KeyDiff(budget=0.5))
-    return work.Reading(Engine(str(directory), "reference", chunk=8), policy, threshold=0.0, max_new_tokens=3)
+    return work.Reading(Engine(str(directory), "reference", chunk=64), policy, threshold=0.0, max_new_tokens=3)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_rounds_go_over_all_problems(reading: work.Reading, tmp_path: Path) -> N
         (0, 1, 1),
         (1, 1, 1),
     ]
-    solver = work.Solver(reading.engine.load(), max_new_tokens=4, chunk=8)
+    solver = work.Solver(reading.engine.load(), max_new_tokens=4, chunk=64)
     for n, problem in enumerate(problems):
         assert work.tries(rows)["text"][n] == solver.text(problem.text, work.seeds_of(0, n, "text", 3))
 
