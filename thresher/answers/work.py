@@ -25,7 +25,7 @@ from thresher.answers.reader import THRESHOLD, TOP, Cost, Reader
 from thresher.answers.shelf import Shelf
 from thresher.answers.solve import Solver, check_methods, seeds_of
 from thresher.answers.sources import read_sources
-from thresher.evaluation.cells import Engine, Row
+from thresher.evaluation.cells import Engine, Row, Work
 from thresher.evaluation.folder import Folder, key
 from thresher.evaluation.run import Progress, compute, fingerprint, surroundings
 from thresher.workers import check_backend
@@ -35,16 +35,12 @@ TRIED = ("problem", "method", "round")
 QUERIES, RUNS = 8, 8  # of a cell at most
 
 
-class Keyed(Protocol):
+class Keyed(Work, Protocol):
     """A cell that is one line."""
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What its line is about."""
-        ...
-
-    def rows(self) -> list[Row]:
-        """The line."""
         ...
 
 
