@@ -110,6 +110,15 @@ def test_another_run_and_bad_settings_are_refused(reading: work.Reading, folder:
         work.estimate(reading, folder, QUERIES[:1], out=tmp_path / "run")
     with pytest.raises(ValueError, match="queries: got none"):
         work.estimate(reading, folder, [], out=tmp_path / "new")
+    problems = [Problem("1 + 1?", ("2",))]
+    for bad, message in (
+        ({"temperature": -1}, "temperature: got -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            work.solve(reading.engine, problems, ["text"], out=tmp_path / "new", **bad)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="threshold: got 2"):
+            work.Reading(reading.engine, threshold=2)
     with pytest.raises(ValueError, match="jobs: got 0"):
         work.Jobs(0)
     with pytest.raises(ValueError, match="joblib_backend: got 'threads'"):
