@@ -117,8 +117,8 @@ def test_another_run_and_bad_settings_are_refused(reading: work.Reading, folder:
     ):
         with pytest.raises(ValueError, match=message):
             work.solve(reading.engine, problems, ["text"], out=tmp_path / "new", **bad)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="threshold: got 2"):
-            work.Reading(reading.engine, threshold=2)
+    with pytest.raises(ValueError, match="threshold: got 2"):
+        work.Reading(reading.engine, threshold=2)
     with pytest.raises(ValueError, match="jobs: got 0"):
         work.Jobs(0)
     with pytest.raises(ValueError, match="joblib_backend: got 'threads'"):
