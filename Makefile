@@ -8,7 +8,7 @@ ifeq ($(THRESHER_CACHE)$(XDG_CACHE_HOME)$(shell test -w "$$HOME" && echo writabl
 export THRESHER_CACHE := $(abspath $(VENV))/cache
 endif
 
-.PHONY: demo test lint eval-smoke bench pictures docs clean
+.PHONY: demo test lint eval-smoke bench pictures notebooks docs clean
 
 demo: $(VENV)/.installed
 	@$(RUN)/thresher demo
@@ -38,10 +38,15 @@ bench: $(VENV)/.installed-bench
 pictures: $(VENV)/.installed-test
 	$(RUN)/python -m tests.test_docs
 
-# The site, in build/site/html; a warning is an error.
+# Each chapter as a notebook, with its pictures, in build/notebooks.
+notebooks: $(VENV)/.installed-docs
+	$(RUN)/python -m docs.notebooks build/notebooks
+
+# The site, in build/site/html; a warning is an error. EXECUTE=off leaves the chapters' outputs out, which is quick.
+EXECUTE ?= force
 docs: $(VENV)/.installed-docs
 	$(RUN)/python -m docs.prepare build/site/source
-	$(RUN)/python -m sphinx -W --keep-going -q -c docs build/site/source build/site/html
+	$(RUN)/python -m sphinx -W --keep-going -q -D nb_execution_mode=$(EXECUTE) -c docs build/site/source build/site/html
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -190,12 +190,17 @@ def _cpu_name() -> str:
     return facts.get("model name", platform.machine()) + f" (model {facts.get('model', '?')})"
 
 
+def parser(name: str) -> argparse.ArgumentParser:
+    """The command line of one script, to which it may add."""
+    found = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    found.add_argument("--size", choices=SIZES, default="full", help="how much is measured (default: %(default)s)")
+    found.add_argument("--model", default=MODEL, help="for ttft, decode and peers (default: %(default)s)")
+    return found
+
+
 def main(name: str, run: Callable[[Report], None]) -> None:
-    """The command line of one script."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
-    parser.add_argument("--size", choices=SIZES, default="full", help="how much is measured (default: %(default)s)")
-    parser.add_argument("--model", default=MODEL, help="for ttft and decode (default: %(default)s)")
-    arguments = parser.parse_args()
+    """Run one script as its command line says."""
+    arguments = parser(name).parse_args()
     report = Report(name, arguments.size, arguments.model)
     run(report)
     report.show()

@@ -2,10 +2,11 @@
 
     python benchmarks/contestant.py '{"program": "openvino", "model": "DIRECTORY", "threads": 4, …}'
 
-The first line on standard input is the prompt, a JSON list of token ids; every further line is a number of new tokens.
-Each is answered by a line of JSON: seconds to the first token, tokens per second after it, and resident memory in
-bytes, also at its peak. This file imports nothing of ours unless it is asked to run us, so that any Python may run it,
-also one whose packages do not agree with ours.
+Its first line of output is the resident memory in bytes, now and at its peak, once the model is loaded. The first line
+on standard input is the prompt, a JSON list of token ids; every further line is a number of new tokens. Each is
+answered by a line of JSON: seconds to the first token, tokens per second after it, and the memory then. This file
+imports nothing of ours unless it is asked to run us, so that any Python may run it, also one whose packages do not
+agree with ours.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 
 class Thresher:
-    """Ours. `dtype`; `select` and `evict` are specs as on the command line."""
+    """Ours. `dtype`; `select`, `evict` and `ffn` are specs as on the command line."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         os.environ["THRESHER_NUM_THREADS"] = str(settings["threads"])  # before anything of ours is imported
@@ -27,7 +29,7 @@ class Thresher:
         import thresher
 
         self.llm = thresher.load(settings["model"], backend="cpu", dtype=settings["dtype"])
-        self.policy = thresher.Policy(settings.get("select"), settings.get("evict"))
+        self.policy = thresher.Policy(settings.get("select"), settings.get("evict"), settings.get("ffn"))
 
     def run(self, ids: list[int], tokens: int) -> tuple[float, float]:
         answer = self.llm.generate(ids, self.policy, max_new_tokens=tokens, min_new_tokens=tokens)
@@ -62,8 +64,8 @@ class Transformers:
 
 
 class OpenVino:
-    """OpenVINO GenAI over a model that `optimum-cli export openvino` wrote. `dtype`; `sparse`: XAttention in the
-    prompt, as it comes."""
+    """OpenVINO GenAI over a model that `optimum-cli export openvino` wrote. `dtype`: what it computes in, of its own
+    choice for int8; `sparse`: XAttention in the prompt, as it comes. Its cache is in 8 bits, also as it comes."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         import numpy
@@ -79,10 +81,11 @@ class OpenVino:
             scheduler.sparse_attention_config = openvino_genai.SparseAttentionConfig(
                 mode=openvino_genai.SparseAttentionMode.XATTENTION
             )
+        hints = {"float32": "f32", "bfloat16": "bf16"}
+        precision = {"INFERENCE_PRECISION_HINT": hint} if (hint := hints.get(settings["dtype"])) else {}
         self.pipeline = openvino_genai.LLMPipeline(
-            settings["model"], "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=settings["threads"],
-            INFERENCE_PRECISION_HINT={"float32": "f32", "bfloat16": "bf16"}[settings["dtype"]],
-        )  # fmt: skip
+            settings["model"], "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=settings["threads"], **precision
+        )
 
     def run(self, ids: list[int], tokens: int) -> tuple[float, float]:
         config = self.genai.GenerationConfig(max_new_tokens=tokens, ignore_eos=True, do_sample=False)
@@ -93,16 +96,28 @@ class OpenVino:
 
 
 class LlamaCpp:
-    """llama.cpp over a GGUF file, with the numbers that it holds."""
+    """llama.cpp over a GGUF file, whose numbers it first writes anew as `dtype`. Its cache is in float16, as it
+    comes."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        import llama_cpp
         import numpy
-        from llama_cpp import Llama
 
         self.numpy, threads = numpy, settings["threads"]
-        self.model = Llama(
-            settings["model"], n_ctx=settings["positions"], n_threads=threads, n_threads_batch=threads, verbose=False
-        )
+        types = {
+            "float32": llama_cpp.LLAMA_FTYPE_ALL_F32,
+            "bfloat16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
+            "int8": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+        }
+        told = llama_cpp.llama_model_quantize_default_params()
+        told.ftype, told.allow_requantize, told.nthread = types[settings["dtype"]], True, threads
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.path.join(folder, "model.gguf")
+            if llama_cpp.llama_model_quantize(settings["model"].encode(), file.encode(), told):
+                raise RuntimeError(f"llama.cpp could not write {settings['model']} as {settings['dtype']}")
+            self.model = llama_cpp.Llama(
+                file, n_ctx=settings["positions"], n_threads=threads, n_threads_batch=threads, verbose=False
+            )
 
     def run(self, ids: list[int], tokens: int) -> tuple[float, float]:
         started = perf_counter()
@@ -137,6 +152,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     sys.path.pop(0)  # this folder: its names are no packages
     program = PROGRAMS[settings["program"]](settings)
+    print(json.dumps({"loaded": True, **memory()}), flush=True)
     ids = json.loads(sys.stdin.readline())
     for line in sys.stdin:
         first, speed = program.run(ids, int(line))

@@ -42,7 +42,11 @@ TRAINED = ["fastforward:density=0.7", "fastforward:density=0.5"]  # for a model 
 def record(folder: Path, name: str) -> Path:
     """Sum up a run in results/quality/NAME.json."""
     meta, rows = load(folder)
-    complete = (folder / "metrics.json").exists()
+    return write_record(name, meta, rows, complete=(folder / "metrics.json").exists())
+
+
+def write_record(name: str, meta: dict[str, Any], rows: list[dict[str, Any]], *, complete: bool) -> Path:
+    """results/quality/NAME.json of these lines; questions that some method has not answered yet are left out."""
     asked = grouped(rows, ("task", "length", "document", "ask", "question"))
     methods = max(map(len, asked.values()))
     whole = [row for members in asked.values() if len(members) == methods for row in members]

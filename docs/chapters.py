@@ -3,4 +3,4 @@
 import re
 
 CHAPTERS = ("transformer", "quoka", "keydiff", "caote", "fastforward")
-FENCE = re.compile(r"^```python( real| picture| transformers)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```python( real| picture| transformers| widget)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from pathlib import Path
 
 project = "thresher"
+settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+release = settings["project"]["version"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme = "sphinx_book_theme"
-html_title = "thresher"
+html_title = f"thresher {release}"
+html_theme_options = {"navbar_persistent": []}  # or there are two boxes to search in
 exclude_patterns = ["notebooks"]
 
 myst_heading_anchors = 3
@@ -17,7 +22,9 @@ nb_execution_timeout = 120
 nb_execution_in_temp = True  # pictures are shown where they are drawn, and their files are not needed
 nb_execution_show_tb = True
 
+autodoc_mock_imports = ["torch", "transformers"]  # large, and only named in the pages that need them
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as the source has them: a module has no good picture of itself
 autodoc_typehints = "none"  # docstrings say shapes and units, which types cannot
 
 

@@ -1,8 +1,7 @@
 """Make the site's source from the pages: `python -m docs.prepare FOLDER`.
 
-Everything in docs/ is copied to the folder. A chapter becomes a notebook in MyST Markdown, which Sphinx executes, and
-with jupytext a notebook file beside it, `notebooks/NAME.ipynb`. A block fenced as `python real` is not executed, since
-it needs the weights of a model. The tests run all of them.
+Everything in docs/ is copied to the folder. A chapter becomes a notebook in MyST Markdown, which Sphinx executes, and a
+notebook file beside it, `notebooks/NAME.ipynb`.
 """
 
 from __future__ import annotations
@@ -16,57 +15,42 @@ from collections.abc import Callable
 from pathlib import Path
 
 import reference
-from docs.chapters import CHAPTERS, FENCE
+from docs.chapters import CHAPTERS
+from docs.notebooks import DOCS, cells, notebook
 
-DOCS = Path(__file__).parent
-HEADER = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n\n"
-SOLUTION = re.compile(r"^<details>(.*?)^</details>\n", re.MULTILINE | re.DOTALL)
-TAGS = {" real": "skip-execution", " picture": "hide-input"}  # of a cell, by the word behind `python`
-INSIDE = r"(?:(?!```).*\n)*"
-PRINTED = re.compile(rf"(^```python\n{INSIDE}```\n)\n```text\n{INSIDE}```\n", re.MULTILINE)
-IMAGE = re.compile(r"^!\[[^]]*\]\(pictures/.*\)\n", re.MULTILINE)
 OUTSIDE = re.compile(r"\[([^]]+)\]\(\.\./([^)]+)\)")  # links that leave docs/
+NAME = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)  # in the table of the contract
+WIDGET = re.compile(r"^(```\{code-cell\} ipython3\n)\n(from ipywidgets )", re.MULTILINE)
 
 
-def notebook(text: str) -> str:
-    """A chapter as a MyST notebook: its blocks are cells, and pictures and printed text come from running them."""
-    text = PRINTED.sub(r"\1", IMAGE.sub("", text))
-    text = SOLUTION.sub(lambda found: folded(found[1]), text)
-    return HEADER + FENCE.sub(lambda found: cell(found[2], TAGS.get(found[1], "")), text)
-
-
-def folded(solution: str) -> str:
-    """A solution whose words are folded away in one cell and whose code is hidden in the next.
-
-    What a Markdown cell opens it must close, so the words end before the code.
+def site(text: str) -> str:
+    """A page for the site. Links to files of `reference` lead to their documentation, and so do the names in the table
+    of the contract. Other links out of docs/ are only named. A page cannot run code, so sliders stay code.
     """
-    words, *code = re.split(r"^(?=```python)", solution, maxsplit=1, flags=re.MULTILINE)
-    hidden = FENCE.sub(lambda found: cell(found[2], "hide-input"), "".join(code))
-    return f"<details>{words.rstrip()}\n\n</details>\n\n{hidden}"
-
-
-def cell(code: str, tag: str) -> str:
-    """A code cell of MyST Markdown."""
-    return f"```{{code-cell}} ipython3\n{f':tags: [{tag}]' if tag else ''}\n{code}```"
-
-
-def inside(text: str) -> str:
-    """Links to files of `reference` lead to their documentation, and other links out of docs/ are only named."""
 
     def replaced(found: re.Match[str]) -> str:
+        if found[2] == "reference/__init__.py":
+            return f"[{found[1]}](reference.md)"
         module = re.fullmatch(r"(reference/\w+)\.py", found[2])
         return f"{{py:mod}}`{found[1]} <{module[1].replace('/', '.')}>`" if module else f"`{found[1]}`"
 
-    return OUTSIDE.sub(replaced, text)
+    def linked(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in reference.backend.FUNCTIONS:
+            return found[0]
+        return f"| {{py:func}}`{name} <{getattr(reference, name).__module__}.{name}>` |"
+
+    text = WIDGET.sub(r"\1:tags: [skip-execution]\n\2", text)
+    return NAME.sub(linked, OUTSIDE.sub(replaced, text))
 
 
 def contract() -> str:
-    """The kernel contract as a table of signatures, from the list of its names."""
+    """The kernel contract as a table of signatures, from the list of its names: docs/verify.md holds it."""
     rows = ["| function | arguments | what it does |", "|---|---|---|"]
     for name in reference.backend.FUNCTIONS:
         function = getattr(reference, name)
         says = inspect.getdoc(function).split("\n\n")[0].replace("\n", " ").replace("|", r"\|")
-        rows.append(f"| {{py:func}}`{name} <{function.__module__}.{name}>` | {signature(function)} | {says} |")
+        rows.append(f"| `{name}` | {signature(function)} | {says} |")
     return "\n".join(rows) + "\n"
 
 
@@ -86,34 +70,33 @@ def definitions() -> str:
 
 def commands() -> str:
     """The command line, as typer documents it."""
-    options = ("--name", "thresher", "--title", "The command line")
+    options = ("--name", "thresher", "--title", "All commands")
     run = [sys.executable, "-m", "typer", "thresher.cli.app", "utils", "docs", *options]
     return subprocess.run(run, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
 
 
 def prepare(folder: Path) -> None:
     """Write the site's source to `folder`, which is made anew."""
-    import jupytext  # here, so that the tests can look at `notebook` without it
+    import nbformat  # here, so that the tests can look at `contract` without it
 
     shutil.rmtree(folder, ignore_errors=True)
     ignored = shutil.ignore_patterns("*.py", "__pycache__", "site")
     shutil.copytree(DOCS, folder, ignore=ignored)
     shutil.copytree(DOCS / "site", folder, dirs_exist_ok=True)
-    for page in folder.glob("*.md"):
-        page.write_text(inside(page.read_text(encoding="utf-8")), encoding="utf-8")
     (folder / "notebooks").mkdir()
     for name in CHAPTERS:
-        text = notebook((DOCS / f"{name}.md").read_text(encoding="utf-8"))
-        jupytext.write(jupytext.reads(text, fmt="md:myst"), folder / "notebooks" / f"{name}.ipynb")
+        nbformat.write(notebook(name), folder / "notebooks" / f"{name}.ipynb")
+        page = folder / f"{name}.md"
         download = f"\nThis chapter as a notebook: {{download}}`{name}.ipynb <notebooks/{name}.ipynb>`\n"
-        (folder / f"{name}.md").write_text(inside(text) + download, encoding="utf-8")
+        page.write_text(cells(page.read_text(encoding="utf-8")) + download, encoding="utf-8")
+    for page in folder.glob("*.md"):
+        page.write_text(site(page.read_text(encoding="utf-8")), encoding="utf-8")
     index = folder / "index.md"
-    others = sorted({page.stem for page in DOCS.glob("*.md")} - {*CHAPTERS, "questions"})
-    index.write_text(index.read_text(encoding="utf-8").replace("THE OTHER PAGES", "\n".join(others)), encoding="utf-8")
+    text = index.read_text(encoding="utf-8")
+    others = sorted({page.stem for page in DOCS.glob("*.md")} - set(text.splitlines()))
+    index.write_text(text.replace("THE OTHER PAGES", "\n".join(others)), encoding="utf-8")
     (folder / "reference.md").write_text(definitions(), encoding="utf-8")
     (folder / "command.md").write_text(commands(), encoding="utf-8")
-    with (folder / "contract.md").open("a", encoding="utf-8") as page:
-        page.write(contract())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from loaders.adapted import Adapted
 from loaders.chat import ChatTemplate, load_template
+from loaders.experts import apart
 from loaders.families import family_of
 from loaders.generation import Generation, load_generation
 from loaders.gguf import GGUF
@@ -104,6 +105,6 @@ def open_source(path: Path) -> Source:
     if not path.exists():
         raise FileNotFoundError(f"{path}: got no such file or directory, wanted a model directory or a .gguf file")
     if path.is_dir():
-        return HuggingFace(path)
+        return apart(HuggingFace(path))
     require(path.suffix == ".gguf", f"{path}: got a file, wanted a model directory or a .gguf file")
-    return GGUF(path)
+    return apart(GGUF(path))

@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from loaders.rope import positions_reach, read_rope
 from loaders.settings import Settings
 from reference import ModelConfig, Rope
 from reference.checks import require
+from reference.weights import FFN, layer_shapes
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
@@ -43,15 +46,21 @@ LLAMA_NAMES = {
 }
 QKV_BIASES = {"b_q": "self_attn.q_proj.bias", "b_k": "self_attn.k_proj.bias", "b_v": "self_attn.v_proj.bias"}
 BIASES = {**QKV_BIASES, "b_o": "self_attn.o_proj.bias"}
+EXPERT_NAMES = {  # of a mixture, {} for the expert's number
+    "router": "mlp.gate.weight",
+    "experts.{}.w_gate": "mlp.experts.{}.gate_proj.weight",
+    "experts.{}.w_up": "mlp.experts.{}.up_proj.weight",
+    "experts.{}.w_down": "mlp.experts.{}.down_proj.weight",
+}
 QK_NORMS = {"q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight"}
 
 EMBEDDING, FINAL_NORM = "embed_tokens.weight", "norm.weight"
 BESIDE = ("rotary_emb.inv_freq",)  # ends of tensors that older checkpoints stored and that are computed anew
 MOST_LAYERS = 100_000  # far beyond any model, and no danger to memory before the file's tensors have been counted
 
-# For these keys null is a value: no window, as many as heads, the width over the heads. For all others it means left
+# For these keys null is a value: no window, as many as heads, the width over the heads, no latent. For all others it means left
 # out.
-NULL_IS_A_VALUE = frozenset({"sliding_window", "num_key_value_heads", "head_dim"})
+NULL_IS_A_VALUE = frozenset({"sliding_window", "num_key_value_heads", "head_dim", "q_lora_rank"})
 
 # What Hugging Face assumes where a config.json is silent, unless the family says otherwise.
 DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
@@ -59,6 +68,21 @@ DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, 
 
 MODEL = ("model.", "lm_head.weight")
 BARE = ("", "lm_head.weight")  # as saved without the head's class
+
+
+@dataclass(frozen=True)
+class Made:
+    """A weight that is a part of a file's tensor, or another arrangement of it: the tensor below "layers.N.", the shape
+    that it must have, and what is taken of it."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    take: Callable[[np.ndarray], np.ndarray]
+
+
+def nothing_made(settings: Settings) -> Mapping[str, Made]:
+    """Of families whose tensors are weights as they stand."""
+    return {}
 
 
 def no_differences(settings: Settings) -> dict[str, Any]:
@@ -76,11 +100,13 @@ class Family:
     """One `model_type`.
 
     `defaults` are config values that a file may leave out; `differences` gives the ModelConfig fields that are not as
-    in Llama; `names` maps weights of a layer to tensors below "layers.N.", to which a config's `attention_bias` adds
-    `biases`; norm weights are stored as w for `norm_offset` + w; `bodies` are the prefixes that embedding, layers and
-    last norm may stand under, each with the name of the output matrix beside it; tensors that start with one of
-    `other_parts` belong to parts of a larger model that are left out; `text_config` picks the language model's config
-    out of a larger one.
+    in Llama; `names` maps weights of a layer to tensors below "layers.N.", where several weights of one tensor are its
+    rows in that order, and a config's `attention_bias` adds `biases`; norm weights are stored as w for `norm_offset` +
+    w; `bodies` are the prefixes that embedding, layers and last norm may stand under, each with the name of the output
+    matrix beside it; tensors that start with one of `other_parts` belong to parts of a larger model that are left out;
+    `text_config` picks the language model's config out of a larger one. In a mixture of experts the names of the FFN are
+    those of `mixture_names`; `made` gives the weights that are parts of a tensor; a file `may_lack` some weights, and
+    have tensors that end in `unread` to no purpose; `parts` are keys of UNSUPPORTED that this family has a part for.
     """
 
     model_type: str
@@ -92,6 +118,11 @@ class Family:
     bodies: tuple[tuple[str, str], ...] = (MODEL, BARE)
     other_parts: tuple[str, ...] = ()
     text_config: Callable[[Settings], Mapping[str, Any]] = whole_config
+    mixture_names: Mapping[str, str] = field(default_factory=dict)
+    made: Callable[[Settings], Mapping[str, Made]] = nothing_made
+    may_lack: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
     def settings(self, config: Mapping[str, Any], where: str) -> Settings:
         """The config with the family's defaults behind it."""
@@ -102,10 +133,14 @@ class Family:
     def model_config(self, settings: Settings) -> ModelConfig:
         """The ModelConfig. Raises ValueError naming the first key that is missing, wrong or not supported."""
         for key in UNSUPPORTED:
-            settings.require(key, not settings.get(key), "false or null: the forward pass has no such part")
+            known = key in self.parts or not settings.get(key)
+            settings.require(key, known, "false or null: the forward pass has no such part")
         layers, heads = settings.whole("num_hidden_layers", MOST_LAYERS), settings.whole("num_attention_heads")
-        head_dim = _head_dim(settings, heads)
-        differences = self.differences(settings)
+        try:
+            differences = self.differences(settings)
+        except ValueError as error:
+            raise _in(settings, error) from None
+        head_dim = differences.pop("head_dim", None) or _head_dim(settings, heads)
         ropes: tuple[Rope | None, ...] = differences.pop("ropes", None) or (read_rope(settings),) * layers
         fields: dict[str, Any] = {
             "family": self.model_type,
@@ -128,11 +163,22 @@ class Family:
         try:
             return ModelConfig(**(fields | differences))
         except ValueError as error:
-            raise ValueError(f"{settings.where}: {error}") from None
+            raise _in(settings, error) from None
 
     def layer_names(self, settings: Settings) -> dict[str, str]:
         """Tensor below "layers.N." of every weight that a layer has."""
         return {**self.names, **(self.biases if self.biases and settings.flag("attention_bias") else {})}
+
+    def tensors_of(self, settings: Settings, config: ModelConfig, layer: int) -> dict[str, str]:
+        """Tensor below "layers.N." of every weight of one layer, which may be a mixture."""
+        names = self.layer_names(settings) | {weight: part.tensor for weight, part in self.made(settings).items()}
+        if config.mixture is not None and config.is_mixture(layer):
+            names = {weight: tensor for weight, tensor in names.items() if weight not in FFN}
+            for weight, tensor in self.mixture_names.items():
+                each = range(config.mixture.experts) if "{}" in weight else range(1)
+                names |= {weight.format(n): tensor.format(n) for n in each}
+        shapes = layer_shapes(config, layer)
+        return {weight: tensor for weight, tensor in names.items() if weight in shapes}
 
     def body(self, names: frozenset[str], where: str) -> tuple[str, str]:
         """The prefix that this checkpoint's tensors stand under, and the name of its output matrix. ValueError where
@@ -157,7 +203,13 @@ class Family:
 
     def has_no_use_for(self, name: str) -> bool:
         """Whether a tensor of this name may lie in the file and not be read."""
-        return name.endswith(BESIDE) or name.startswith(self.other_parts)
+        return name.endswith(BESIDE + self.unread) or name.startswith(self.other_parts)
+
+
+def _in(settings: Settings, error: ValueError) -> ValueError:
+    """The error with the file that it is about."""
+    told = str(error)
+    return error if told.startswith(settings.where) else ValueError(f"{settings.where}: {told}")
 
 
 def _head_dim(settings: Settings, heads: int) -> int:

@@ -1,8 +1,8 @@
 """The arrays that the forward pass reads, looked up under the names of a checkpoint's family.
 
 Every tensor is checked for its shape and for NaN and infinity, and cast to the dtype asked for; one that is stored so
-already stays a view of its file. Norms and biases are small and enter sums directly, so they are never narrower than
-float32. A tensor that nobody reads is refused: it is part of another model than the config tells of.
+already stays a view of its file. Norms and biases are small and enter sums directly, and a router decides by small
+differences, so they are never narrower than float32. A tensor that nobody reads is refused: it is part of another model than the config tells of.
 
 Where the config says that output and embedding are one, the file still decides, as in transformers: it may hold the
 two under one name or the other, or an output of its own that differs.
@@ -25,6 +25,7 @@ from reference.checks import is_float, require
 from reference.int8 import Matrix
 from reference.weights import layer_shapes, model_shapes
 
+WIDE = ("router",)  # matrices that are never narrower than float32
 CACHE_OF_INT8 = np.dtype(ml_dtypes.bfloat16)  # (chosen) as exact as such weights need, and of float32's range
 
 
@@ -36,9 +37,17 @@ class WeightReader:
         self._stored = frozenset(source.names())
         body, output = family.body(self._stored, str(source.path))
         names = {"embedding": body + EMBEDDING, "output": output, "final_norm": body + FINAL_NORM}
-        for weight, tensor in family.layer_names(settings).items():
-            names |= {f"{n}.{weight}": f"{body}layers.{n}.{tensor}" for n in range(config.layers)}
+        self._shapes = model_shapes(config)
+        for n in range(config.layers):
+            self._shapes |= {f"{n}.{weight}": shape for weight, shape in layer_shapes(config, n).items()}
+            own = family.tensors_of(settings, config, n)
+            names |= {f"{n}.{weight}": f"{body}layers.{n}.{tensor}" for weight, tensor in own.items()}
+        self._made = family.made(settings)
         self.names = {weight: self._spelling(tensor) for weight, tensor in names.items()}
+        optional = [weight for weight in self.names if _kind(weight) in family.may_lack]
+        for weight in optional:
+            if self.names[weight] not in self._stored:
+                del self.names[weight]
         if config.tied:
             for one, other in (("embedding", "output"), ("output", "embedding")):
                 if self.names[one] not in self._stored:
@@ -49,15 +58,17 @@ class WeightReader:
         """All weights, matrices as `dtype`, int8 meaning `Int8`; a tied output is the embedding itself. Raises
         ValueError naming the file and the tensor that is missing, of another shape, not a float, or not finite."""
         shared = self._config.tied and self._equal(self.names["embedding"], self.names["output"])
-        arrays = {weight: self._read(weight, dtype) for weight in self.names if not (shared and weight == "output")}
+        arrays: dict[str, Matrix] = {}
+        for weights in self._by_tensor(leave_out="output" if shared else None):
+            arrays |= zip(weights, self._read(weights, dtype), strict=True)
         layers: list[dict[str, Matrix]] = [{} for _ in range(self._config.layers)]
         for weight, array in arrays.items():
-            layer, _, name = weight.rpartition(".")
-            if layer:
+            layer, _, name = weight.partition(".")
+            if name:
                 layers[int(layer)][name] = array
         return Weights(
             embedding=arrays["embedding"],
-            layers=tuple(LayerWeights(**layer) for layer in layers),
+            layers=tuple(LayerWeights.of(layer) for layer in layers),
             final_norm=arrays["final_norm"],
             output=arrays.get("output", arrays["embedding"]),
             cache_dtype=CACHE_OF_INT8 if dtype == np.int8 else None,
@@ -82,24 +93,51 @@ class WeightReader:
                 f"{self._config.layers} layers and this config does not have, wanted it absent",
             )
 
-    def _read(self, weight: str, dtype: np.dtype) -> Matrix:
-        """The weight of that name: checked, offset if it is a norm, and cast or quantised."""
-        name, kind = self.names[weight], weight.rpartition(".")[2]
-        shape = (layer_shapes(self._config) | model_shapes(self._config))[kind]
+    def _by_tensor(self, leave_out: str | None) -> list[list[str]]:
+        """The weights that are read together: those of one tensor, in the order in which they are its rows."""
+        found: dict[str, list[str]] = {}
+        for weight, name in self.names.items():
+            if weight != leave_out:
+                found.setdefault(weight if _kind(weight) in self._made else name, []).append(weight)
+        return list(found.values())
+
+    def _read(self, weights: list[str], dtype: np.dtype) -> list[Matrix]:
+        """The weights of one tensor: its rows, as many for each as the config says."""
+        shapes = [self._shapes[weight] for weight in weights]
+        whole = self._tensor(weights[0], (sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype)
+        if len(shapes) == 1:
+            return [whole]
+        ends = np.cumsum([shape[0] for shape in shapes])
+        spans = [slice(end - shape[0], end) for end, shape in zip(ends, shapes, strict=True)]
+        return [whole.rows(span) if isinstance(whole, Int8) else whole[span] for span in spans]
+
+    def _tensor(self, weight: str, shape: tuple[int, ...], dtype: np.dtype) -> Matrix:
+        """The tensor that this weight is of: checked, offset if it is a norm, and cast or quantised."""
+        name, kind = self.names[weight], _kind(weight)
+        narrow = kind not in WIDE and len(shape) > 1
         where = f"{self._source.file_of(name)}: tensor {shown(name)}"
-        as_it_stands = self._source.eight_bits(name) if dtype == np.int8 and len(shape) == 2 else None
+        made = self._made.get(kind)
+        as_it_stands = self._source.eight_bits(name) if dtype == np.int8 and narrow and made is None else None
         stored = self._source.tensor(name) if as_it_stands is None else as_it_stands
-        require(stored.shape == shape, f"{where}: got shape {stored.shape}, wanted {shape} as the config says")
+        whole = shape if made is None else made.shape
+        require(stored.shape == whole, f"{where}: got shape {stored.shape}, wanted {whole} as the config says")
+        if made is not None:
+            stored = made.take(self._source.tensor(name))
         require(is_float(stored.dtype), f"{where}: got dtype {stored.dtype}, wanted a floating-point type")
         if isinstance(stored, Int8):
             return stored
-        if dtype == np.int8 and len(shape) == 2:
-            made = quantized(where, stored)
+        if dtype == np.int8 and narrow:
+            small = quantized(where, stored)
             self._source.let_go()  # of a file that is larger than what was made of it
-            return made
+            return small
         with np.errstate(over="ignore"):  # an overflow is reported below
-            cast = stored.astype(np.promote_types(dtype, np.float32) if len(shape) == 1 else dtype, copy=False)
+            cast = stored.astype(dtype if narrow else np.promote_types(dtype, np.float32), copy=False)
         if kind.endswith("norm"):
             cast = cast + cast.dtype.type(self._family.norm_offset) if self._family.norm_offset else cast
         check_finite(where, stored, cast)
         return cast
+
+
+def _kind(weight: str) -> str:
+    """What a weight is, in whatever layer and expert."""
+    return weight.rpartition(".")[2]

@@ -8,7 +8,7 @@ Read the files in this order, easy ones first. Each fits one sitting.
     4  quoka                          choosing which keys to read
     5  scores, then caote             attention as a score, and what it leaves out
     6  neurons, then fastforward      choosing which neurons to run
-    7  config, weights, cache, model  what the forward pass is given
+    7  parts, config, weights, cache, model  what the forward pass is given
     8  transformer, then attend       the one forward pass that all backends share
     9  policy, trace, state, toy      how methods are combined and watched; a model to try them on
 
@@ -36,6 +36,7 @@ from reference.layers import (
     draw,
     embed,
     gated_ffn,
+    join_dims,
     linear,
     linear_each,
     prepare_fastforward,
@@ -43,11 +44,14 @@ from reference.layers import (
     rms_norm,
     rotate,
     rotation_tables,
+    soft_cap,
     to_backend,
     to_numpy,
 )
+from reference.mixture import mixture_ffn, route
 from reference.model import Model
 from reference.neurons import griffin_statistic, mixing, neuron_magnitudes, predictor_targets
+from reference.parts import Latent, Mixture
 from reference.policy import Policy
 from reference.predictor import Compensator, FastForwardLayer, FastForwardWeights, Predictor
 from reference.quoka import (
@@ -76,7 +80,7 @@ from reference.voting import (
     sources_asked,
     weighted_vote,
 )
-from reference.weights import LayerWeights, Weights
+from reference.weights import Expert, LayerWeights, Weights
 
 __all__ = [  # the names of the contract first
     *backend.NAMES,
@@ -87,14 +91,17 @@ __all__ = [  # the names of the contract first
     "Compensator",
     "Counts",
     "Evictor",
+    "Expert",
     "FastForward",
     "FastForwardLayer",
     "FastForwardWeights",
     "Int8",
     "KVCache",
     "KeyDiff",
+    "Latent",
     "LayerCache",
     "LayerWeights",
+    "Mixture",
     "Model",
     "ModelConfig",
     "Policy",

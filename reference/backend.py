@@ -13,10 +13,21 @@ FUNCTIONS = (  # the kernel contract
     *("attention", "attention_mass", "select_queries", "key_scores", "select_keys", "quoka_attention"),
     *("keydiff_scores", "tova_scores", "snapkv_scores", "caote_scores", "keep_top", "predictor_scores"),
     *("select_neurons", "sparse_ffn", "layer_densities", "rms_norm", "rotate", "linear", "gated_ffn", "embed"),
+    *("route", "mixture_ffn"),
 )
 MOVES = (  # what else a forward pass does to an array
-    *("attention_each", "select_keys_each", "linear_each", "add", "concatenate", "split_heads", "merge_heads"),
+    *(
+        "attention_each",
+        "select_keys_each",
+        "linear_each",
+        "add",
+        "concatenate",
+        "split_heads",
+        "merge_heads",
+        "join_dims",
+    ),
     *("with_chunk", "group_mean", "last_queries", "rotation_tables", "griffin_statistic", "neuron_magnitudes"),
     *("draw", "to_backend", "to_numpy", "prepare_weights", "prepare_fastforward", "new_cache", "restore_cache"),
+    "soft_cap",
 )
 NAMES = FUNCTIONS + MOVES

@@ -32,8 +32,7 @@ def attention_mass(
     else:
         arguments["q_positions"] = (q_positions, "T")
     sizes = match(**arguments, k_positions=(k_positions, "KV S"))
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale: got {scale}, wanted a finite number")
+    finite("scale", scale)
     if window is not None:
         whole("window", window)
     return sizes
@@ -131,6 +130,29 @@ def gated_ffn(x: Any, w_gate: Any, w_up: Any, w_down: Any, act: str) -> Sizes:
     return match(x=(x, "T E"), w_gate=(w_gate, "F E"), w_up=(w_up, "F E"), w_down=(w_down, "E F"))
 
 
+def route(logits: Any, bias: Any, mixture: Any) -> Sizes:
+    """T and X, the experts of the mixture."""
+    sizes = match(logits=(logits, "T X"), **({} if bias is None else {"bias": (bias, "X")}))
+    require(sizes["X"] == mixture.experts, f"logits: got {sizes['X']} experts, wanted the mixture's {mixture.experts}")
+    return sizes
+
+
+def mixture_ffn(x: Any, experts: Sequence[Any], chosen: Any, shares: Any, act: str) -> Sizes:
+    """T, E, F and K; every expert has the shapes of `gated_ffn`, all alike."""
+    require(len(experts) > 0, "experts: got none, wanted at least one")
+    for expert in {(e.w_gate.shape, e.w_up.shape, e.w_down.shape): e for e in experts}.values():
+        sizes = gated_ffn(x, experts[0].w_gate, expert.w_up, expert.w_down, act)
+        match(w_gate=(expert.w_gate, "F E"), w_up=(expert.w_up, "F E"))
+    require(
+        len(chosen.shape) == 2 and chosen.dtype.kind in "iu",
+        f"chosen: got shape {tuple(chosen.shape)} of {chosen.dtype}, wanted (T, K) of an integer type",
+    )
+    shared = match(x=(x, "T E"), shares=(shares, "T K"))
+    wanted = shared["T"], shared["K"]
+    require(tuple(chosen.shape) == wanted, f"chosen: got shape {tuple(chosen.shape)}, wanted {wanted} as shares")
+    return {**sizes, "K": shared["K"]}
+
+
 def sparse_ffn(x: Any, w_gate: Any, w_up: Any, w_down: Any, neurons: Any, compensator: Any, act: str) -> Sizes:
     """T, E, F and K, and `hidden` where there is a compensator."""
     sizes = gated_ffn(x, w_gate, w_up, w_down, act)
@@ -168,10 +190,10 @@ def rms_norm(x: Any, weight: Any) -> Sizes:
 
 
 def rotate(x: Any, cosine: Any, sine: Any) -> Sizes:
-    """H, T, D and D/2."""
-    sizes = match(x=(x, "H T D"), cosine=(cosine, "T D/2"), sine=(sine, "T D/2"))
-    if 2 * sizes["D/2"] != sizes["D"]:
-        raise ValueError(f"cosine: got {sizes['D/2']} angles, wanted half of head_dim, which is {sizes['D']}")
+    """H, T, D and R/2, of which R is at most D."""
+    sizes = match(x=(x, "H T D"), cosine=(cosine, "T R/2"), sine=(sine, "T R/2"))
+    if 2 * sizes["R/2"] > sizes["D"]:
+        raise ValueError(f"cosine: got {sizes['R/2']} angles, wanted at most half of head_dim, which is {sizes['D']}")
     return sizes
 
 
@@ -188,9 +210,27 @@ def embed(token_ids: Any, table: Any) -> Sizes:
     return {"T": shape[0], **match(table=(table, "V E"))}
 
 
-def add(x: Any, y: Any) -> Sizes:
+def add(x: Any, y: Any, scale: float) -> Sizes:
     """T and E."""
+    finite("scale", scale)
     return match(x=(x, "T E"), y=(y, "T E"))
+
+
+def soft_cap(x: Any, scale: float, cap: float | None) -> Sizes:
+    """T and V."""
+    finite("scale", scale)
+    positive("cap", cap)
+    return match(x=(x, "T V"))
+
+
+def join_dims(x: Any, y: Any, width: int) -> Sizes:
+    """H, T, D and the rotated R; width is at least D + R."""
+    sizes = match(x=(x, "H T D"))
+    match(x=(x, "H T D"), y=(y, "H T R") if len(y) == sizes["H"] else (y, "one T R"))
+    require(len(y) in (1, sizes["H"]), f"y: got {len(y)} heads, wanted {sizes['H']}, or 1 for all of them")
+    least = x.shape[2] + y.shape[2]
+    require(whole("width", width) >= least, f"width: got {width}, wanted at least {least}")
+    return sizes
 
 
 def append(k: Any, v: Any, first: int, newest: int) -> Sizes:
@@ -224,6 +264,18 @@ def select_keys_each(q: Sequence[Any], k: Any, pasts: Sequence[int], budgets: Se
         if whole("pasts", past, 0) > sizes["S"]:
             raise ValueError(f"pasts: got {past}, wanted at most the {sizes['S']} keys")
     return sizes
+
+
+def finite(name: str, value: float | None) -> None:
+    """ValueError unless it is finite, where it is given."""
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{name}: got {value}, wanted a finite number")
+
+
+def positive(name: str, value: float | None) -> None:
+    """ValueError unless it is finite and above zero, where it is given."""
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{name}: got {value}, wanted a positive number")
 
 
 def odd(name: str, value: int) -> int:

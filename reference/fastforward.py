@@ -182,7 +182,9 @@ class FastForward:
         return self
 
     def check(self, config: ModelConfig) -> None:
-        """ValueError unless the weights that it needs are there, loaded, and belong to a model of this shape."""
+        """ValueError unless the weights that it needs are there, loaded, and belong to a model of this shape, whose
+        layers are no mixtures: of experts, the router has chosen already."""
+        require(config.mixture is None, "ffn: got FastForward for a mixture of experts, wanted a model of dense FFNs")
         require(
             self.weights is not None or self.neurons != "predictor",
             "weights: got none, wanted trained FastForward weights for neurons='predictor' "

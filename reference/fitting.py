@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -120,24 +121,27 @@ def activation_slope(x: np.ndarray, act: str) -> np.ndarray:
 
 @dataclass
 class Adam:
-    """Adam over a list of arrays, which `step` changes in place. Its β and ε are the paper's."""
+    """Adam over a list of arrays, which `step` changes in place. Its β and ε are the paper's. Arrays are NumPy's or
+    those of another module; the rate is one for all or one for each."""
 
-    arrays: Sequence[np.ndarray]
+    arrays: Sequence[Any]
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        self._first = [np.zeros_like(array) for array in self.arrays]
-        self._second = [np.zeros_like(array) for array in self.arrays]
-        self._steps = 0
+        self.first = [array * 0 for array in self.arrays]  # m
+        self.second = [array * 0 for array in self.arrays]  # v
+        self.steps = 0
 
-    def step(self, gradients: Sequence[np.ndarray], rate: float) -> None:
+    def step(self, gradients: Sequence[Any], rates: float | Sequence[float]) -> None:
         """m += (1 − β₁)(g − m), v += (1 − β₂)(g² − v), then θ −= rate · m̂ / (√v̂ + ε), with m̂ and v̂ unbiased."""
-        require(rate >= 0, f"rate: got {rate}, wanted at least 0")
-        self._steps += 1
-        for array, gradient, first, second in zip(self.arrays, gradients, self._first, self._second, strict=True):
+        rates = rates if isinstance(rates, Sequence) else [rates] * len(self.arrays)
+        require(min(rates, default=0) >= 0, f"rates: got {min(rates, default=0)}, wanted at least 0")
+        self.steps += 1
+        each = zip(self.arrays, gradients, self.first, self.second, rates, strict=True)
+        for array, gradient, first, second, rate in each:
             first += (1 - self.beta1) * (gradient - first)
             second += (1 - self.beta2) * (gradient * gradient - second)
-            mean, square = first / (1 - self.beta1**self._steps), second / (1 - self.beta2**self._steps)
-            array -= rate * mean / (np.sqrt(square) + self.eps)
+            mean, square = first / (1 - self.beta1**self.steps), second / (1 - self.beta2**self.steps)
+            array -= rate * mean / (square**0.5 + self.eps)

@@ -52,8 +52,8 @@ class Int8:
     def __len__(self) -> int:
         return len(self.values)
 
-    def rows(self, chosen: np.ndarray) -> Int8:
-        """Some of its rows: chosen (K,) -> (K, in)."""
+    def rows(self, chosen: np.ndarray | slice) -> Int8:
+        """Some of its rows: chosen (K,), or a slice -> (K, in)."""
         return Int8(self.values[chosen], self.scales[chosen])
 
 

@@ -45,15 +45,16 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
 
 
 def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
-    """Turn each pair (x_i, x_{i + D/2}) by its angle: x (H, T, D), cosine and sine (T, D/2) -> (H, T, D).
+    """Turn each pair (x_i, x_{i + R/2}) by its angle: x (H, T, D), cosine and sine (T, R/2) -> (H, T, D).
 
-    The two halves of a head pair up, as in Hugging Face checkpoints. `Rope.table` makes the cosines and sines.
+    The two halves of a head pair up, as in Hugging Face checkpoints; where R < D, those of its first R numbers, and the
+    rest stay. `Rope.table` makes the cosines and sines.
     """
-    half = contract.rotate(x, cosine, sine)["D/2"]
+    half = contract.rotate(x, cosine, sine)["R/2"]
     x = widen(x)
     cosine, sine = cosine.astype(x.dtype, copy=False), sine.astype(x.dtype, copy=False)
-    first, second = x[..., :half], x[..., half:]  # (H, T, D/2) each
-    return np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    first, second, rest = np.split(x, [half, 2 * half], axis=-1)  # (H, T, R/2) each, (H, T, D - R)
+    return np.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=-1)
 
 
 def linear(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np.ndarray:
@@ -103,10 +104,33 @@ def gated_ffn(x: np.ndarray, w_gate: Matrix, w_up: Matrix, w_down: Matrix, *, ac
 # The moves between the formulas. An accelerated backend offers them under the same names.
 
 
-def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The residual: x + y, both (T, E)."""
-    contract.add(x, y)
-    return x + y
+def add(x: np.ndarray, y: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
+    """The residual: x + scale · y, both (T, E)."""
+    contract.add(x, y, scale)
+    return x + y * y.dtype.type(scale)
+
+
+def soft_cap(x: np.ndarray, *, scale: float = 1.0, cap: float | None = None) -> np.ndarray:
+    """cap · tanh(scale · x / cap), which stays between -cap and cap and is nearly scale · x near 0; without a cap
+    scale · x itself. Of logits (T, V); attention caps its scores in the same way."""
+    contract.soft_cap(x, scale, cap)
+    if scale == 1 and cap is None:
+        return x
+    x = widen(x)
+    x = x * x.dtype.type(scale)
+    return x if cap is None else np.tanh(x / x.dtype.type(cap)) * x.dtype.type(cap)
+
+
+def join_dims(x: np.ndarray, y: np.ndarray, width: int) -> np.ndarray:
+    """Heads whose dimensions are those of x, then those of y, then zeros: (H, T, D), (H or 1, T, R) -> (H, T, width).
+
+    A y of one head stands in all of them.
+    """
+    contract.join_dims(x, y, width)
+    heads, tokens, dim = x.shape
+    joined: np.ndarray = np.zeros((heads, tokens, width), x.dtype)
+    joined[..., :dim], joined[..., dim : dim + y.shape[2]] = x, y
+    return joined
 
 
 def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -117,7 +141,7 @@ def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
 def rotation_tables(
     rope: Rope, head_dim: int, spans: Sequence[tuple[int, int, int]], dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines for `rotate`, (ΣT, D/2) each: spans of (first position, T, length of the prompt)."""
+    """Cosines and sines for `rotate`, (ΣT, R/2) each: spans of (first position, T, length of the prompt)."""
     tables = [rope.table(head_dim, np.arange(first, first + count), length) for first, count, length in spans]
     cosine, sine = (np.concatenate(parts).astype(dtype) for parts in zip(*tables, strict=True))
     return cosine, sine

@@ -15,7 +15,10 @@ import numpy as np
 
 from reference.config import ModelConfig, Rope
 from reference.model import Model
-from reference.weights import LayerWeights, Weights, layer_shapes, model_shapes
+from reference.weights import OPTIONAL, LayerWeights, Weights, layer_shapes, model_shapes
+
+
+BIASES = ("b_q", "b_k", "b_v", "q_norm", "k_norm", "router_bias", "b_kv_down", "b_k_rotated", "b_q_down")
 
 
 def toy_model(
@@ -79,16 +82,16 @@ def random_weights(config: ModelConfig, *, seed: int = 0, dtype: str = "float64"
             return (1 + 0.1 * rng.standard_normal(shape)).astype(dtype)
         return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(dtype)
 
-    optional = ("b_q", "b_k", "b_v", "q_norm", "k_norm") if biases else ()
+    optional = BIASES if biases else ()
     layers = tuple(
-        LayerWeights(
-            **{
+        LayerWeights.of(
+            {
                 name: draw(name, shape)
-                for name, shape in layer_shapes(config).items()
-                if name.startswith("w_") or name in ("attention_norm", "ffn_norm", *optional)
+                for name, shape in layer_shapes(config, n).items()
+                if name not in OPTIONAL or name in optional
             }
         )
-        for _ in range(config.layers)
+        for n in range(config.layers)
     )
     shapes = model_shapes(config)
     embedding = draw("embedding", shapes["embedding"])

@@ -2,11 +2,11 @@
 
 For each layer and each chunk of T tokens (decoding is a chunk of one):
 
-    1  project q, k, v; norm them where the family does; rotate q and k at their true positions
+    1  norm, project q, k, v; norm q and k where the family does; rotate them at their true positions
     2  append k, v and positions to the layer's cache
     3  select which keys the chunk reads, then attend causally
-    4  project the output, add the residual
-    5  feed-forward, dense or sparse, add the residual
+    4  project the output, norm it where the family does, add the residual
+    5  norm, feed-forward, dense, sparse or a mixture of experts, norm it where the family does, add the residual
     6  evict back to the budget, using what this chunk's attention saw
 
 Several chunks share a pass, of one sequence or of several: their rows stand under each other in every matrix product
@@ -23,11 +23,15 @@ import numpy as np
 
 from reference.attend import attend
 from reference.checks import require, whole
+from reference.config import ModelConfig
 from reference.fastforward import Block
+from reference.latent import latent_heads
+from reference.mixture import mixture_layer
 from reference.model import Model
 from reference.policy import Policy
 from reference.state import Chunk, State, check_tokens
 from reference.trace import Counts, Trace
+from reference.weights import LayerWeights
 
 CHUNK = 128  # tokens per prefill chunk, as in the papers' tables
 TOGETHER = 4  # chunks of a prompt that share a pass, where the backend does not say: each weight is read as much less
@@ -64,29 +68,41 @@ def _layers(model: Model, chunks: Sequence[Chunk]) -> Any:
     )
     spans = [(chunk.first, len(chunk.token_ids), chunk.length) for chunk in chunks]
     rotations = {
-        rope: backend.rotation_tables(rope, config.head_dim, spans, x.dtype) for rope in set(config.ropes) if rope
+        rope: backend.rotation_tables(rope, config.rotated_dim, spans, x.dtype) for rope in set(config.ropes) if rope
     }
-    for n, w in enumerate(weights.layers):
-        normed = backend.rms_norm(x, w.attention_norm, eps=config.rms_eps)
-        q, k, v = backend.linear_each(normed, [(w.w_q, w.b_q), (w.w_k, w.b_k), (w.w_v, w.b_v)])  # (ΣT, H·D), (ΣT, KV·D)
-        q = backend.split_heads(q, config.heads)  # (H, ΣT, D)
-        k, v = backend.split_heads(k, config.kv_heads), backend.split_heads(v, config.kv_heads)  # (KV, ΣT, D)
-        if w.q_norm is not None:
-            q = backend.rms_norm(q, w.q_norm, eps=config.rms_eps)
-            k = backend.rms_norm(k, w.k_norm, eps=config.rms_eps)
-        if (rope := config.ropes[n]) is not None:
-            q, k = (backend.rotate(heads, *rotations[rope]) for heads in (q, k))
-        out = backend.linear(attend(model, n, chunks, q, k, v), w.w_o, w.b_o)
-        if w.post_attention_norm is not None:
-            out = backend.rms_norm(out, w.post_attention_norm, eps=config.rms_eps)
-        x = backend.add(x, out)
 
-        normed = backend.rms_norm(x, w.ffn_norm, eps=config.rms_eps)
-        out = _feed_forward(model, n, chunks, normed)
-        if w.post_ffn_norm is not None:
-            out = backend.rms_norm(out, w.post_ffn_norm, eps=config.rms_eps)
-        x = backend.add(x, out)
-    return backend.rms_norm(x, weights.final_norm, eps=config.rms_eps)
+    def norm(x: Any, weight: Any) -> Any:
+        return _norm(backend, config, x, weight)
+
+    for n, w in enumerate(weights.layers):
+        normed = norm(x, w.attention_norm)
+        project = _heads if config.latent is None else latent_heads
+        q, k, v = project(backend, config, w, normed, rotations.get(config.ropes[n]))  # (H, ΣT, D), (KV, ΣT, D) twice
+        out = backend.linear(attend(model, n, chunks, q, k, v), w.w_o, w.b_o)
+        x = backend.add(x, norm(out, w.post_attention_norm), scale=config.residual_scale)
+
+        out = _feed_forward(model, n, chunks, norm(x, w.ffn_norm))
+        x = backend.add(x, norm(out, w.post_ffn_norm), scale=config.residual_scale)
+    return norm(x, weights.final_norm)
+
+
+def _norm(backend: Any, config: ModelConfig, x: Any, weight: Any) -> Any:
+    """RMSNorm where the family has it there."""
+    return x if weight is None else backend.rms_norm(x, weight, eps=config.rms_eps)
+
+
+def _heads(backend: Any, config: ModelConfig, w: LayerWeights, x: Any, rotation: Any) -> tuple[Any, Any, Any]:
+    """Step 1 without latents: q (H, T, D), k and v (KV, T, D) from the normed hidden states (T, E)."""
+    q, k, v = backend.linear_each(x, [(w.w_q, w.b_q), (w.w_k, w.b_k), (w.w_v, w.b_v)])  # (ΣT, H·D), (ΣT, KV·D)
+    if config.joint_qk_norm:
+        q, k = _norm(backend, config, q, w.q_norm), _norm(backend, config, k, w.k_norm)
+    q = backend.split_heads(q, config.heads)  # (H, ΣT, D)
+    k, v = backend.split_heads(k, config.kv_heads), backend.split_heads(v, config.kv_heads)  # (KV, ΣT, D)
+    if not config.joint_qk_norm:
+        q, k = _norm(backend, config, q, w.q_norm), _norm(backend, config, k, w.k_norm)
+    if rotation is not None:
+        q, k = (backend.rotate(heads, *rotation) for heads in (q, k))
+    return q, k, v
 
 
 def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
@@ -98,6 +114,8 @@ def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
     for chunk in chunks:
         _note_neurons(model, n, chunk, chunk.first, len(chunk.token_ids), None)
     w = model.weights.layers[n]
+    if w.experts is not None:
+        return mixture_layer(model.backend, model.config, w, x)
     return model.backend.gated_ffn(x, w.w_gate, w.w_up, w.w_down, act=model.config.activation)
 
 
@@ -116,7 +134,7 @@ def _by_blocks(model: Model, n: int, chunk: Chunk, part: Any, x: Any) -> Any:
 
 def _note_neurons(model: Model, n: int, chunk: Chunk, first: int, tokens: int, neurons: Any) -> None:
     """Count what a block of `tokens` ran, and trace it: neurons (K,), or None for all of them."""
-    state, width = chunk.state, model.config.ffn_width
+    state, width = chunk.state, model.config.neurons(n)
     state.counts.ran(n, tokens * (width if neurons is None else len(neurons)), tokens * width)
     if state.trace is not None:
         state.trace.ran(n, first, None if neurons is None else model.backend.to_numpy(neurons))
@@ -124,7 +142,8 @@ def _note_neurons(model: Model, n: int, chunk: Chunk, first: int, tokens: int, n
 
 def logits(model: Model, hidden: Any) -> Any:
     """Scores of every vocabulary entry for the next token: hidden (T, E) -> (T, V)."""
-    return model.backend.linear(hidden, model.weights.output)
+    scores = model.backend.linear(hidden, model.weights.output)
+    return model.backend.soft_cap(scores, scale=model.config.logit_scale)
 
 
 def new_state(model: Model, policy: Policy | None = None, *, trace: bool = False) -> State:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from math import prod
 from typing import Any
 
 import accel
 from loaders import load_checkpoint
 from loaders.catalogue import find
-from reference import LayerWeights
+from reference.weights import EXPERTS, FFN
 
 
 def describe(model: str, dtype: str = "float32") -> dict[str, Any]:
@@ -21,10 +20,8 @@ def describe(model: str, dtype: str = "float32") -> dict[str, Any]:
         parts["output"] = [weights.output]
     parts["norms"].append(weights.final_norm)
     for layer in weights.layers:
-        for field in fields(LayerWeights):
-            array = getattr(layer, field.name)
-            if array is not None:
-                parts[_part(field.name)].append(array)
+        for name, array in layer.arrays().items():
+            parts.setdefault(_part(name), []).append(array)
     windows = [window for window in config.windows if window is not None]
     return {
         "path": str(checkpoint.path),
@@ -51,4 +48,6 @@ def describe(model: str, dtype: str = "float32") -> dict[str, Any]:
 def _part(name: str) -> str:
     if name.endswith("norm"):
         return "norms"
-    return "ffn" if name in ("w_gate", "w_up", "w_down") else "attention"
+    if name.startswith((EXPERTS, "router")):
+        return "experts"
+    return "ffn" if name in FFN else "attention"

@@ -8,6 +8,7 @@ from accel.cpu.attention.call import attention, attention_each
 from accel.cpu.attention.received import attention_mass
 from accel.cpu.cache import KVCache, LayerCache, new_cache, restore_cache
 from accel.cpu.ffn.call import gated_ffn, sparse_ffn
+from accel.cpu.ffn.mixture import mixture_ffn
 from accel.cpu.ffn.predictor import predictor_scores
 from accel.cpu.ffn.statistics import griffin_statistic, neuron_magnitudes
 from accel.cpu.layers import (
@@ -41,7 +42,8 @@ from reference.backend import FUNCTIONS, NAMES
 from reference.door import takes_any_array
 from reference.eviction import group_mean
 from reference.fastforward import layer_densities
-from reference.layers import draw, rotation_tables, to_backend
+from reference.layers import draw, join_dims, rotation_tables, soft_cap, to_backend
+from reference.mixture import route
 from reference.scores import last_queries
 
 __all__ = [*NAMES, "FEW", "KVCache", "LayerCache", "THREADS", "thread_count", "warmup"]

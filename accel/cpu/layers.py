@@ -43,22 +43,23 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
 
 
 def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
-    """Turn each pair (x_i, x_{i + D/2}) by its angle: x (H, T, D), cosine and sine (T, D/2) -> (H, T, D) float32."""
+    """Turn each pair (x_i, x_{i + R/2}) by its angle: x (H, T, D), cosine and sine (T, R/2) -> (H, T, D) float32, of
+    whose heads all numbers after the first R stay."""
     sizes = contract.rotate(x, cosine, sine)
-    half = sizes["D/2"]
     x, out = readable(x), fresh(*x.shape)
     cosine, sine = np.ascontiguousarray(cosine, np.float32), np.ascontiguousarray(sine, np.float32)
     if out.size:
-        _rotate(*rows(x), address(cosine), address(sine), address(out), sizes["H"], sizes["T"], half)
+        shape = (sizes[axis] for axis in ("H", "T", "D", "R/2"))
+        _rotate(*rows(x), address(cosine), address(sine), address(out), *shape)
     return out
 
 
-def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The residual: x + y, both (T, E) -> (T, E) float32."""
-    sizes = contract.add(x, y)
+def add(x: np.ndarray, y: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
+    """The residual: x + scale · y, both (T, E) -> (T, E) float32."""
+    sizes = contract.add(x, y, scale)
     x, y, out = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.float32), fresh(*x.shape)
     if out.size:
-        _add(address(x), address(y), address(out), sizes["T"], sizes["E"])
+        _add(address(x), address(y), float(scale), address(out), sizes["T"], sizes["E"])
     return out
 
 
@@ -86,24 +87,20 @@ def prepare_weights(weights: Weights) -> Weights:
     outer = {name: getattr(weights, name) for name in ("embedding", "final_norm", "output")}
     if weights.output is weights.embedding:
         del outer["output"]
-    layers = [{name: x for name, x in vars(layer).items() if x is not None} for layer in weights.layers]
-    for layer in layers:
-        layer["w_down"] = _turned(layer["w_down"])
+    layers = [{name: _turned(name, x) for name, x in layer.arrays().items()} for layer in weights.layers]
     room = Room([x for group in (*layers, outer) for x in group.values()])
-    placed: list[dict[str, Matrix]] = [{name: room.put(x) for name, x in layer.items()} for layer in layers]
-    for layer in placed:
-        layer["w_down"] = _turned(layer["w_down"])
+    placed = [{name: _turned(name, room.put(x)) for name, x in layer.items()} for layer in layers]
     kept = {name: room.put(x) for name, x in outer.items()}
     return Weights(
-        layers=tuple(LayerWeights(**layer) for layer in placed),
+        layers=tuple(LayerWeights.of(layer) for layer in placed),
         cache_dtype=weights.cache_dtype,
         **{"output": kept["embedding"], **kept},
     )
 
 
-def _turned(w_down: Matrix) -> Matrix:
-    """W_down under the other shape; in 8 bits it stays as it is (ffn/eight_bits.py)."""
-    return w_down.T if isinstance(w_down, np.ndarray) else w_down
+def _turned(name: str, weight: Matrix) -> Matrix:
+    """A W_down under the other shape; in 8 bits it stays as it is (ffn/eight_bits.py), and so does any other weight."""
+    return weight.T if name.endswith("w_down") and isinstance(weight, np.ndarray) else weight
 
 
 def prepare_fastforward(weights: FastForwardWeights) -> FastForwardWeights:
@@ -141,14 +138,14 @@ def _rms_norm(task, worker, x, x_head, x_row, kind, weight, out, heads, tokens, 
 
 
 @kernel
-def _add(task, worker, x, y, out, tokens, dim):
+def _add(task, worker, x, y, scale, out, tokens, dim):
     while True:
         first = fetch_add(task, 1) * ROWS_READ
         if first >= tokens:
             return
         at, count = 4 * first * dim, min(ROWS_READ, tokens - first) * dim
         copy_row(x + at, out + at, count, 1.0)
-        add_row(y + at, F32, count, 1.0, out + at)
+        add_row(y + at, F32, count, real(scale), out + at)
 
 
 @kernel
@@ -162,14 +159,14 @@ def _stack(task, worker, places, parts, out, dim):
 
 
 @kernel
-def _rotate(task, worker, x, x_head, x_row, kind, cosine, sine, out, heads, tokens, half):
+def _rotate(task, worker, x, x_head, x_row, kind, cosine, sine, out, heads, tokens, dim, half):
     size = 4 if kind == F32 else 2
     while True:
         first = fetch_add(task, 1) * ROWS_READ
         if first >= heads * tokens:
             return
         for r in range(first, min(first + ROWS_READ, heads * tokens)):
-            source, target = x + r // tokens * x_head + r % tokens * x_row, out + 8 * r * half
+            source, target = x + r // tokens * x_head + r % tokens * x_row, out + 4 * r * dim
             for i in range(0, half, LANES):
                 left = half - i
                 c = load_kind(cosine + 4 * (r % tokens * half + i), F32, left)
@@ -182,3 +179,9 @@ def _rotate(task, worker, x, x_head, x_row, kind, cosine, sine, out, heads, toke
                 else:
                     store_some(target + 4 * i, left, a * c - b * s)
                     store_some(target + 4 * (half + i), left, b * c + a * s)
+            for i in range(2 * half, dim, LANES):
+                rest = load_kind(source + size * i, kind, dim - i)
+                if dim - i >= LANES:
+                    store(target + 4 * i, rest)
+                else:
+                    store_some(target + 4 * i, dim - i, rest)

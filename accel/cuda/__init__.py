@@ -9,15 +9,18 @@ from accel.cuda.attention.call import attention, attention_each
 from accel.cuda.attention.received import attention_mass
 from accel.cuda.cache import KVCache, LayerCache, new_cache, restore_cache
 from accel.cuda.ffn.call import gated_ffn, griffin_statistic, neuron_magnitudes, sparse_ffn
+from accel.cuda.ffn.mixture import mixture_ffn, route
 from accel.cuda.ffn.predictor import layer_densities, predictor_scores
 from accel.cuda.layers import (
     concatenate,
     draw,
     embed,
+    join_dims,
     merge_heads,
     prepare_fastforward,
     prepare_weights,
     rms_norm,
+    soft_cap,
     split_heads,
 )
 from accel.cuda.linear.maps import linear, linear_each
@@ -58,6 +61,7 @@ __all__ = [
     "gated_ffn",
     "griffin_statistic",
     "group_mean",
+    "join_dims",
     "keep_top",
     "key_scores",
     "keydiff_scores",
@@ -66,6 +70,7 @@ __all__ = [
     "linear",
     "linear_each",
     "merge_heads",
+    "mixture_ffn",
     "neuron_magnitudes",
     "new_cache",
     "predictor_scores",
@@ -76,12 +81,14 @@ __all__ = [
     "rms_norm",
     "rotate",
     "rotation_tables",
+    "route",
     "run_pass",
     "select_keys",
     "select_keys_each",
     "select_neurons",
     "select_queries",
     "snapkv_scores",
+    "soft_cap",
     "sparse_ffn",
     "split_heads",
     "tell_compiling",

@@ -19,10 +19,11 @@ from accel.cuda.ptx.numbers import narrow, wide
 from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.ptx.warp import warp_sum
 from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty, stored, to_backend, under_each_other, write
+from accel.cuda.runtime.capped import capped
 from accel.cuda.runtime.device import free_memory, here
 from accel.cuda.runtime.errors import tokens
-from accel.cuda.runtime.kernels import Kernel, device, kernel
-from accel.cuda.runtime.moves import joined, packed
+from accel.cuda.runtime.kernels import Kernel, blocks, device, kernel
+from accel.cuda.runtime.moves import joined, packed, put, zeros
 from accel.cuda.runtime.pool import pool
 from accel.cuda.runtime.reduce import HALF, THREADS, WARP
 from accel.cuda.runtime.views import plain, to_numpy
@@ -57,12 +58,25 @@ def rms_norm(x: Any, weight: Array, *, eps: float) -> Array:
     contract.rms_norm(x, weight)
     out = empty(x.shape, weight.dtype, activation=True)
     total = empty(x.shape, F32) if isinstance(x, Sum) else out
-    parts = x.taken(total) if isinstance(x, Sum) else None
+    parts, scale = (x.taken(total), x.scale) if isinstance(x, Sum) else (None, 1.0)
     first, second = parts or (plain(x),) * 2
     if out.size:
         left, right, whole, made = (a if a.ndim == 3 else _rows(a) for a in (first, second, total, out))
         norm, threads = (_norm_few, THREADS) if x.shape[-1] < MANY or SIMULATED else (_norm_many, MANY)
-        norm[(left.shape[1], left.shape[0]), threads](left, right, int(bool(parts)), weight, float(eps), whole, made)
+        norm[(left.shape[1], left.shape[0]), threads](
+            left, right, int(bool(parts)), scale, weight, float(eps), whole, made
+        )  # fmt: skip
+    return out
+
+
+def soft_cap(x: Array, *, scale: float = 1.0, cap: float | None = None) -> Array:
+    """cap · tanh(scale · x / cap), or scale · x without a cap: x (T, V) -> (T, V) float32."""
+    sizes = contract.soft_cap(x, scale, cap)
+    if scale == 1 and cap is None:
+        return x
+    out = empty(x.shape, F32)
+    if out.size:
+        _soft_cap[(sizes["T"], blocks(sizes["V"], THREADS)), THREADS](x, float(scale), float(cap or 0), out)
     return out
 
 
@@ -71,6 +85,20 @@ def concatenate(parts: Sequence[Array]) -> Array:
     already."""
     seen = under_each_other(parts)
     return joined(list(parts), parts[0].dtype) if seen is None else seen
+
+
+def join_dims(x: Array, y: Array, width: int) -> Array:
+    """Heads whose dimensions are those of x, then those of y, then zeros: (H, T, D), (H or 1, T, R) -> (H, T, width)."""
+    contract.join_dims(x, y, width)
+    x, y = plain(x), plain(y)
+    heads, rows, dim = x.shape
+    filled = dim + y.shape[2]
+    out = (empty if filled == width else zeros)((heads, rows, width), x.dtype)
+    step = out.dtype.itemsize
+    every = y.seen(y.address, (heads, *y.shape[1:]), (y.strides[0] if len(y) > 1 else 0, *y.strides[1:]))
+    for part, first in ((x, 0), (every, dim)):
+        put(part, out.seen(out.address + first * step, part.shape, out.strides))
+    return out
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -106,11 +134,14 @@ def prepare_weights(weights: Weights) -> Weights:
     _make_sure_of(weights.nbytes // (2 if weights.embedding.dtype == F64 else 1), weights.embedding.dtype)
 
     def moved(layer: LayerWeights) -> LayerWeights:
-        there = {f.name: getattr(layer, f.name) for f in fields(layer)}
-        there["w_down"] = to_backend(np.ascontiguousarray(layer.w_down.T)).axes(1, 0)
-        for names in (("w_q", "w_k", "w_v"), ("b_q", "b_k", "b_v"), ("w_gate", "w_up")):
-            there |= zip(names, _joined([there[name] for name in names]), strict=True)
-        return LayerWeights(**{name: to_backend(array) for name, array in there.items()})
+        there = layer.arrays()
+        for name in [name for name in there if name.endswith("w_down")]:
+            there[name] = to_backend(np.ascontiguousarray(there[name].T)).axes(1, 0)
+        gates = [(name, name.replace("w_gate", "w_up")) for name in there if name.endswith("w_gate")]
+        for names in [("w_q", "w_k", "w_v"), ("b_q", "b_k", "b_v"), *gates]:
+            if all(name in there for name in names):
+                there |= zip(names, _joined([there[name] for name in names]), strict=True)
+        return LayerWeights.of({name: to_backend(array) for name, array in there.items()})
 
     embedding = to_backend(weights.embedding)
     output = embedding if weights.output is weights.embedding else to_backend(weights.output)
@@ -172,12 +203,19 @@ def _embed(ids, table, scale, out):
         i += cuda.blockDim.x
 
 
+@kernel
+def _soft_cap(x, scale, cap, out):
+    t, i = cuda.blockIdx.x, cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+    if i < out.shape[1]:
+        out[t, i] = capped(wide(x[t, i]) * np.float32(scale), np.float32(cap))
+
+
 def _rms_norm(name: str, threads: int) -> Kernel:
-    """The kernel for blocks of so many threads: of x, or where it `adds`, of x + y, which is left in `total`."""
+    """The kernel for blocks of so many threads: of x, or where it `adds`, of x + scale · y, left in `total`."""
     warps = threads // WARP
 
     @kernel(name=name, threads=threads)
-    def rms_norm(x, y, adds, weight, eps, total, out):
+    def rms_norm(x, y, adds, scale, weight, eps, total, out):
         memory = cuda.shared.array(warps, np.float32)
         t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
         row, other, whole, made = x[head, t], y[head, t], total[head, t], out[head, t]
@@ -186,7 +224,7 @@ def _rms_norm(name: str, threads: int) -> Kernel:
         while i < row.shape[0]:
             part = wide(row[i])
             if adds != 0:
-                part += wide(other[i])
+                part += np.float32(scale) * wide(other[i])
                 whole[i] = narrow(whole, part)
             squares += part * part
             i += threads
@@ -205,7 +243,7 @@ def _rms_norm(name: str, threads: int) -> Kernel:
         while i < row.shape[0]:
             part = wide(row[i])
             if adds != 0:
-                part += wide(other[i])
+                part += np.float32(scale) * wide(other[i])
             made[i] = narrow(made, part * rate * wide(weight[i]))
             i += threads
 

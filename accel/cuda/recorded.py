@@ -54,6 +54,8 @@ def _repeats(model: Model, chunks: Sequence[Chunk]) -> bool:
     """Whether the pass makes the launches that the next one like it will make too: a token of each of several
     sequences, or equal chunks of one, all of whose layers evict."""
     first, tokens = chunks[0], len(chunks[0].token_ids)
+    if model.config.mixture is not None:
+        return False  # what is launched depends on the experts chosen
     if not first.decoding:
         alike = all(chunk.state is first.state and len(chunk.token_ids) == tokens for chunk in chunks)
         parts = [first.state.policy.at(n) for n in range(model.config.layers)]
@@ -223,6 +225,6 @@ def _buffers(chunks: Sequence[Chunk]) -> list[Any]:
 
 
 def _table(model: Model, rope: Any, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines of the tokens' positions, (ΣT, D/2) each."""
+    """Cosines and sines of the tokens' positions, (ΣT, R/2) each."""
     spans = [(chunk.first, len(chunk.token_ids), chunk.length) for chunk in chunks]
-    return meaning.rotation_tables(rope, model.config.head_dim, spans, F32)
+    return meaning.rotation_tables(rope, model.config.rotated_dim, spans, F32)

@@ -28,8 +28,8 @@ STEPS = 2048  # positions that one pair of tables of steps reaches
 
 
 def rotate(x: Array, cosine: Array, sine: Array) -> Array:
-    """Turn each pair (x_i, x_{i + D/2}) by its angle: x (H, T, D), cosine and sine (T, D/2) -> (H, T, D), the heads
-    of a token side by side in memory."""
+    """Turn each pair (x_i, x_{i + R/2}) by its angle: x (H, T, D), cosine and sine (T, R/2) -> (H, T, D), the heads
+    of a token side by side in memory. All numbers of a head after the first R stay."""
     sizes = contract.rotate(x, cosine, sine)
     out = empty((sizes["T"], sizes["H"], sizes["D"]), x.dtype, activation=True).axes(1, 0, 2)
     if out.size:
@@ -40,14 +40,14 @@ def rotate(x: Array, cosine: Array, sine: Array) -> Array:
 def rotation_tables(
     rope: Rope, head_dim: int, spans: Sequence[tuple[int, int, int]], dtype: np.dtype
 ) -> tuple[Array, Array]:
-    """Cosines and sines for `rotate`, (ΣT, D/2) each: spans of (first position, T, length of the prompt)."""
+    """Cosines and sines for `rotate`, (ΣT, R/2) each: spans of (first position, T, length of the prompt)."""
     if rope in here.given:
         return here.given[rope]
     if all(count == 1 for _, count, _ in spans):
         cosine, sine = meaning.rotation_tables(rope, head_dim, spans, F32)
         return to_backend(cosine), to_backend(sine)
     rows = sum(count for _, count, _ in spans)
-    out = empty((2, rows, head_dim // 2), F32)
+    out = empty((2, rows, rope.rotated(head_dim) // 2), F32)
     start = 0
     for first, count, length in _without_seams(spans):
         steps = _steps(rope.frequencies(head_dim, length).tobytes())
@@ -74,7 +74,7 @@ def _without_seams(spans: Sequence[tuple[int, int, int]]) -> list[tuple[int, int
 
 @lru_cache(8)
 def _steps(frequencies: bytes) -> Array:
-    """Cosines and sines of 0 … STEPS - 1 steps of frequencies (D/2,) float64 -> (2, STEPS, D/2) float64."""
+    """Cosines and sines of 0 … STEPS - 1 steps of frequencies (R/2,) float64 -> (2, STEPS, R/2) float64."""
     angles = np.arange(STEPS)[:, None] * np.frombuffer(frequencies, F64)
     return _float64([np.cos(angles), np.sin(angles)])
 
@@ -105,4 +105,8 @@ def _rotate(x, cosine, sine, out):
         a, b = wide(x[head, t, i]), wide(x[head, t, half + i])
         out[head, t, i] = narrow(out, a * c - b * s)
         out[head, t, half + i] = narrow(out, b * c + a * s)
+        i += cuda.blockDim.x
+    i = 2 * half + cuda.threadIdx.x
+    while i < x.shape[2]:
+        out[head, t, i] = narrow(out, wide(x[head, t, i]))
         i += cuda.blockDim.x

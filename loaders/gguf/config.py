@@ -29,7 +29,13 @@ from loaders.settings import Settings
 from reference.checks import require
 from reference.config import Rope
 
-MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
+MODEL_TYPES = {
+    "llama": "llama",  # or mixtral, where it has experts
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "gemma3": "gemma3_text",
+}
 SCALE_LINEAR = "{arch}.rope.scale_linear"  # until August 2023; gguf has forgotten it
 USED = {
     Keys.LLM.BLOCK_COUNT,
@@ -51,7 +57,13 @@ USED = {
     Keys.Rope.SCALING_YARN_BETA_FAST,
     Keys.Rope.SCALING_YARN_BETA_SLOW,
 }
+EXPERTS = {Keys.LLM.EXPERT_COUNT, Keys.LLM.EXPERT_USED_COUNT}
 USED_BY_GEMMA3 = {Keys.Attention.SLIDING_WINDOW, Keys.Attention.SLIDING_WINDOW_PATTERN, Keys.Rope.FREQ_BASE_SWA}
+USED_BY = {
+    "gemma3": USED_BY_GEMMA3,
+    "llama": EXPERTS,
+    "qwen3moe": EXPERTS | {Keys.LLM.EXPERT_FEED_FORWARD_LENGTH},
+}
 CHANGES_NOTHING = {
     Keys.LLM.VOCAB_SIZE,  # the embedding has it
     Keys.LLM.TENSOR_DATA_LAYOUT,
@@ -101,7 +113,9 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
         alone = config["rope_scaling"] is None
         metadata.require(at(Keys.Rope.SCALING_TYPE), alone, f"no scaling beside the factors in {ROPE_FACTORS}")
         config["rope_scaling"] = _llama3(config["rope_theta"], head_dim, file)
-    return config | (_gemma3(config, metadata) if arch == "gemma3" else {"hidden_act": "silu"})
+    return (
+        config | (_gemma3(config, metadata) if arch == "gemma3" else {"hidden_act": "silu"}) | _experts(arch, metadata)
+    )
 
 
 def _of(arch: str) -> Callable[[str], str]:
@@ -126,7 +140,7 @@ def _every_layer_alike(arch: str, metadata: Settings) -> Settings:
 
 def _refuse_others(arch: str, metadata: Settings) -> None:
     """ValueError for a key of the architecture that is neither used nor known to change nothing, unless it is off."""
-    known = USED | CHANGES_NOTHING | (USED_BY_GEMMA3 if arch == "gemma3" else set())
+    known = USED | CHANGES_NOTHING | USED_BY.get(arch, set())
     for full, value in metadata.values.items():
         key = re.sub(rf"^{arch}\.", "{arch}.", full)
         if key == full or key in known:
@@ -176,6 +190,21 @@ def _llama3(theta: float, head_dim: int, file: GGUFFile) -> dict[str, Any]:
         f"wanted Llama 3's {head_dim // 2} for that factor: no other scaling by frequency is supported",
     )
     return {"rope_type": "llama3", "factor": factor, **LLAMA3}
+
+
+def _experts(arch: str, metadata: Settings) -> dict[str, Any]:
+    """What a mixture's config says besides. llama.cpp lets the shares of Qwen3's experts add up to 1, as its models do."""
+    at = _of(arch)
+    if not metadata.get(at(Keys.LLM.EXPERT_COUNT)):
+        return {}
+    config: dict[str, Any] = {
+        "num_local_experts": metadata.whole(at(Keys.LLM.EXPERT_COUNT)),
+        "num_experts_per_tok": metadata.whole(at(Keys.LLM.EXPERT_USED_COUNT)),
+    }
+    if arch == "llama":
+        return config | {"model_type": "mixtral"}
+    width = metadata.whole(at(Keys.LLM.EXPERT_FEED_FORWARD_LENGTH))
+    return config | {"moe_intermediate_size": width, "norm_topk_prob": True}
 
 
 def _gemma3(config: dict[str, Any], metadata: Settings) -> dict[str, Any]:

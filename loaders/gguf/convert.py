@@ -17,7 +17,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from loaders.experts import apart
 from loaders.gguf.source import GGUF
+from loaders.source import Source
 from reference.checks import require
 
 DTYPES = {
@@ -42,7 +44,7 @@ def convert(
     something at `directory` already. Nothing is left behind by a conversion that fails.
     """
     require(dtype in DTYPES, f"dtype: got {dtype!r}, wanted one of {', '.join(DTYPES)}")
-    target, source = Path(directory), GGUF(Path(gguf))
+    target, source = Path(directory), apart(GGUF(Path(gguf)))
     if target.exists():
         raise FileExistsError(f"{target}: got something there already, wanted a new directory")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,7 @@ def convert(
     return target
 
 
-def _write_tensors(path: Path, source: GGUF, dtype: str, progress: Callable[[int, int], None] | None) -> None:
+def _write_tensors(path: Path, source: Source, dtype: str, progress: Callable[[int, int], None] | None) -> None:
     """A safetensors file, one tensor in memory at a time."""
     code, stored = DTYPES[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -63,11 +63,12 @@ class GGUFFile:
         self.shapes = {name: tuple(map(int, reversed(tensor.shape))) for name, tensor in self._tensors.items()}
 
     def eight_bits(self, name: str) -> Int8 | None:
-        """A matrix that is stored as Q8_0, as it stands; None for any other."""
+        """A matrix that is stored as Q8_0, as it stands, or a stack of them under each other; None for any other."""
         tensor = self._tensors.get(name)
-        if tensor is None or tensor.tensor_type is not GGMLQuantizationType.Q8_0 or len(self.shapes[name]) != 2:
+        if tensor is None or tensor.tensor_type is not GGMLQuantizationType.Q8_0 or len(self.shapes[name]) < 2:
             return None
-        return from_q8_0(f"{self.path}: tensor {name!r}", np.asarray(tensor.data), self.shapes[name][1])
+        blocks = np.asarray(tensor.data)
+        return from_q8_0(f"{self.path}: tensor {name!r}", blocks.reshape(-1, blocks.shape[-1]), self.shapes[name][-1])
 
     def tensor(self, name: str) -> np.ndarray:
         """The tensor: a view of the file where it is stored as floats, or else its blocks as float32."""

@@ -19,7 +19,7 @@ import numpy as np
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys, get_tensor_name_map
 
 from loaders.families.gemma3 import NAMES as GEMMA3_NAMES
-from loaders.family import LLAMA_NAMES, QK_NORMS
+from loaders.family import EXPERT_NAMES, LLAMA_NAMES, QK_NORMS
 from loaders.gguf.config import MODEL_TYPES, ROPE_FACTORS, hugging_face_config
 from loaders.gguf.file import GGUFFile
 from loaders.gguf.special import special_ids, tokenizer_config
@@ -29,7 +29,8 @@ from reference import Int8
 from reference.checks import require
 
 OUTER = ("model.embed_tokens", "model.norm", "lm_head")
-INNER = {*LLAMA_NAMES.values(), *QK_NORMS.values(), *GEMMA3_NAMES.values()}
+STACKED = {name.replace(".{}", "") for name in EXPERT_NAMES.values()}  # of all experts (loaders/experts.py)
+INNER = {*LLAMA_NAMES.values(), *QK_NORMS.values(), *GEMMA3_NAMES.values(), *STACKED}
 BIASED = tuple(f".self_attn.{letter}_proj.weight" for letter in "qkvo")
 
 

@@ -29,6 +29,7 @@ from reference import (
     Caote,
     FastForward,
     KeyDiff,
+    Mixture,
     Model,
     Policy,
     Quoka,
@@ -109,8 +110,13 @@ def logits(model: Model, policy: Policy) -> tuple[np.ndarray, State]:
 
 def forward() -> str:
     """Every policy, and a window, against the reference in float64: what was wrong."""
-    for name, policy in {**POLICIES, "window": Policy()}.items():
-        fields = TINY | ({"window": 5} if name == "window" else {"biases": name == "dense"})
+    for name, policy in {**POLICIES, "window": Policy(), "experts": Policy()}.items():
+        shape: dict[str, Any] = {"biases": name == "dense"}
+        if name == "window":
+            shape = {"window": 5}
+        if name == "experts":
+            shape = {"mixture": Mixture((True,), 4, 2, 3, shared_width=2, groups=2, groups_chosen=1, score="sigmoid")}
+        fields = TINY | shape
         meant = small_model(**fields)
         wanted, there = logits(meant, policy)
         prepared = accel.cuda.prepare_weights(meant.weights)

@@ -120,7 +120,9 @@ def test_the_norm_of_wide_rows_is_assembled() -> None:
     from accel.cuda.runtime.arrays import BF16, F32
     from accel.cuda.runtime.kernels import assemble
 
-    _, report = assemble(_norm_many.text(((F32, 3), (F32, 3), int, (BF16, 1), float, (F32, 3), (BF16, 3)), "80"), "80")
+    _, report = assemble(
+        _norm_many.text(((F32, 3), (F32, 3), int, float, (BF16, 1), float, (F32, 3), (BF16, 3)), "80"), "80"
+    )
     assert not complaints(report), report
 
 

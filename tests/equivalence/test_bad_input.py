@@ -16,6 +16,7 @@ Q, K, V = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 3, 8)
 QP, KP = np.arange(3, 6), np.broadcast_to(np.arange(6), (2, 6))
 H = rng.random((4, 6)).astype(np.float32)
 X, GATE, DOWN = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 8), (10, 8), (8, 10)))
+EXPERTS = [reference.Expert(GATE, GATE, DOWN)] * 2
 NAN = np.where(np.arange(12).reshape(2, 6) == 4, np.nan, 1).astype(np.float32)
 
 CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
@@ -58,6 +59,15 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "a norm of another width": ("rms_norm", (X, GATE[:, 0]), {"eps": 1e-5}),
     "angles of another head_dim": ("rotate", (Q, Q[0], Q[0]), {}),
     "an id beyond the table": ("embed", (np.array([1, 10]), GATE), {}),
+    "logits of another mixture": ("route", (H,), {"mixture": reference.Mixture((True,), 5, 2, 8)}),
+    "an expert that is not there": ("mixture_ffn", (X, EXPERTS, np.array([[0, 1], [1, 2], [0, 1]]), X[:, :2]), {}),
+    "an expert twice": ("mixture_ffn", (X, EXPERTS, np.array([[0, 1], [1, 1], [0, 1]]), X[:, :2]), {}),
+    "more experts than shares": ("mixture_ffn", (X, EXPERTS, np.array([[0, 1], [0, 1], [0, 1]]), X[:, :1]), {}),
+    "an expert of another width": (
+        "mixture_ffn",
+        (X, [*EXPERTS, reference.Expert(GATE, GATE[:9], DOWN)], np.array([[0], [0], [0]]), X[:, :1]),
+        {},
+    ),
     "an id below 0": ("embed", (np.array([-1]), GATE), {}),
     "ids that are floats": ("embed", (np.array([1.0]), GATE), {}),
     "a density of nothing": ("layer_densities", (H[0], 0.0), {}),

@@ -43,6 +43,8 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "linear": ((X, GATE), {"bias": floats(7)}),
     "gated_ffn": ((X, GATE, UP, DOWN), {"act": "silu"}),
     "embed": ((np.array([1, 0]), floats(3, 6)), {}),
+    "route": ((floats(3, 4), floats(4)), {"mixture": reference.Mixture((True,), 4, 2, 7, groups=2, groups_chosen=1)}),
+    "mixture_ffn": ((X, [reference.Expert(GATE, UP, DOWN)] * 2, np.array([[0], [1], [0]]), floats(3, 1)), {}),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from reference import gated_ffn, griffin_statistic, predictor_scores
 from reference.fitting import densities_by_damage
 from reference.layers import sigmoid
 from tests.checkpoints import write_checkpoint
-from thresher.fit import Progress, activations, damage, fastforward
+from thresher.fit import Progress, activations, damage, fastforward, run, tune
 from thresher.fit.layer import Layer, Recipe, predictor_rank
 from thresher.fit.text import held_out, make_prompts, read_documents
 
@@ -232,6 +233,52 @@ def test_a_full_disk_is_told_before_anything_is_recorded(
     assert not (tmp_path / "weights").exists()
 
 
+def test_a_disk_that_fills_up_leaves_nothing_half_written(
+    model: Path, text: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file itself no longer fits, what was trained is kept, and the command given again writes it."""
+
+    def full(path: Path, weights: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as there:
+        there.setattr("thresher.fit.run.save_fastforward", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            fastforward(model, [text], out=tmp_path / "weights", **SMALL)
+    assert os.listdir(tmp_path) == ["weights.work"]
+    fastforward(model, [text], out=tmp_path / "weights", **SMALL)
+    assert (tmp_path / "weights").read_bytes() == trained.read_bytes()
+
+
+def test_all_layers_are_tuned_together(
+    model: Path, text: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is prepared once, held-out prompts stay out, and the file says what was done."""
+    prepared, tuned_on = [], []
+
+    class Counted(run.LanguageModel):
+        def __init__(self, *given: Any) -> None:
+            prepared.append(given)
+            super().__init__(*given)
+
+    def noted(network: Any, layers: Any, train: np.ndarray, held: np.ndarray, *given: Any, **more: Any) -> Any:
+        tuned_on.append((train, held))
+        return tune.tune(network, layers, train, held, *given, **more)
+
+    monkeypatch.setattr(run, "LanguageModel", Counted)
+    monkeypatch.setattr(run, "tune_layers", noted)
+    out = fastforward(model, [text], out=tmp_path / "weights", **SMALL, schedule="damage", tune=20 * 128)
+    assert len(prepared) == 1
+    ((train, held),) = tuned_on
+    assert len(train) == 19  # of the 20 prompts that were asked for, one is held out
+    assert not set(map(bytes, train)) & set(map(bytes, held))
+    weights = load_fastforward(out)
+    assert json.loads(weights.metadata["tuning"])["tokens"] == 2560
+    assert len(json.loads(weights.metadata["tuning_held_out"])) == 21
+    assert out.read_bytes() != trained.read_bytes()
+
+
 def test_weights_of_another_model_are_refused(model: Path, trained: Path, tmp_path: Path) -> None:
     policy = thresher.Policy(ffn=thresher.FastForward(weights=str(trained)))
 
@@ -270,7 +317,7 @@ def test_without_weights_the_command_is_named(model: Path) -> None:
 def test_damage_is_the_divergence_of_one_thinned_layer(model: Path, tmp_path: Path) -> None:
     llm = thresher.load(model, backend="reference")
     ids = np.random.default_rng(0).integers(0, 250, (2, 96))
-    got = damage.measure(llm.model, ids, tmp_path, density=0.5, block=16)
+    got = damage.measure(lambda: llm.model, 2, ids, tmp_path, density=0.5, block=16)
     part = thresher.FastForward(0.5, neurons="oracle", block=16, dense_first=16, dense_last=16)
     for layer in range(2):
         policy = thresher.Policy(overrides={layer: thresher.Policy(ffn=part)})

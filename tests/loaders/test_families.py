@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 import reference
+from accel import cpu
 from loaders import load_checkpoint
 from loaders.families import FAMILIES, family_of
 from reference import Model, ModelConfig, Policy, Rope
-from tests.loaders.cases import CASES, NEW, PROMPT, ROWS, SCALINGS, SHAPES, norm_offset, prompt, shape
+from tests.loaders.cases import CASES, NEW, PROMPT, ROWS, SCALED, SCALINGS, norm_offset, prompt, shape
 from tests.loaders.files import LLAMA, draw, llama_tensors, write_checkpoint
 
 RECORDED = np.load(Path(__file__).with_name("families.npz"))
@@ -21,12 +23,14 @@ NORMS = ("attention_norm", "post_attention_norm", "ffn_norm", "post_ffn_norm", "
 CHUNK = 32  # so that chunks end inside the prompt and inside windows
 
 
-def run(directory: Path, ids: np.ndarray) -> tuple[np.ndarray, list[int]]:
+def run(
+    directory: Path, ids: np.ndarray, backend: ModuleType = reference, chunk: int = CHUNK
+) -> tuple[np.ndarray, list[int]]:
     """What `transformers` did in the recording: logits after every token of the prompt, then NEW greedy tokens."""
     checkpoint = load_checkpoint(directory)
-    model = Model(checkpoint.config, checkpoint.weights, reference)
+    model = Model(checkpoint.config, backend.prepare_weights(checkpoint.weights), backend)
     state = reference.new_state(model)
-    logits = reference.prefill(model, state, ids, every=True, chunk=CHUNK)
+    logits = reference.prefill(model, state, ids, every=True, chunk=chunk)
     greedy: list[int] = []
     for _ in range(NEW):
         greedy.append(int(state.logits.argmax()))
@@ -41,13 +45,15 @@ def parse(config: dict[str, Any]) -> ModelConfig:
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_recorded(case: str, tmp_path: Path) -> None:
+    """By the reference in chunks, and by the CPU's kernels in one."""
     config, shapes = (json.loads(str(RECORDED[f"{case}/{part}"])) for part in ("config", "shapes"))
     offset = norm_offset(config["model_type"])
     tensors = {name: draw(name, tuple(shape), norm_offset=offset) for name, shape in shapes.items()}
-    logits, greedy = run(write_checkpoint(tmp_path, config, tensors), prompt(config))
-    wanted = RECORDED[f"{case}/logits"]
-    np.testing.assert_allclose(logits[ROWS], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
-    assert greedy == RECORDED[f"{case}/greedy"].tolist()
+    directory, wanted = write_checkpoint(tmp_path, config, tensors), RECORDED[f"{case}/logits"]
+    for backend, chunk in ((reference, CHUNK), (cpu, PROMPT)):
+        logits, greedy = run(directory, prompt(config), backend, chunk)
+        np.testing.assert_allclose(logits[ROWS], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+        assert greedy == RECORDED[f"{case}/greedy"].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,7 @@ def test_sparse_config_means_what_transformers_makes_of_it(case: str) -> None:
 
 
 def test_every_rotation_is_recorded_for_every_family() -> None:
-    for family in SHAPES:
+    for family in SCALED:
         parsed = {parse(json.loads(str(RECORDED[f"{family}-{name}/config"]))).ropes for name in SCALINGS}
         assert {rope.scaling for ropes in parsed for rope in ropes if rope} >= set(SCALINGS)
 
@@ -206,7 +212,8 @@ def test_positions_that_a_scaled_rotation_reaches(scaling: dict[str, Any], writt
 
 
 def test_every_module_of_families_is_registered() -> None:
-    assert set(FAMILIES) == {"llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text", "smollm3", "ministral"}
+    llamas = {"llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3"}
+    assert set(FAMILIES) == {*llamas, "gemma3", "gemma3_text", "granite", "olmo2", "phi3"}
 
 
 @pytest.mark.parametrize("model_type", ["mamba", None, 7])
@@ -227,9 +234,18 @@ def test_unknown_family_lists_those_supported(model_type: Any, tmp_path: Path) -
         ({"hidden_act": "relu"}, "hidden_act: got 'relu', wanted one of silu"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: got 0.5, wanted 1"),
         (
-            {"rope_scaling": {"rope_type": "longrope"}},
-            "rope_scaling: rope_type: got 'longrope', wanted one of default, ",
+            {"rope_scaling": {"rope_type": "proportional"}},
+            "rope_scaling: rope_type: got 'proportional', wanted one of default, ",
         ),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_scaling: short_factor: got nothing, wanted a list of"),
+        (
+            {"model_type": "phi3", "rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [2.0] * 3}},
+            "rope short_factors: got 1 of them, wanted 3, one for each pair",
+        ),
+        ({"model_type": "phi3", "rope_scaling": {"type": "linear"}}, "type: got 'linear', wanted one of default, long"),
+        ({"model_type": "phi3", "partial_rotary_factor": 1.5}, "partial_rotary_factor: got 1.5, wanted a number above"),
+        ({"model_type": "phi3", "partial_rotary_factor": 0.5}, "head_dim: got 6, wanted an even number that rotate"),
+        ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling: got 0, wanted a number other than 0"),
         ({"rope_scaling": {"type": "su"}}, "rope_scaling: type: got 'su', wanted one of default, linear, dynamic, "),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: factor: got nothing, wanted a finite number"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "factor: got 0.5, wanted a number of at least 1"),

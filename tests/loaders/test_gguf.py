@@ -278,7 +278,7 @@ BAD = [
     ("llama", {"llama__attention__head_count": 0}, r"llama.attention.head_count: got 0, wanted a whole number"),
     ("llama", {"llama__attention__head_count": 12}, r"q_proj.*got 32 rows, wanted a multiple of 2 for each of 12"),
     ("llama", {"llama__rope__dimension_count": 4}, r"rope.dimension_count: got 4, wanted 8: no partial rotation"),
-    ("llama", {"llama__expert_count": 8}, r"llama.expert_count: got 8, wanted it left out: the forward"),
+    ("llama", {"llama__expert_count": 8}, r"llama.expert_used_count: got nothing, wanted a whole number"),
     ("llama", {"llama__rope__scaling__type": "longrope"}, r"rope.scaling.type: got 'longrope', wanted none, linear"),
     ("llama", {"split__count": 3}, r"split.count: got 3, wanted one whole file"),
     ("gemma3", {"gemma3__attention__sliding_window": None}, r"sliding_window: got nothing, wanted a whole number"),

@@ -34,12 +34,16 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen3": WINDOWS,
     "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 16},
     "smollm3": {},
+    "olmo2": {},
+    "granite": {"logits_scaling": 2.0, "residual_multiplier": 0.5},
+    "phi3": {"sliding_window": 8},
 }
 KEYS = (
     *("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq", "hidden_act", "hidden_activation"),
     *("rms_norm_eps", "tie_word_embeddings", "layer_types", "attention_bias", "mlp_bias", "max_window_layers"),
     *("use_sliding_window", "query_pre_attn_scalar", "sliding_window_pattern", "no_rope_layers", "num_experts"),
     *("no_rope_layer_interval", "max_position_embeddings", "partial_rotary_factor", "final_logit_softcapping"),
+    *("logits_scaling", "residual_multiplier", "attention_multiplier", "original_max_position_embeddings"),
 )
 
 
@@ -88,6 +92,7 @@ LIVE: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {"attention_bias": True}),
     ("mistral", {"attention_bias": True}),
     ("ministral", {"attention_bias": True}),
+    ("phi3", {"attention_bias": True, "sliding_window": None}),
     ("mistral", {"layer_types": ["full_attention", "sliding_attention"]}),
     ("llama", {"rope_theta": None, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}),
     ("llama", {"rope_scaling": {}, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}),

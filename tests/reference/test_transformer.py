@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference import Model, ModelConfig, Rope, decode, new_state, prefill
+from reference import LayerWeights, Model, ModelConfig, Rope, decode, new_state, prefill
 from reference.layers import activate
 from tests.small import random_weights, small_config, small_model
 
@@ -20,25 +21,30 @@ def by_hand(model: Model, ids: np.ndarray) -> np.ndarray:
     """Logits (T, V) of a whole sequence at once, token by token and head by head, without a cache."""
     c, w = model.config, model.weights
 
-    def norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.rms_eps) * weight
+    def norm(x: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
+        return x if weight is None else x / np.sqrt((x**2).mean(-1, keepdims=True) + c.rms_eps) * weight
 
     def turn(x: np.ndarray, position: int, rope: Rope | None) -> np.ndarray:
         if rope is None:
             return x
-        pairs = x[: len(x) // 2] + 1j * x[len(x) // 2 :]  # a rotation is a product of complex numbers
-        angles = position * rope.theta ** (-np.arange(0, len(x), 2) / len(x))
-        turned = pairs * np.exp(1j * angles)
-        return np.concatenate([turned.real, turned.imag])
+        r = round(len(x) * rope.share)
+        pairs = x[: r // 2] + 1j * x[r // 2 : r]  # a rotation is a product of complex numbers
+        angles = position * rope.theta ** (-np.arange(0, r, 2) / r)
+        if rope.scaling == "longrope":
+            angles /= rope.long_factors if len(ids) > rope.original_positions else rope.short_factors
+        turned = pairs * np.exp(1j * angles) * (rope.attention_factor or 1)
+        return np.concatenate([turned.real, turned.imag, x[r:]])
 
     x = w.embedding[ids] * c.embedding_scale
     for n, layer in enumerate(w.layers):
         h = norm(x, layer.attention_norm)
         bias = {name: 0 if getattr(layer, name) is None else getattr(layer, name) for name in ("b_q", "b_k", "b_v")}
-        q = (h @ layer.w_q.T + bias["b_q"]).reshape(len(ids), c.heads, -1)
-        k = (h @ layer.w_k.T + bias["b_k"]).reshape(len(ids), c.kv_heads, -1)
+        q, k = h @ layer.w_q.T + bias["b_q"], h @ layer.w_k.T + bias["b_k"]
+        if c.joint_qk_norm:
+            q, k = norm(q, layer.q_norm), norm(k, layer.k_norm)
+        q, k = q.reshape(len(ids), c.heads, -1), k.reshape(len(ids), c.kv_heads, -1)
         v = (h @ layer.w_v.T + bias["b_v"]).reshape(len(ids), c.kv_heads, -1)
-        if layer.q_norm is not None:
+        if not c.joint_qk_norm:
             q, k = norm(q, layer.q_norm), norm(k, layer.k_norm)
         out = np.zeros((len(ids), c.heads, c.head_dim))
         for t in range(len(ids)):
@@ -53,12 +59,26 @@ def by_hand(model: Model, ids: np.ndarray) -> np.ndarray:
                 )
                 weights = np.exp(scores - scores.max())
                 out[t, head] = weights / weights.sum() @ v[first : t + 1, kv]
-        x = x + out.reshape(len(ids), -1) @ layer.w_o.T
+        x = x + c.residual_scale * norm(out.reshape(len(ids), -1) @ layer.w_o.T, layer.post_attention_norm)
         h = norm(x, layer.ffn_norm)
-        x = x + (activate(h @ layer.w_gate.T, c.activation) * (h @ layer.w_up.T)) @ layer.w_down.T
-    return norm(x, w.final_norm) @ w.output.T
+        out = (activate(h @ layer.w_gate.T, c.activation) * (h @ layer.w_up.T)) @ layer.w_down.T
+        x = x + c.residual_scale * norm(out, layer.post_ffn_norm)
+    return norm(x, w.final_norm) @ w.output.T * c.logit_scale
 
 
+def with_norms(model: Model, before: bool) -> Model:
+    """The model with norms after both halves of a block, and before them or not."""
+    rng = np.random.default_rng(3)
+
+    def normed(layer: LayerWeights) -> LayerWeights:
+        after = {name: rng.standard_normal(model.config.width) for name in ("post_attention_norm", "post_ffn_norm")}
+        return replace(layer, **after, **({} if before else {"attention_norm": None, "ffn_norm": None}))
+
+    layers = tuple(normed(layer) for layer in model.weights.layers)
+    return replace(model, weights=replace(model.weights, layers=layers))
+
+
+FACTORS = {"short_factors": (1.0, 1.5, 2.0, 3.0), "long_factors": (2.0, 3.0, 4.0, 5.0)}
 MODELS = {
     "plain": small_model(),
     "biases and q/k norms": small_model(biases=True),
@@ -67,6 +87,12 @@ MODELS = {
         layers=3, windows=(5, None, None), ropes=(Rope(1e4), Rope(1e6), None)
     ),
     "one KV head, tied": small_model(heads=4, kv_heads=1, tied=True),
+    "norms before and after": with_norms(small_model(), before=True),
+    "norms after, and of all heads": with_norms(small_model(biases=True, joint_qk_norm=True), before=False),
+    "a quarter of a head turns, by long factors": small_model(
+        ropes=(Rope(1e4, share=0.25), Rope(9.0, "longrope", 2.0, 1, attention_factor=1.2, **FACTORS)), head_dim=8
+    ),
+    "factors": small_model(embedding_scale=7.0, residual_scale=0.3, logit_scale=0.125, attention_scale=0.2),
     "scaled embedding, gelu": small_model(embedding_scale=math.sqrt(32), activation="gelu_tanh", attention_scale=0.2),
 }
 

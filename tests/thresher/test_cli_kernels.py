@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import reference
+from reference.backend import NAMES
 from tests.thresher.test_cli import one_line, thresher
+from thresher.verify.files import find_module
 
 OWN = """
 import numpy as np
@@ -42,6 +45,22 @@ def test_verify_holds_a_module_to_the_reference(tmp_path: Path) -> None:
     assert {row[0] for row in rows} == {"rms_norm", "select_neurons"}
     assert all(row[-1] == "ok" for row in rows)
     assert result.stderr == ""
+
+
+def test_a_new_folder_passes_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = verify(tmp_path, "--new", "mine/kernels")
+    assert written.returncode == 0, written.stderr
+    folder = tmp_path / "mine" / "kernels"
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "kernels.py", "test_kernels.py"]
+    assert [path.name for path in folder.parent.iterdir()] == ["kernels"]  # nothing is left of the way there
+    monkeypatch.setattr(sys, "path", list(sys.path))  # where the folder's test looks for its kernels
+    own_test = find_module(str(folder / "test_kernels.py"))
+    own_test.test_each_kernel_of_our_own()
+    own_test.test_a_whole_model()
+    assert all(callable(getattr(own_test.kernels, name)) for name in NAMES)
+    own_test.kernels.rms_norm = lambda x, weight, *, eps: reference.rms_norm(x, weight, eps=2 * eps)
+    with pytest.raises(AssertionError, match="relative error"):
+        own_test.test_each_kernel_of_our_own()
 
 
 def test_verify_tells_what_is_wrong(tmp_path: Path) -> None:
@@ -113,6 +132,7 @@ def test_bench_sets_dense_beside_the_policy(directory: Path) -> None:
         (["verify", "--backend", "tpu"], "--backend takes one of"),
         (["verify", "--backend", "no/such/file.py"], "(FileNotFoundError: no such file)"),
         (["verify", "--backend", "json"], "--backend takes one with some of"),
+        (["verify", "--new", "/"], "/: found something there already"),
         (["verify", "--replay", "no_such_case.npz"], "no_such_case.npz: wanted a case"),
         (["verify", "--function", "no_such_function"], "--function takes one of attention,"),
         (["verify", "--function", "warmup"], "--function takes one of attention,"),

@@ -33,6 +33,11 @@ def fastforward(
     schedule: Annotated[
         str, typer.Option(help="How layers share the density: attention, as in the paper, or damage, as measured.")
     ] = "attention",
+    tune: Annotated[
+        int, typer.Option(help="Tokens of text to tune all layers on together, by what the whole model says.")
+    ] = 0,
+    tune_rate: Annotated[float, typer.Option(help="Adam's rate in tuning, as a share of each array's size.")] = 0.01,
+    tune_predictors: Annotated[bool, typer.Option(help="Tune the predictors too, or compensators alone.")] = True,
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
     backend: options.Backend = "auto",
     jobs: Annotated[int, typer.Option(help="Layers trained at a time; -1 for one per core.")] = -1,
@@ -46,7 +51,7 @@ def fastforward(
     from thresher.fit import Progress
     from thresher.fit import fastforward as train
 
-    with show.byte_progress() as download, show.fit_progress() as (tokens_read, layer_thinned, layer_done):
+    with show.byte_progress() as download, show.fit_progress() as told:
         train(
             model,
             data or (),
@@ -56,11 +61,14 @@ def fastforward(
             context=context,
             steps=steps,
             schedule=schedule,
+            tune=tune,
+            tune_rate=tune_rate,
+            tune_predictors=tune_predictors,
             seed=seed,
             backend=backend,
             jobs=jobs,
             joblib_backend=joblib_backend,
-            progress=Progress(download, _tell_disk, tokens_read, layer_thinned, layer_done),
+            progress=Progress(download, _tell_disk, *told),
         )
     if json:
         show.emit_json(_facts(out))

@@ -39,9 +39,17 @@ def verify(
     replay: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Check nothing but the case that --save wrote to this file.")
     ] = None,
+    new: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Check nothing, but write a folder of kernels to start from.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Hold a backend's functions to the reference, on this machine."""
+    if new is not None:
+        from thresher.verify.template import start
+
+        print(f"{start(new)} is written; its README.md tells what to do next", file=sys.stderr)
+        return
     from reference.checks import one_of
     from thresher import verify as checks
     from thresher.kernels import compile_kernels

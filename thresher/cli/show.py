@@ -127,11 +127,9 @@ def cell_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def fit_progress() -> Iterator[
-    tuple[Callable[[int, int], None], Callable[[int, int], None], Callable[[int, int, dict[str, Any]], None]]
-]:
-    """A bar for the tokens read, one for layers whose damage is measured, and one for layers trained, which says what
-    came of each."""
+def fit_progress() -> Iterator[tuple[Callable[..., None], ...]]:
+    """A bar for the tokens read, one for layers whose damage is measured, one for layers trained, which says what came
+    of each, and one for the tokens tuned on."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -161,7 +159,10 @@ def fit_progress() -> Iterator[
         def damage(done: int, total: int) -> None:
             update("damage", done, total, "Thinning one layer at a time")
 
-        yield tokens, damage, layer
+        def tuned(done: int, total: int, divergence: float) -> None:
+            update("tuned", done, total, f"Tuning together: divergence {divergence:.3f}")
+
+        yield tokens, damage, layer, tuned
 
 
 @contextmanager

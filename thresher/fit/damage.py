@@ -24,7 +24,8 @@ PROMPTS = 2  # that are read at most
 
 
 def measure(
-    model: Model,
+    dense: Callable[[], Model],
+    layers: int,
     prompts: np.ndarray,
     folder: Path,
     *,
@@ -32,16 +33,20 @@ def measure(
     block: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """The damage of every layer on prompts (P, T), which were not trained on: (L,) float64 of at least 0."""
+    """The damage of every layer on prompts (P, T), which were not trained on: (L,) float64 of at least 0.
+
+    `dense` gives the model, which is not asked for where all is measured.
+    """
     file = folder / "damage.json"
     done: list[float] = json.loads(file.read_text()) if file.exists() else []
     texts = [ids[:TOKENS] for ids in prompts[:PROMPTS]]
-    layers = model.config.layers
-    dense = [_Distribution(_logits(model, Policy(), ids)) for ids in texts] if len(done) < layers else []
+    if len(done) < layers:
+        model = dense()
+        whole = [_Distribution(_logits(model, Policy(), ids)) for ids in texts]
     for layer in range(len(done), layers):
         part = FastForward(density, neurons="oracle", block=block, dense_first=block, dense_last=block)
         policy = Policy(overrides={layer: Policy(ffn=part)})
-        found = [was.divergence(_logits(model, policy, ids)) for was, ids in zip(dense, texts, strict=True)]
+        found = [was.divergence(_logits(model, policy, ids)) for was, ids in zip(whole, texts, strict=True)]
         done.append(float(np.concatenate(found).mean()))
         write_atomically(file, lambda path: path.write_text(json.dumps(done)))
         if progress is not None:

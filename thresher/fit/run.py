@@ -4,6 +4,7 @@ WORK/run.json           what the run was asked for: another run must ask for the
 WORK/inputs …           what `activations` recorded
 WORK/damage.json        what `damage` measured
 WORK/layers/NNN.*       what was trained, layer by layer
+WORK/tuning.*           what `tune` has reached
 OUT                     written last, whole, and WORK is then deleted
 """
 
@@ -15,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,19 +30,23 @@ from loaders import Checkpoint, load_checkpoint
 from loaders.catalogue import find
 from loaders.fastforward import fingerprint, save_fastforward
 from loaders.tensors import TensorFile, write_tensors
-from reference import Compensator, FastForwardLayer, FastForwardWeights, Predictor, layer_densities
+from reference import Compensator, FastForwardLayer, FastForwardWeights, Model, Predictor, layer_densities
 from reference.checks import one_of, require, whole
 from reference.fitting import densities_by_damage
 from reference.neurons import check_density
 from thresher.fit import activations, corpus, damage
 from thresher.fit.layer import Layer, Recipe
+from thresher.fit.network import Network, device_for
 from thresher.fit.text import held_out, make_prompts, read_documents
+from thresher.fit.tune import Tuning
+from thresher.fit.tune import tune as tune_layers
 from thresher.model import LanguageModel
 from thresher.state import write_atomically
 from thresher.workers import check_backend, workers
 
 FORMAT = "thresher-fit-layer-1"
 SCHEDULES = ("attention", "damage")
+HELD = 8  # held-out prompts that the tuning looks at
 SPARE = 1 << 28  # bytes that must stay free beside the recorded inputs
 
 
@@ -53,6 +59,7 @@ class Progress:
     tokens: Callable[[int, int], None] = lambda done, total: None
     damage: Callable[[int, int], None] = lambda done, total: None  # layers whose damage is measured
     layer: Callable[[int, int, dict[str, Any]], None] = lambda done, total, told: None
+    tuned: Callable[[int, int, float], None] = lambda done, total, divergence: None  # tokens
 
 
 def fastforward(
@@ -66,6 +73,9 @@ def fastforward(
     block: int = 128,
     steps: int = 400,
     schedule: str = "attention",
+    tune: int = 0,
+    tune_rate: float = Tuning.rate,
+    tune_predictors: bool = Tuning.predictors,
     seed: int = 0,
     backend: str = "auto",
     jobs: int = -1,
@@ -78,6 +88,8 @@ def fastforward(
     package index. density: share of the neurons that is trained for. tokens: how much text is read, in prompts of
     `context` tokens, a tenth of which is held out. steps: of Adam, for each of three trainings in each layer. schedule:
     by what layers share the density, the reach of their "attention" as in the paper or the "damage" that is measured.
+    tune: tokens of text, read again where it ends, that all layers are then tuned on together by what the whole model
+    says (`thresher.fit.tune`): on a GPU where torch is installed. tune_rate, tune_predictors: as in its `Tuning`.
     backend: what runs the model. jobs: layers trained at a time; -1 for one per core. joblib_backend: loky, or dask or
     ray on a cluster whose machines share the folder of `out`.
 
@@ -87,6 +99,7 @@ def fastforward(
     check_density(density)
     for name, value in {"block": block, "steps": steps, "tokens": tokens}.items():
         whole(name, value)
+    whole("tune", tune, least=0)
     whole("context", context, least=3 * block)
     require(context % block == 0, f"context: got {context}, wanted a multiple of the block, {block}")
     one_of("schedule", schedule, SCHEDULES)
@@ -96,39 +109,56 @@ def fastforward(
     positions = checkpoint.config.max_positions
     require(context <= positions, f"context: got {context}, wanted at most the model's {positions} positions")
     documents = read_documents(data) if data else corpus.documents(told.download)
-    prompts = make_prompts(documents, checkpoint.tokenizer, tokens=tokens, context=context, seed=seed)
+    texts = make_prompts(documents, checkpoint.tokenizer, tokens=max(tokens, tune), context=context, seed=seed)
+    prompts = texts[: max(2, tokens // context)]
+    held = prompts[-held_out(len(prompts)) :]
+    tuning = Tuning(tune, rate=tune_rate, predictors=tune_predictors)
     recipe = Recipe(density=density, block=block, steps=steps, seed=seed)
     asked = {
         "base_sha256": fingerprint(checkpoint.source),
         "data": " ".join(Path(path).name for path in data) or f"{corpus.PROSE} {corpus.PLAYS}",
-        "data_sha256": hashlib.sha256(prompts.tobytes()).hexdigest(),
+        "data_sha256": hashlib.sha256(texts.tobytes()).hexdigest(),
         "tokens": str(prompts.size),
         "context": str(context),
         "recipe": json.dumps(asdict(recipe)),
         "schedule": schedule,
+        "tuning": json.dumps(asdict(tuning)),
     }
     work = out.with_name(f"{out.name}.work")
     _begin(work, asked)
-    _record(checkpoint, prompts, work, backend, block, told)
+
+    @cache
+    def dense() -> Model:  # prepared where it is needed, and once
+        return LanguageModel(checkpoint, accel.backend(backend)).model
+
+    _record(dense, prompts, work, block, told)
     config = checkpoint.config
     if schedule == "damage":
-        model_of = LanguageModel(checkpoint, accel.backend(backend)).model
-        held = prompts[-held_out(len(prompts)) :]
-        importance = damage.measure(model_of, held, work, density=density, block=block, progress=told.damage)
+        importance = damage.measure(
+            dense, config.layers, held, work, density=density, block=block, progress=told.damage
+        )
         densities = densities_by_damage(importance, density)
     else:
         importance = activations.importance_of(work, config.layers)
         densities = layer_densities(importance, density)
     fitted = _fit_layers(checkpoint, prompts, work, recipe, densities, jobs, joblib_backend, told)
+    layers = [replace(layer, density=float(b)) for (_, layer), b in zip(fitted, densities, strict=True)]
+    losses: list[float] = []
+    if tune:
+        network = Network(config, checkpoint.weights, context, block, device_for(backend))
+        train = np.concatenate([prompts[: -len(held)], texts[len(prompts) :]])
+        layers, losses = tune_layers(
+            network, layers, train, held[:HELD], work, tuning=tuning, seed=seed, progress=told.tuned
+        )
     metadata = {
         "base_model": Path(os.fspath(model)).name,
         **asked,
         "importance": json.dumps([round(float(s), 6) for s in importance]),
         "held_out": json.dumps([{key: one[key] for key in ("losses", "overlap")} for one, _ in fitted]),
+        "tuning_held_out": json.dumps([round(loss, 5) for loss in losses]),
         "optimiser": "Adam, linear decay, best of ten looks by held-out loss",
         "version": version("thresher"),
     }
-    layers = [replace(layer, density=float(b)) for (_, layer), b in zip(fitted, densities, strict=True)]
     write_atomically(out, lambda path: save_fastforward(path, FastForwardWeights(layers, metadata)))
     shutil.rmtree(work)
     return out
@@ -149,11 +179,11 @@ def _begin(work: Path, asked: dict[str, str]) -> None:
     )
 
 
-def _record(checkpoint: Checkpoint, prompts: np.ndarray, work: Path, backend: str, block: int, told: Progress) -> None:
+def _record(dense: Callable[[], Model], prompts: np.ndarray, work: Path, block: int, told: Progress) -> None:
     """Record what is not recorded yet; the disk that it takes is told, and checked, beforehand."""
     if activations.recorded(work) == len(prompts):
         return
-    model = LanguageModel(checkpoint, accel.backend(backend)).model
+    model = dense()
     size = activations.bytes_needed(model, prompts)
     told.disk(size, work)
     free = shutil.disk_usage(work).free + activations.bytes_held(work)

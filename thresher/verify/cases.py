@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from reference import Compensator, Predictor
+from reference import Compensator, Expert, Mixture, Predictor
 from thresher.verify.drawing import PAIRS, PRODUCTS, Case, Drawing
 
 WORK = 150_000_000  # multiplications of a product, so that the reference answers in a moment
@@ -186,6 +186,38 @@ def sparse_ffn(d: Drawing) -> Case:
     return d.case(x, *others, compensator=compensator, act=d.pick("act", ACTS))
 
 
+def route(d: Drawing) -> Case:
+    """Logits of a router, perhaps a bias, and how experts are chosen by them."""
+    groups, each = d.pick("groups", st.sampled_from([1, 2, 4])), d.pick("experts of a group", st.integers(1, 9))
+    groups_chosen = d.pick("groups chosen", st.integers(1, groups))
+    mixture = Mixture(
+        (True,), groups * each, d.pick("K", st.integers(1, groups_chosen * each)), 1, groups=groups,
+        groups_chosen=groups_chosen, score=d.pick("score", st.sampled_from(["softmax", "sigmoid"])),
+        normalised=d.perhaps("normalised"), scale=d.pick("scale", st.sampled_from([1.0, 2.5])),
+    )  # fmt: skip
+    logits = d.normal(d.tokens(), groups * each, size=d.pick("steepness", st.sampled_from([0.3, 3.0])))
+    bias = d.normal(groups * each, size=0.1) if d.perhaps("bias") else None
+    return d.case(logits, bias, mixture=mixture)
+
+
+def mixture_ffn(d: Drawing) -> Case:
+    """A block, experts, and which of them each token runs with what share."""
+    width, count = d.width("E"), d.pick("X", st.integers(1, 9))
+    neurons = d.width("F", PRODUCTS // (width * count))
+    tokens = d.tokens(WORK // (3 * width * neurons))
+    few = d.alone(min(neurons, width))
+    x = d.rows("x", tokens, width, size=d.size("x", -3, 1), positive=few)
+
+    def expert() -> Expert:
+        gate, up = (d.normal(neurons, width, size=width**-0.5, positive=few) for _ in range(2))
+        return Expert(gate, up, d.normal(width, neurons, positive=few or d.alone(width)))
+
+    chosen = d.pick("K", st.integers(1, count))
+    listed = np.sort(np.argsort(d.rng.random((tokens, count)), axis=1)[:, :chosen], axis=1)
+    shares = d.normal(tokens, chosen, positive=True)
+    return d.case(x, [expert() for _ in range(count)], d.integers(listed), shares, act=d.pick("act", ACTS))
+
+
 def layer_densities(d: Drawing) -> Case:
     """Importance of layers, some of them nothing, and a density."""
     importance = d.rng.random(d.pick("L", st.integers(1, 40))) ** d.pick("steepness", st.sampled_from([1, 8]))
@@ -203,9 +235,10 @@ def rms_norm(d: Drawing) -> Case:
 
 def rotate(d: Drawing) -> Case:
     """Heads, and the cosines and sines of their angles."""
-    heads, tokens, half = d.pick("H", st.integers(1, 4)), d.tokens(), d.width("D/2", 300)
+    heads, tokens, half = d.pick("H", st.integers(1, 4)), d.tokens(), d.width("R/2", 300)
     angles = d.rng.random((tokens, half)) * 7
-    x = d.rows("x", heads, tokens, 2 * half, size=d.size("x"))
+    rest = d.pick("D - R", st.just(0) | st.integers(1, 40))  # numbers of a head that do not turn
+    x = d.rows("x", heads, tokens, 2 * half + rest, size=d.size("x"))
     return d.case(x, d.lay(np.cos(angles)), d.lay(np.sin(angles)))
 
 

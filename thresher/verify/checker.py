@@ -34,10 +34,19 @@ ELEMENTS = {
     *("attention_mass", "tova_scores", "snapkv_scores", "caote_scores", "group_mean", "layer_densities"),
     *("griffin_statistic", "neuron_magnitudes"),
 }
-SEVERAL = {"attention_each", "select_keys_each", "linear_each", "rotation_tables"}
+SEVERAL = {"attention_each", "select_keys_each", "linear_each", "rotation_tables", "route"}
 COSINES = {"key_scores", "keydiff_scores"}
 EXACT = {
-    *("keep_top", "select_neurons", "concatenate", "split_heads", "merge_heads", "with_chunk", "last_queries"),
+    *(
+        "keep_top",
+        "select_neurons",
+        "concatenate",
+        "split_heads",
+        "merge_heads",
+        "join_dims",
+        "with_chunk",
+        "last_queries",
+    ),
     *("to_backend", "to_numpy"),
 }
 KEPT = {
@@ -256,6 +265,25 @@ class Checker:
             shaped(columns, wanted)
             self.equal(columns, wanted)
 
+    def _route(self, case: Case) -> None:
+        """The reference's experts wherever its choice of groups and of experts is clear, and their shares."""
+        chosen, shares = self.run("route", *case.arguments, **case.options)
+        wanted, meant = meaning("route", case)
+        shaped(chosen, wanted)
+        shaped(shares, meant)
+        (logits, bias), mixture = convert(case.arguments, exact), case.options["mixture"]
+        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores = scores / scores.sum(axis=1, keepdims=True) if mixture.score == "softmax" else 1 / (1 + np.exp(-logits))
+        grouped = (scores + (0 if bias is None else bias)).reshape(len(logits), mixture.groups, -1)
+        weights = np.sort(grouped, axis=2)[:, :, -2:].sum(axis=2)
+        left_out = weights < -np.sort(-weights, axis=1)[:, mixture.groups_chosen - 1 :][:, :1]
+        ranked = np.where(left_out[:, :, None], -np.inf, grouped).reshape(logits.shape)
+        clear = np.minimum(_gap(weights, mixture.groups_chosen), _gap(ranked, mixture.chosen)) > 4 * self.tolerance
+        self.equal(chosen[clear], wanted[clear])
+        self.rows(shares[clear], meant[clear])
+        rising = (np.diff(chosen, axis=1) > 0).all() and (chosen >= 0).all() and (chosen < mixture.experts).all()
+        assert rising, "chose experts that do not rise, or that are not there"
+
     def _rotation_tables(self, case: Case) -> None:
         rope, head_dim, spans = case.arguments
         tables = self.run("rotation_tables", rope, head_dim, spans, np.dtype(np.float32))
@@ -315,6 +343,12 @@ def shaped(got: np.ndarray, wanted: np.ndarray) -> None:
 def floating(got: np.ndarray) -> None:
     """AssertionError unless an answer holds numbers of 32 bits or more."""
     assert got.dtype in (np.float32, np.float64), f"got dtype {got.dtype}, wanted float32"
+
+
+def _gap(x: np.ndarray, count: int) -> np.ndarray:
+    """How far the `count` highest of each row stand above the rest: x (T, X) -> (T,)."""
+    falling = np.concatenate([-np.sort(-x, axis=1), np.full((len(x), 1), -np.inf)], axis=1)
+    return falling[:, count - 1] - falling[:, count]
 
 
 def _finite(got: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from reference import (
     Compensator,
+    Expert,
     FastForwardLayer,
     FastForwardWeights,
     LayerWeights,
@@ -25,7 +26,16 @@ def add(d: Drawing) -> Case:
     """Two blocks of rows."""
     tokens, width = d.tokens(), d.width("E")
     d.dtype = "float32"  # activations always are
-    return d.case(*(d.normal(tokens, width, positive=d.alone(width)) for _ in range(2)))
+    rows = (d.normal(tokens, width, positive=d.alone(width)) for _ in range(2))
+    return d.case(*rows, scale=d.pick("scale", st.sampled_from([1.0, 0.22])))
+
+
+def soft_cap(d: Drawing) -> Case:
+    """Logits, some of them far beyond the cap, and perhaps a factor."""
+    d.dtype = "float32"
+    x = d.normal(d.tokens(), d.width("V"), size=d.size("logits", -3, 8))
+    cap = d.pick("cap", st.none() | st.sampled_from([0.5, 30.0]))
+    return d.case(x, scale=d.pick("scale", st.sampled_from([1.0, 0.125])), cap=cap)
 
 
 def concatenate(d: Drawing) -> Case:
@@ -45,6 +55,16 @@ def merge_heads(d: Drawing) -> Case:
     """The heads' outputs."""
     heads, _, dim = d.heads()
     return d.case(d.normal(heads, d.tokens(PRODUCTS // (heads * dim)), dim))
+
+
+def join_dims(d: Drawing) -> Case:
+    """Heads, what is joined to each or to all of them, and perhaps room for zeros."""
+    heads, _, dim = d.heads()
+    tokens = d.tokens(PRODUCTS // (heads * dim))
+    d.dtype = "float32"
+    more = d.pick("R", st.integers(1, 40))
+    own = d.normal(d.pick("heads of y", st.sampled_from([1, heads])), tokens, more)
+    return d.case(d.normal(heads, tokens, dim), own, dim + more + d.pick("zeros", st.integers(0, 9)))
 
 
 def linear_each(d: Drawing) -> Case:
@@ -117,10 +137,14 @@ def select_keys_each(d: Drawing) -> Case:
 
 def rotation_tables(d: Drawing) -> Case:
     """Ropes, and spans of positions far from zero."""
-    rope = Rope(d.pick("theta", st.sampled_from([10_000.0, 1e6])), factor=d.pick("factor", st.sampled_from([1.0, 8.0])))
+    rope = Rope(
+        d.pick("theta", st.sampled_from([10_000.0, 1e6])),
+        factor=d.pick("factor", st.sampled_from([1.0, 8.0])),
+        share=d.pick("share", st.sampled_from([1.0, 0.5])),
+    )
     first = st.integers(0, 9) | st.integers(0, 2_000_000)
     spans = [(d.pick(f"first {n}", first), d.tokens(), 4096) for n in range(d.pick("spans", st.integers(1, 4)))]
-    return d.case(rope, 2 * d.pick("D/2", st.integers(1, 130)), spans)
+    return d.case(rope, 4 * d.pick("D/4", st.integers(1, 65)), spans)
 
 
 def griffin_statistic(d: Drawing) -> Case:
@@ -164,12 +188,19 @@ def prepare_weights(d: Drawing) -> Case:
     """A model of one or two layers, whose output may be its embedding."""
     width, neurons, rows = d.width("E", 300), d.width("F", 300), d.pick("V", st.integers(1, 300))
 
+    experts = d.pick("X", st.integers(0, 2))  # of every layer, none in most models
+
+    def ffn() -> Expert:
+        gate, up = (d.normal(neurons, width) for _ in range(2))
+        return Expert(gate, up, d.normal(width, neurons))
+
     def layer() -> LayerWeights:
         square = {name: d.normal(width, width) for name in ("w_q", "w_k", "w_v", "w_o")}
-        rest = {name: d.normal(neurons, width) for name in ("w_gate", "w_up")}
         norms = {name: d.normal(width) for name in ("attention_norm", "ffn_norm")}
         bias = {"b_q": d.normal(width)} if d.rng.random() < 0.5 else {}
-        return LayerWeights(**square, **rest, **norms, **bias, w_down=d.normal(width, neurons))
+        routed = {"router": d.normal(experts, width)} if experts else {}
+        arrays = {**square, **norms, **bias, **routed, **vars(ffn())}
+        return LayerWeights(**arrays, experts=tuple(ffn() for _ in range(experts)) or None)
 
     table = d.normal(rows, width)
     output = table if d.perhaps("tied") else d.normal(rows, width)

@@ -2,13 +2,14 @@
 
     y = W_down[:, M] (act(W_gate[M] x) * (W_up[M] x)) + C2 act(C1 x)
 
-How it tiles. For chunks, an item is some neurons, fewer towards the end, so that all cores end together: their rows of
-W_gate and W_up are multiplied with all tokens (linear/maps.py), activated, and packed as the left side of the second
-product. A second kernel then adds up their rows of W_down, an item being some columns of y: so the order of every sum
-is fixed, whoever does what. The neurons are rows of a list of addresses, so choosing half of them halves the work and
-nothing is gathered beforehand. W_down must lie transposed in memory, neuron by neuron, as `prepare_weights` leaves it.
-A few tokens (decoding) go neuron by neuron: two products with its rows, one row of W_down added; an item, some neurons,
-has sums of its own, which are then added in order. The product is the limit for chunks, memory for decoding.
+How it tiles. For chunks, the tokens are packed once, for all workers. An item is a span of them and some neurons, fewer
+towards the end, so that all cores end together: their rows of W_gate and W_up are multiplied with the span
+(linear/maps.py), activated, and packed as the left side of the second product. A second kernel then adds up their rows
+of W_down, an item being some columns of y for a span: so the order of every sum is fixed, whoever does what. The
+neurons are rows of a list of addresses, so choosing half of them halves the work and nothing is gathered beforehand.
+W_down must lie transposed in memory, neuron by neuron, as `prepare_weights` leaves it. A few tokens (decoding) go
+neuron by neuron: two products with its rows, one row of W_down added; an item, some neurons, has sums of its own, which
+are then added in order. The product is the limit for chunks, memory for decoding.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from accel.cpu.ffn.activation import activated, gated
 from accel.cpu.ffn.chunk import DOWN_BLOCKS, activate_chunk, down_places, gate_places, project_chunk
 from accel.cpu.ffn.eight_bits import feed_forward_by_maps
 from accel.cpu.linear.few_tokens import FEW, STREAMS, add_few, multiply_few, rows_read, whole_vectors
-from accel.cpu.linear.maps import MOST_TOKENS, blocks_of, linear, rows_per_item
-from accel.cpu.linear.rows import add_row, copy_row, padded
-from accel.cpu.linear.unit import WIDTH, hidden_size
+from accel.cpu.linear.maps import MOST_TOKENS, SPAN, blocks_of, linear, pack_tokens, rows_per_item
+from accel.cpu.linear.rows import add_row, copy_row, padded, rounded
+from accel.cpu.linear.unit import WIDTH, hidden_size, right_size
 from accel.cpu.runtime.arrays import Matrix, address, matrix, readable
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import SMALL, fresh, scratch
@@ -97,18 +98,22 @@ def _feed_forward(
     if compensator is not None:
         c1, c2 = readable(compensator.c1), readable(compensator.c2)
         narrow, back = matrix(c1), matrix(c2)
-    each, columns = rows_per_item(dim, count), columns_per_item(dim)
+    form, c1_form = rounded(matrix(gate)[2]), rounded(narrow[2]) if extra else rounded(matrix(gate)[2])
+    forms = {form, c1_form}  # as which x is packed
+    each = rows_per_item(dim, count)
     for start in range(0, tokens, MOST_TOKENS):
         here = min(MOST_TOKENS, tokens - start)
-        size = max(gate_places(0, here, dim, each).end, down_places(0, here, extra, columns).end)
-        packed = blocks_of(here) * hidden_size(count), blocks_of(here) * hidden_size(extra)
+        blocks, columns = blocks_of(here), columns_per_item(dim, -(-here // SPAN))
+        size = max(gate_places(0, min(SPAN, here), each).end, down_places(0, min(SPAN, here), extra, columns).end)
+        packed = [blocks * hidden_size(count), blocks * hidden_size(extra), *[blocks * right_size(dim)] * len(forms)]
         memory = scratch.take(sum(packed) + size // 4 * THREADS)
-        hidden = address(memory)
-        corrections = hidden + 4 * packed[0]
-        own = corrections + 4 * packed[1]
+        hidden, corrections, *rights, own = (address(memory) + 4 * int(at) for at in np.cumsum([0, *packed]))
+        right = dict(zip(forms, rights, strict=True))
+        for one, at in right.items():
+            pack_tokens(*matrix(x[start:]), here, dim, one, at, own, size, workers=min(THREADS, blocks))
         activate_chunk(
-            *matrix(x[start:]), *matrix(gate), *matrix(up), *matrix(down)[2:], chosen, *narrow, extra, here, dim, count,
-            int(silu), hidden, corrections, own, size, each, THREADS,
+            right[form], *matrix(gate), *matrix(up), *matrix(down)[2:], chosen, right[c1_form], *narrow, extra, here,
+            dim, count, int(silu), hidden, corrections, own, size, each, THREADS,
         )  # fmt: skip
         project_chunk(
             hidden, *matrix(down), chosen, count, corrections, *back, extra, address(y[start:]), here, dim, own, size,
@@ -118,13 +123,14 @@ def _feed_forward(
     return y
 
 
-def columns_per_item(dim: int) -> int:
-    """Columns of y per item: so many that all cores end together, or nearly, and rather more than fewer."""
+def columns_per_item(dim: int, spans: int) -> int:
+    """Columns of y per item, of so many spans of tokens: so many that all cores end together, or nearly, and rather
+    more than fewer."""
 
     def longest(blocks: int) -> int:
         """Blocks of columns that the busiest core multiplies."""
         items = -(-dim // (blocks * WIDTH))
-        return -(-items // THREADS) * blocks
+        return -(-items * spans // THREADS) * blocks
 
     return WIDTH * min(range(DOWN_BLOCKS, 0, -1), key=longest)
 

@@ -8,7 +8,7 @@ from numba import carray, njit
 from numba.extending import register_jitable
 
 from accel.cpu.ffn.activation import gated
-from accel.cpu.linear.maps import blocks_of, multiply_rows, pack_tokens
+from accel.cpu.linear.maps import SPAN, blocks_of, multiply_rows, packed_at
 from accel.cpu.linear.rows import copy_row, list_rows, number_size, padded, rounded
 from accel.cpu.linear.unit import (
     DEPTH,
@@ -51,7 +51,6 @@ class GatePlaces(NamedTuple):
     """Where each part of a worker's memory begins in `activate_chunk`, for so many neurons that are passed over the
     tokens together."""
 
-    right: int  # x, packed (blocks,)
     left: int  # two parts of W_gate and W_up, in turns
     gates: int  # (blocks, each, WIDTH)
     ups: int  # alike
@@ -63,18 +62,17 @@ class GatePlaces(NamedTuple):
 
 
 @register_jitable
-def gate_places(base, tokens, dim, each):
+def gate_places(base, tokens, each):
     """The places from an address on; from 0 on the last is how many bytes there are."""
     blocks, high = blocks_of(tokens), padded(each, HIGH)
-    right = base
-    left = right + 4 * blocks * right_size(dim)
+    left = base
     gates = left + 8 * left_size(HEIGHT, DEPTH)
     ups = gates + 4 * blocks * high * WIDTH
     temporary = ups + 4 * blocks * high * WIDTH
     plan = temporary + 4 * TEMPORARY
     lines = plan + 4 * plan_size(HEIGHT, DEPTH)
     coming = lines + 8 * padded(max(WIDTH, each + HEIGHT), LANES)
-    return GatePlaces(right, left, gates, ups, temporary, plan, lines, coming, padded(coming + 8 * each, 64))
+    return GatePlaces(left, gates, ups, temporary, plan, lines, coming, padded(coming + 8 * each, 64))
 
 
 class DownPlaces(NamedTuple):
@@ -129,62 +127,61 @@ def pack_activated(gates, ups, rows, first, tokens, silu, hidden, size, form, te
 
 
 @njit
-def claim(counter, extra, count, unit, workers):
-    """Take the next item: the compensator's neurons together, or so many of the others that as much is left for every
-    core to take a few more. Returns the first and one past the last; of the others counted from `extra` on."""
+def claim(counter, extra, count, spans, unit, workers):
+    """Take the next item: of the next span of tokens the compensator's neurons together, or so many of the others that
+    as much is left for every core to take a few more. Returns the first and one past the last, the others counted from
+    `extra` on, and the span."""
     while True:
-        start = peek(counter)
-        left = extra + count - start
-        if left <= 0:
-            return start, start
-        size = extra if start < extra else min(left, max(unit, left // (3 * workers) // unit * unit))
-        if swap_if(counter, start, start + size):
-            return start, start + size
+        taken = peek(counter)
+        span, start = taken // (extra + count), taken % (extra + count)
+        if span >= spans:
+            return start, start, span
+        share = (spans * (extra + count) - taken) // (3 * workers) // unit * unit
+        size = extra if start < extra else min(extra + count - start, max(unit, share))
+        if swap_if(counter, taken, taken + size):
+            return start, start + size, span
 
 
 @kernel
 def activate_chunk(
-    task, worker, x, x_row, x_kind, gate, gate_row, kind, up, up_row, _, down_kind, chosen, c1, c1_row, c1_kind, extra,
+    task, worker, right, gate, gate_row, kind, up, up_row, _, down_kind, chosen, right_c1, c1, c1_row, c1_kind, extra,
     tokens, dim, count, silu, hidden, corrections, memory, size, each, workers,
 ):  # fmt: skip
     """hidden = act(W_gate x) * (W_up x), packed for the second product (blocks, neurons), and of the compensator's
-    neurons `corrections` = act(C1 x)."""
-    places = gate_places(memory + size * worker, tokens, dim, each)
-    right, left, gates, ups = places.right, places.left, places.gates, places.ups
-    temporary, plan, lines, coming = places.temporary, places.plan, places.lines, places.coming
-    packed, turn, place, first_part = -1, 0, 4 * left_size(HEIGHT, DEPTH), min(DEPTH, dim)
-    unit, form, c1_form = padded(64, each), rounded(kind), rounded(c1_kind)
+    neurons `corrections` = act(C1 x). x is packed at `right`, and as C1's form wants it at `right_c1`."""
+    places = gate_places(memory + size * worker, min(SPAN, tokens), each)
+    left, gates, ups, temporary = places.left, places.gates, places.ups, places.temporary
+    plan, lines, coming = places.plan, places.lines, places.coming
+    turn, place, first_part, spans = 0, 4 * left_size(HEIGHT, DEPTH), min(DEPTH, dim), (tokens + SPAN - 1) // SPAN
+    form, c1_form, down_form = rounded(kind), rounded(c1_kind), rounded(down_kind)
     open_tiles()
-    start, stop = claim(task, extra, count, unit, workers)
+    start, stop, span = claim(task, extra, count, spans, each, workers)
     while start < stop:
-        corrects = start < extra
-        wanted = c1_form if corrects else form
-        if packed != wanted:
-            pack_tokens(x, x_row, x_kind, tokens, dim, wanted, right, lines, temporary)
-            packed = wanted
-        if corrects:
+        token = span * SPAN
+        here, block = min(SPAN, tokens - token), token // WIDTH
+        if start < extra:
+            packed, to = packed_at(right_c1, token, dim), corrections + 4 * block * hidden_size(extra)
             for first in range(0, extra, each):
                 rows = min(each, extra - first)
                 list_rows(lines, c1, c1_row, first, rows, 0)
                 plan_left(plan, lines, c1_form, min(HEIGHT, rows), 0, first_part, left + turn * place)
-                turn = multiply_rows(lines, c1_form, rows, tokens, dim, right, left, turn, gates, plan, coming, 0)
-                pack_activated(gates, 0, rows, first, tokens, silu, corrections, hidden_size(extra), F32, temporary)
+                turn = multiply_rows(lines, c1_form, rows, here, dim, packed, left, turn, gates, plan, coming, 0)
+                pack_activated(gates, 0, rows, first, here, silu, to, hidden_size(extra), F32, temporary)
         else:
+            packed, to = packed_at(right, token, dim), hidden + 4 * block * hidden_size(count)
             list_rows(lines, gate, gate_row, start - extra, min(each, stop - start), chosen)
             plan_left(plan, lines, form, min(HEIGHT, stop - start), 0, first_part, left + turn * place)
             for first in range(start - extra, stop - extra, each):
                 rows = min(each, stop - extra - first)
                 list_rows(lines, gate, gate_row, first, rows, chosen)
                 list_rows(coming, up, up_row, first, rows, chosen)
-                turn = multiply_rows(lines, form, rows, tokens, dim, right, left, turn, gates, plan, coming, rows)
+                turn = multiply_rows(lines, form, rows, here, dim, packed, left, turn, gates, plan, coming, rows)
                 list_rows(lines, up, up_row, first, rows, chosen)
                 after = min(each, stop - extra - first - rows)
                 list_rows(coming, gate, gate_row, first + rows, after, chosen)
-                turn = multiply_rows(lines, form, rows, tokens, dim, right, left, turn, ups, plan, coming, after)
-                pack_activated(
-                    gates, ups, rows, first, tokens, silu, hidden, hidden_size(count), rounded(down_kind), temporary
-                )
-        start, stop = claim(task, extra, count, unit, workers)
+                turn = multiply_rows(lines, form, rows, here, dim, packed, left, turn, ups, plan, coming, after)
+                pack_activated(gates, ups, rows, first, here, silu, to, hidden_size(count), down_form, temporary)
+        start, stop, span = claim(task, extra, count, spans, each, workers)
     close_tiles()
 
 
@@ -193,21 +190,23 @@ def project_chunk(
     task, worker, hidden, down, down_row, kind, chosen, count, corrections, c2, c2_row, c2_kind, extra, y, tokens, dim,
     memory, size, wide,
 ):  # fmt: skip
-    """y (tokens, dim) = hidden · its neurons' rows of W_down + corrections · C2ᵀ. An item is `wide` columns of y: one
-    worker adds up all that goes into a number, neuron by neuron."""
-    places = down_places(memory + size * worker, tokens, extra, wide)
+    """y (tokens, dim) = hidden · its neurons' rows of W_down + corrections · C2ᵀ. An item is `wide` columns of y and a
+    span of tokens: one worker adds up all that goes into a number, neuron by neuron."""
+    places = down_places(memory + size * worker, min(SPAN, tokens), extra, wide)
     sums, left, temporary, plan = places.sums, places.left, places.temporary, places.plan
     lines, coming = places.lines, places.coming
     form, step, sum_row = rounded(kind), number_size(kind), row_of_sums(wide)
-    place, turn, planned = 4 * DOWN_BLOCKS * right_size(DOWN), 0, False
+    place, turn, planned, items = 4 * DOWN_BLOCKS * right_size(DOWN), 0, False, (dim + wide - 1) // wide
     open_tiles()
-    column, following = fetch_add(task, 1) * wide, fetch_add(task, 1) * wide
-    while column < dim:
-        columns = min(wide, dim - column)
+    item, following = fetch_add(task, 1), fetch_add(task, 1)
+    while item // items * SPAN < tokens:
+        column, token = item % items * wide, item // items * SPAN
+        columns, here, block = min(wide, dim - column), min(SPAN, tokens - token), token // WIDTH
+        mine, corrected = hidden + 4 * block * hidden_size(count), corrections + 4 * block * hidden_size(extra)
         if extra:
             _correct(
-                corrections, c2 + column * c2_row, c2_row, c2_kind, extra, tokens, columns, left, sums, sum_row, plan,
-                lines, temporary,
+                corrected, c2 + column * c2_row, c2_row, c2_kind, extra, here, columns, left, sums, sum_row,
+                plan, lines, temporary,
             )  # fmt: skip
         if not planned:
             list_rows(lines, down + column * step, down_row, 0, min(DOWN, count), chosen)
@@ -217,25 +216,28 @@ def project_chunk(
             list_rows(lines, down + column * step, down_row, depth, deep, chosen)
             ready_right(plan, lines, form, deep, columns, packed)
             turn = 1 - turn
-            next_column, next_depth = column, depth + DOWN
+            next_item, next_depth = item, depth + DOWN
             if next_depth >= count:
-                next_column, next_depth = following, 0
-            planned = next_column < dim and (next_depth > 0 or not extra)  # a correction needs the room
+                next_item, next_depth = following, 0
+            next_column = next_item % items * wide
+            planned = next_item // items * SPAN < tokens and (
+                next_depth > 0 or not extra
+            )  # a correction needs the room
             if planned:
                 further = min(DOWN, count - next_depth)
                 list_rows(coming, down + next_column * step, down_row, next_depth, further, chosen)
                 plan_right(plan, coming, form, further, 0, min(wide, dim - next_column), left + turn * place)
             else:
                 nothing_planned(plan)
-            for n in range(blocks_of(tokens)):
-                at, here = hidden_at(hidden + 4 * n * hidden_size(count), depth, form), min(WIDTH, tokens - n * WIDTH)
+            for n in range(blocks_of(here)):
+                at, high = hidden_at(mine + 4 * n * hidden_size(count), depth, form), min(WIDTH, here - n * WIDTH)
                 for c in range(0, columns, WIDTH):
                     to, part = sums + n * WIDTH * sum_row + 4 * c, packed + c // WIDTH * (4 * right_size(deep))
                     fresh, vectors = depth == 0 and not extra, vectors_of(columns - c)
-                    multiply_packing(form, fresh, vectors, here, deep, at, 4 * WIDTH, part, to, sum_row, plan)
-        for t in range(tokens):
-            copy_row(sums + t * sum_row, y + 4 * (t * dim + column), columns, 1.0)
-        column, following = following, fetch_add(task, 1) * wide
+                    multiply_packing(form, fresh, vectors, high, deep, at, 4 * WIDTH, part, to, sum_row, plan)
+        for t in range(here):
+            copy_row(sums + t * sum_row, y + 4 * ((token + t) * dim + column), columns, 1.0)
+        item, following = following, fetch_add(task, 1)
     close_tiles()
 
 

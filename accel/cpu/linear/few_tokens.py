@@ -37,7 +37,7 @@ from accel.cpu.simd import (
     words_at,
 )
 
-FEW = 4  # tokens up to which weights are read row by row
+FEW = 8  # tokens up to which weights are read row by row
 BYTES_READ = 147456  # of a matrix per item
 STREAMS = 8  # rows that are read at a time
 LINE = 64  # bytes that memory is read by: rows that stand closer take no less

@@ -1,10 +1,10 @@
 """Products with weight matrices, from float32, 16-bit or 8-bit weights, any stride from row to row.
 
-How it tiles. For chunks, an item is HEIGHT rows of W, or several times as many where the tokens, packed, outgrow the
-second-level cache. DEPTH of their columns at a time are packed, HEIGHT rows after another, and multiplied with all
-tokens, which every worker packs for itself once, adding to rows × tokens sums until the depth is through; then the sums
-are turned and written. Only what is packed is ever widened. Several matrices may share one call, and so the packing of
-x. A few tokens (decoding) are left to few_tokens.py.
+How it tiles. For chunks, the tokens are packed once, for all workers. An item is a span of them and HEIGHT rows of W,
+or several times as many where the tokens, packed, outgrow the second-level cache. DEPTH of the rows' columns at a time
+are packed, HEIGHT rows after another, and multiplied with the span, adding to rows × tokens sums until the depth is
+through; then the sums are turned and written. Only what is packed is ever widened. Several matrices may share one call,
+and so the packing of x. A few tokens (decoding) are left to few_tokens.py.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ from accel.cpu.simd import (
 )
 from reference import contract
 
-MOST_TOKENS = 256  # tokens per call of a kernel: what is packed of them should stay in the second-level cache
+SPAN = 256  # tokens per item: what is packed of them should stay in the second-level cache
+MOST_TOKENS = 512  # per call of a kernel: two spans, so that many cores find items enough
 
 
 def linear(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np.ndarray:
@@ -87,12 +88,17 @@ def run_maps(x: np.ndarray, tasks: Sequence[tuple[int, ...]]) -> None:
         read(address(x), x.shape[1], address(words), len(tasks), tokens, dim, rows_read(words[0, 1]), address(memory))
         return
     x, each = readable(x), rows_per_item(dim, int(words[:, 5].sum()))
-    for start in range(0, tokens, MOST_TOKENS):
-        here = min(MOST_TOKENS, tokens - start)
-        size = places(0, here, dim, each).end
-        memory = scratch.take(size // 4 * THREADS)
-        _project(*matrix(x[start:]), address(words), len(tasks), here, dim, start, each, address(memory), size)
-        scratch.give(memory)
+    for form in sorted({rounded(task[2]) for task in tasks}):  # as a rule one
+        some = np.array([task for task in tasks if rounded(task[2]) == form], np.int64)
+        for start in range(0, tokens, MOST_TOKENS):
+            here = min(MOST_TOKENS, tokens - start)
+            size, packed = places(0, min(SPAN, here), dim, each).end, blocks_of(here) * right_size(dim)
+            memory = scratch.take(packed + size // 4 * THREADS)
+            right = address(memory)
+            own = right + 4 * packed
+            pack_tokens(*matrix(x[start:]), here, dim, form, right, own, size, workers=min(THREADS, blocks_of(here)))
+            _project(right, address(some), len(some), here, dim, form, start, each, own, size)
+            scratch.give(memory)
 
 
 def rows_per_item(dim: int, rows: int) -> int:
@@ -110,7 +116,6 @@ def blocks_of(tokens):
 class Places(NamedTuple):
     """Where each part of a worker's memory begins, for so many tokens and items of so many rows."""
 
-    right: int  # x, packed (blocks,)
     left: int  # parts of W, packed, two in turns
     sums: int  # (blocks, rows, WIDTH)
     turned: int  # (LANES, LANES)
@@ -124,8 +129,7 @@ class Places(NamedTuple):
 @register_jitable
 def places(base, tokens, dim, rows):
     """The places from an address on; from 0 on the last is how many bytes there are."""
-    right = base
-    left = right + 4 * blocks_of(tokens) * right_size(dim)
+    left = base
     sums = left + 8 * left_size(HEIGHT, DEPTH)
     turned = sums + 4 * blocks_of(tokens) * padded(rows, HIGH) * WIDTH
     temporary = turned + 4 * LANES * LANES
@@ -133,18 +137,30 @@ def places(base, tokens, dim, rows):
     lines = plan + 4 * plan_size(HEIGHT, DEPTH)
     coming = lines + 8 * padded(max(WIDTH, rows + HEIGHT), LANES)
     end = padded(coming + 8 * max(rows, LANES), 64)
-    return Places(right, left, sums, turned, temporary, plan, lines, coming, end)
+    return Places(left, sums, turned, temporary, plan, lines, coming, end)
 
 
-@njit
-def pack_tokens(x, x_row, x_kind, tokens, dim, form, out, lines, temporary):
-    """All tokens as packed blocks of columns."""
+@kernel
+def pack_tokens(task, worker, x, x_row, x_kind, tokens, dim, form, out, memory, size):
+    """All tokens as packed blocks of columns; an item is a block. A worker has `size` bytes at `memory`, of which this
+    needs 4 · TEMPORARY + 8 · WIDTH."""
+    temporary = memory + size * worker
+    lines = temporary + 4 * TEMPORARY
     stand = carray(words_at(lines), WIDTH)
-    for c in range(0, tokens, WIDTH):
-        columns = min(WIDTH, tokens - c)
+    while True:
+        first = fetch_add(task, 1) * WIDTH
+        if first >= tokens:
+            return
+        columns = min(WIDTH, tokens - first)
         for i in range(columns):
-            stand[i] = x + (c + i) * x_row
-        pack_right(lines, x_kind, columns, dim, out + 4 * c // WIDTH * right_size(dim), 1.0, form, temporary)
+            stand[i] = x + (first + i) * x_row
+        pack_right(lines, x_kind, columns, dim, packed_at(out, first, dim), 1.0, form, temporary)
+
+
+@njit(forceinline=True)
+def packed_at(right, token, dim):
+    """Where packed tokens begin with this one, the first of a block."""
+    return right + 4 * (token // WIDTH) * right_size(dim)
 
 
 @njit
@@ -212,42 +228,42 @@ def write_turned(sums, high, rows, tokens, out, out_row, shift, lines, turned):
 
 
 @njit
-def list_item(item, each, maps, count, lines):
+def list_item(item, each, maps, count, tokens, lines):
     """Write the addresses of the rows of item `item` to `lines`; returns which map it belongs to, its first row there,
-    and how many rows, none where there is no such item."""
-    described = carray(words_at(maps), (count, 6))
+    how many rows, none where there is no such item, and its first token. All rows of a span of tokens come before those
+    of the next, so that the span stays in the caches."""
+    described, total = carray(words_at(maps), (count, 6)), 0
     for n in range(count):
-        items = (described[n, 5] + each - 1) // each
-        if item < items:
-            first = item * each
-            rows = min(each, described[n, 5] - first)
-            list_rows(lines, described[n, 0], described[n, 1], first, rows, 0)
-            return n, first, rows
-        item -= items
-    return 0, 0, 0
+        total += (described[n, 5] + each - 1) // each
+    if item >= total * ((tokens + SPAN - 1) // SPAN):
+        return 0, 0, 0, 0
+    span, item, n = item // total, item % total, 0
+    while item >= (described[n, 5] + each - 1) // each:
+        item -= (described[n, 5] + each - 1) // each
+        n += 1
+    first = item * each
+    rows = min(each, described[n, 5] - first)
+    list_rows(lines, described[n, 0], described[n, 1], first, rows, 0)
+    return n, first, rows, span * SPAN
 
 
 @kernel
-def _project(task, worker, x, x_row, x_kind, maps, count, tokens, dim, first_token, each, memory, size):
-    described = carray(words_at(maps), (count, 6))
-    at, place = places(memory + size * worker, tokens, dim, each), 4 * left_size(HEIGHT, DEPTH)
-    packed, turn = -1, 0
+def _project(task, worker, right, maps, count, tokens, dim, form, first_token, each, memory, size):
+    described, turn = carray(words_at(maps), (count, 6)), 0
+    at = places(memory + size * worker, min(SPAN, tokens), dim, each)
     open_tiles()
-    n, first, rows = list_item(fetch_add(task, 1), each, maps, count, at.lines)
+    n, first, rows, token = list_item(fetch_add(task, 1), each, maps, count, tokens, at.lines)
+    if rows:
+        plan_left(at.plan, at.lines, form, min(HEIGHT, rows), 0, min(DEPTH, dim), at.left)
     while rows:
-        form, bias, y, outs = rounded(described[n, 2]), described[n, 3], described[n, 4], described[n, 5]
-        if packed != form:
-            pack_tokens(x, x_row, x_kind, tokens, dim, form, at.right, at.lines, at.temporary)
-            list_rows(at.lines, described[n, 0], described[n, 1], first, rows, 0)
-            plan_left(at.plan, at.lines, form, min(HEIGHT, rows), 0, min(DEPTH, dim), at.left + turn * place)
-            packed = form
-        next_n, next_first, next_rows = list_item(fetch_add(task, 1), each, maps, count, at.coming)
-        same = next_rows if rounded(described[next_n, 2]) == form else 0
+        bias, y, outs = described[n, 3], described[n, 4], described[n, 5]
+        here, packed = min(SPAN, tokens - token), packed_at(right, token, dim)
+        next_n, next_first, next_rows, next_token = list_item(fetch_add(task, 1), each, maps, count, tokens, at.coming)
         turn = multiply_rows(
-            at.lines, form, rows, tokens, dim, at.right, at.left, turn, at.sums, at.plan, at.coming, same
+            at.lines, form, rows, here, dim, packed, at.left, turn, at.sums, at.plan, at.coming, next_rows
         )
-        to, shift = y + 4 * (first_token * outs + first), bias + 4 * first if bias else 0
-        write_turned(at.sums, padded(rows, HIGH), rows, tokens, to, 4 * outs, shift, at.lines, at.turned)
-        n, first, rows = next_n, next_first, next_rows
+        to, shift = y + 4 * ((first_token + token) * outs + first), bias + 4 * first if bias else 0
+        write_turned(at.sums, padded(rows, HIGH), rows, here, to, 4 * outs, shift, at.lines, at.turned)
+        n, first, rows, token = next_n, next_first, next_rows, next_token
         list_rows(at.lines, described[n, 0], described[n, 1], first, rows, 0)
     close_tiles()

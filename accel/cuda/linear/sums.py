@@ -18,25 +18,25 @@ from reference import contract
 
 
 class Sum(Later):
-    """x + y, both (T, E), as float32. Whoever asks for the numbers first has them computed; the norm that follows a
-    residual computes them in its own launch."""
+    """x + scale · y, both (T, E), as float32. Whoever asks for the numbers first has them computed; the norm that
+    follows a residual computes them in its own launch."""
 
     dtype = F32
 
-    def __init__(self, x: Array, y: Array) -> None:
-        self._x, self._y, self.shape = x, y, x.shape
+    def __init__(self, x: Array, y: Array, scale: float) -> None:
+        self._x, self._y, self.scale, self.shape = x, y, scale, x.shape
 
     @cached_property
     def held(self) -> Array:
         """The numbers."""
         x, y, out = self._x, self._y, empty(self.shape, F32)
         if out.size:
-            _add[(out.shape[0], blocks(out.shape[1], THREADS)), THREADS](x, y, out)
+            _add[(out.shape[0], blocks(out.shape[1], THREADS)), THREADS](x, y, self.scale, out)
         self._x = self._y = out
         return out
 
     def taken(self, held: Array) -> tuple[Array, Array] | None:
-        """x and y for who will add them to `held`; None where somebody has added them."""
+        """x and y for who will write x + scale · y to `held`; None where somebody has added them."""
         if "held" in self.__dict__:
             return None
         parts = self._x, self._y
@@ -54,17 +54,17 @@ class Sum(Later):
         return getattr(self.held, name)
 
 
-def add(x: Any, y: Any) -> Any:
-    """The residual: x + y, both (T, E) -> (T, E) float32, computed by the norm that comes next or when it is read; at
-    once where another library owns the numbers, which may change them until then."""
-    contract.add(x, y)
+def add(x: Any, y: Any, *, scale: float = 1.0) -> Any:
+    """The residual: x + scale · y, both (T, E) -> (T, E) float32, computed by the norm that comes next or when it is
+    read; at once where another library owns the numbers, which may change them until then."""
+    contract.add(x, y, scale)
     parts = plain(x), plain(y)
-    found = Sum(*parts)
+    found = Sum(*parts, float(scale))
     return found if all(isinstance(part.memory, (Block, np.ndarray)) for part in parts) else found.held
 
 
 @kernel
-def _add(x, y, out):
+def _add(x, y, scale, out):
     t, i = cuda.blockIdx.x, cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
     if i < out.shape[1]:
-        out[t, i] = wide(x[t, i]) + wide(y[t, i])
+        out[t, i] = wide(x[t, i]) + np.float32(scale) * wide(y[t, i])

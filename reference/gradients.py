@@ -1,0 +1,164 @@
+"""The steps of a transformer with their gradients, for tuning parts of a model by what the whole model says.
+
+Every function returns its result and a function that takes ∂L/∂result to ∂L/∂argument, by the chain rule: a name like
+d_x stands for ∂L/∂x. So a pass forward leaves a pass backward behind it, and nothing else need be remembered.
+
+    norm        y = x r w,  r = 1 / √(mean x² + ε)         d_x = r (g − x r² mean(g x)),  g = d_y w
+    attention   p = softmax(scale q kᵀ),  o = p v          d_logits = p (d_p − Σ p d_p),  d_p = d_o vᵀ
+    gated FFN   y = W_down (m · act(g) · u)                d_m = Σ_t (W_downᵀ d_y) act(g) u,  m the neurons' mask
+    divergence  L = mean_t Σ_v p (log p − log q)           d_logits = (q − p) / T
+
+Arrays are NumPy's, or of a module that has its names, as torch does: `module_of` finds it. Sources as in `layers`,
+`attention`, `predictor`; Bengio et al. (arXiv 1308.3432) for the gradient that passes a hard choice straight through.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from reference.predictor import Compensator, Predictor
+
+Back = Callable[[Any], Any]
+
+
+def module_of(x: Any) -> Any:
+    """The module of an array: NumPy, or the one that its class belongs to."""
+    return np if isinstance(x, np.ndarray) else sys.modules[type(x).__module__.partition(".")[0]]
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + e^-x), as (1 + tanh(x / 2)) / 2, which no x overflows and every module has."""
+    return (module_of(x).tanh(x * 0.5) + 1) * 0.5
+
+
+def activate(x: Any, act: str) -> tuple[Any, Any]:
+    """`layers.activate` and its slope. Both activations are x · σ(u(x)), so that is σ(u) (1 + x u' (1 − σ(u)))."""
+    if act == "silu":
+        gate, slope = sigmoid(x), 1.0
+    else:
+        scale = (8 / np.pi) ** 0.5
+        gate = sigmoid(scale * (x + 0.044715 * x * x * x))
+        slope = scale * (1 + 3 * 0.044715 * x * x)
+    return x * gate, gate * (1 + x * slope * (1 - gate))
+
+
+def rms_norm(x: Any, weight: Any, eps: float) -> tuple[Any, Back]:
+    """`layers.rms_norm` over the last axis: x (..., E), weight (E,)."""
+    width = x.shape[-1]
+    r = ((x * x).sum(-1)[..., None] / width + eps) ** -0.5
+
+    def back(d_y: Any) -> Any:
+        g = d_y * weight
+        return r * (g - x * (r * r * ((g * x).sum(-1)[..., None] / width)))
+
+    return x * r * weight, back
+
+
+def rotate(x: Any, cosine: Any, sine: Any) -> tuple[Any, Back]:
+    """`layers.rotate`: x (H, T, D), cosine and sine (T, D/2). Turning back is turning by the angle's negative."""
+
+    def turn(x: Any, sine: Any) -> Any:
+        half = x.shape[-1] // 2
+        first, second = x[..., :half], x[..., half:]
+        return module_of(x).concatenate([first * cosine - second * sine, second * cosine + first * sine], -1)
+
+    return turn(x, sine), lambda d_y: turn(d_y, -sine)
+
+
+def attention(q: Any, k: Any, v: Any, hidden: Any, scale: float) -> tuple[Any, Back]:
+    """Causal attention: q (H, T, D), k and v (KV, T, D), hidden (T, T) bool, the keys that a query does not see."""
+    heads, length, width = q.shape
+    groups = len(k)
+    q = q.reshape(groups, -1, width)  # the query heads of one KV head under each other
+    logits = ((q @ k.swapaxes(1, 2)) * scale).reshape(groups, -1, length, length)
+    logits = module_of(q).where(hidden, -np.inf, logits).reshape(groups, -1, length)
+    p = softmax(logits)
+
+    def back(d_o: Any) -> tuple[Any, Any, Any]:
+        d_o = d_o.reshape(groups, -1, width)
+        d_logits = d_o @ v.swapaxes(1, 2)
+        d_logits = p * (d_logits - (p * d_logits).sum(-1)[..., None]) * scale
+        return (d_logits @ k).reshape(heads, length, width), d_logits.swapaxes(1, 2) @ q, p.swapaxes(1, 2) @ d_o
+
+    return (p @ v).reshape(heads, length, width), back
+
+
+def softmax(x: Any) -> Any:
+    """Over the last axis."""
+    e = module_of(x).exp(x - module_of(x).amax(x, -1)[..., None])
+    return e / e.sum(-1)[..., None]
+
+
+def masked_ffn(x: Any, w_gate: Any, w_up: Any, w_down: Any, mask: Any, act: str) -> tuple[Any, Back]:
+    """The gated FFN of N blocks, each neuron's term times its mask: x (N, T, E), mask (N, F), weights as in
+    `layers.gated_ffn`. A mask of zeros and ones runs what `sparse_ffn` runs; `back` gives d_x and d_mask."""
+    active, slope = activate(x @ w_gate.T, act)
+    up = x @ w_up.T
+    z = active * up  # (N, T, F)
+
+    def back(d_y: Any) -> tuple[Any, Any]:
+        d_z = d_y @ w_down
+        d_mask = (d_z * z).sum(1)
+        d_z = d_z * mask[:, None]
+        return (d_z * up * slope) @ w_gate + (d_z * active) @ w_up, d_mask
+
+    return (z * mask[:, None]) @ w_down.T, back
+
+
+def compensate(x: Any, compensator: Compensator, act: str) -> tuple[Any, Callable[[Any], tuple[Any, Compensator]]]:
+    """C2 act(C1 x): x (..., E). `back` gives d_x and a gradient for each of the compensator's arrays."""
+    c1, c2 = compensator.c1, compensator.c2
+    hidden, slope = activate(x @ c1.T, act)
+
+    def back(d_y: Any) -> tuple[Any, Compensator]:
+        d_before = (d_y @ c2) * slope
+        rows, d_rows = x.reshape(-1, x.shape[-1]), d_y.reshape(-1, d_y.shape[-1])
+        flat, d_flat = hidden.reshape(-1, len(c1)), d_before.reshape(-1, len(c1))
+        return d_before @ c1, Compensator(d_flat.T @ rows, d_rows.T @ flat)
+
+    return hidden @ c2.T, back
+
+
+def score(x: Any, predictor: Predictor) -> tuple[Any, Callable[[Any], Predictor]]:
+    """`predictor_scores` of N blocks: x (N, T, E) -> (N, F). `back` gives a gradient for each of the predictor's
+    arrays; x is taken as given."""
+    root = x.shape[-1] ** 0.5
+    shares = softmax(x @ predictor.q_pred / root)  # (N, T)
+    pooled = (shares[:, None] @ x)[:, 0]  # (N, E)
+    before = pooled @ predictor.w1  # (N, r)
+    rectified = before * (before > 0)
+
+    def back(d_scores: Any) -> Predictor:
+        d_before = (d_scores @ predictor.w2.T) * (before > 0)
+        d_pooled = d_before @ predictor.w1.T
+        d_shares = (x @ d_pooled[:, :, None])[:, :, 0]
+        d_logits = shares * (d_shares - (shares * d_shares).sum(-1)[:, None]) / root
+        d_q_pred = d_logits.reshape(-1) @ x.reshape(-1, x.shape[-1])
+        return Predictor(d_q_pred, pooled.T @ d_before, rectified.T @ d_scores)
+
+    return rectified @ predictor.w2, back
+
+
+def choose(scores: Any, keep: int) -> tuple[Any, Any]:
+    """The `keep` best of each row, (N, F) of 0 and 1 in the dtype of scores (N, F), and the cut, the least score kept,
+    (N, 1). All that tie at the cut are kept."""
+    ordered = module_of(scores).sort(scores, -1)
+    cut = getattr(ordered, "values", ordered)[:, -keep][:, None]
+    return module_of(scores).zeros_like(scores) + (scores >= cut), cut
+
+
+def log_softmax(x: Any) -> Any:
+    """Over the last axis."""
+    x = x - module_of(x).amax(x, -1)[..., None]
+    return x - module_of(x).log(module_of(x).exp(x).sum(-1))[..., None]
+
+
+def divergence(logits: Any, log_p: Any) -> tuple[Any, Any]:
+    """Mean over tokens of KL(p ‖ q), q = softmax(logits), and its gradient: (T, V) each."""
+    log_q, exp = log_softmax(logits), module_of(logits).exp
+    p = exp(log_p)
+    return (p * (log_p - log_q)).sum() / len(p), (exp(log_q) - p) / len(p)

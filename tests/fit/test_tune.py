@@ -1,0 +1,140 @@
+"""Tuning from end to end: the network is the model, its gradient is right, and what is tuned is better and goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reference
+from reference import Compensator, FastForward, FastForwardLayer, FastForwardWeights, Policy, Predictor, gradients
+from thresher.fit.network import Network
+from thresher.fit.tune import Tuning, tune
+
+TOKENS, BLOCK = 64, 16
+
+
+def parts_of(config: reference.ModelConfig, seed: int = 0) -> list[FastForwardLayer]:
+    rng, e, f = np.random.default_rng(seed), config.width, config.ffn_width
+
+    def layer() -> FastForwardLayer:
+        predictor = Predictor(rng.standard_normal(e), rng.standard_normal((e, 4)), rng.standard_normal((4, f)))
+        return FastForwardLayer(
+            predictor, Compensator(rng.standard_normal((3, e)), rng.standard_normal((e, 3)) / 3), 0.5
+        )
+
+    return [layer() for _ in range(config.layers)]
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "all": {"biases": True, "tied": True, "windows": (None, 24), "ropes": (None, reference.Rope(100.0))},
+    "gelu": {"activation": "gelu_tanh", "embedding_scale": 2.0, "kv_heads": 1},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_network_is_the_model(name: str) -> None:
+    model = reference.toy_model(**MODELS[name])
+    ids = np.random.default_rng(0).integers(0, 50, TOKENS)
+    parts = parts_of(model.config)
+    network = Network(model.config, model.weights, TOKENS, BLOCK)
+
+    def run(policy: Policy) -> np.ndarray:
+        return reference.prefill(model, reference.new_state(model, policy), ids, every=True)[BLOCK:]
+
+    np.testing.assert_allclose(network.logits(ids)[0], run(Policy()), rtol=1e-8, atol=1e-10)
+    half = FastForward(0.5, FastForwardWeights(parts), block=BLOCK, dense_first=BLOCK, dense_last=0)
+    np.testing.assert_allclose(network.logits(ids, parts, [32, 32])[0], run(Policy(ffn=half)), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_slope_of_the_whole_network(name: str, layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along a random direction of one layer's arrays: the masks stay, but for the one that the direction moves, and it
+    moves as far as the sigmoid of its scores does."""
+    model = reference.toy_model(**MODELS[name])
+    rng = np.random.default_rng(1)
+    ids, parts = rng.integers(0, 50, TOKENS), parts_of(model.config)
+    network = Network(model.config, model.weights, TOKENS, BLOCK)
+    _, gradient = network.slope(ids, parts, [32, 32])
+    choices: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    choose = gradients.choose
+
+    def noted(scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
+        choices.append((scores, *choose(scores, keep)))
+        return choices[-1][1:]
+
+    monkeypatch.setattr(gradients, "choose", noted)
+    network.logits(ids, parts, [32, 32])
+    direction = {name: rng.standard_normal(array.shape) for name, array in gradient[layer].items()}
+    slope = sum((gradient[layer][name] * along).sum() for name, along in direction.items())
+
+    def loss(step: float) -> float:
+        turn = iter(range(2))
+
+        def held(scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
+            at = next(turn)
+            was, mask, cut = choices[at]
+            chance = 1 / (1 + np.exp(cut - was))
+            return mask + (chance * (1 - chance) * (scores - was) if at == layer else 0), cut
+
+        monkeypatch.setattr(gradients, "choose", held)
+        one = parts[layer]
+        moved = {
+            name: array + step * direction[name]
+            for name, array in {**vars(one.predictor), **vars(one.compensator)}.items()
+        }
+        c1, c2 = moved.pop("c1"), moved.pop("c2")
+        there = [*parts]
+        there[layer] = replace(one, predictor=Predictor(**moved), compensator=Compensator(c1, c2))
+        return network.divergence(ids, there, [32, 32])[0]
+
+    assert slope == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5, rel=1e-4, abs=1e-7)
+
+
+@pytest.fixture
+def task() -> tuple[Any, ...]:
+    model = reference.toy_model()
+    prompts = np.random.default_rng(2).integers(0, 50, (12, TOKENS))
+    return Network(model.config, model.weights, TOKENS, BLOCK), parts_of(model.config), prompts[:9], prompts[9:]
+
+
+def test_tuning_lowers_the_divergence_and_goes_on(task: tuple[Any, ...], tmp_path: Path) -> None:
+    tuning, begun = Tuning(40 * 4 * TOKENS, rate=0.03), [vars(part.predictor)["w2"].copy() for part in task[1]]
+    tuned, losses = tune(*task, tmp_path, tuning=tuning, seed=0)
+    assert min(losses) < 0.8 * losses[0]
+    network, parts, _, held = task
+    now = [network.divergence(ids, tuned, [32, 32])[0] for ids in held]
+    assert np.mean(now) == pytest.approx(min(losses), rel=1e-9)  # the best of what it looked at
+    for part, was in zip(parts, begun, strict=True):
+        np.testing.assert_array_equal(part.predictor.w2, was)  # what it was given stays
+
+    def stop(done: int, total: int, loss: float) -> None:
+        if done >= total // 2:
+            raise KeyboardInterrupt
+
+    (tmp_path / "again").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        tune(*task, tmp_path / "again", tuning=tuning, seed=0, progress=stop)
+    calls: list[int] = []
+    again, same = tune(
+        *task, tmp_path / "again", tuning=tuning, seed=0, progress=lambda done, total, loss: calls.append(done)
+    )
+    assert calls[0] > 8 * 4 * TOKENS  # it did not begin at the beginning
+    assert same == losses
+    for one, other in zip(tuned, again, strict=True):
+        np.testing.assert_array_equal(one.compensator.c1, other.compensator.c1)  # type: ignore[union-attr]
+        np.testing.assert_array_equal(one.predictor.w1, other.predictor.w1)
+
+
+def test_predictors_may_be_left_as_they_are(task: tuple[Any, ...], tmp_path: Path) -> None:
+    tuned, losses = tune(*task, tmp_path, tuning=Tuning(40 * 4 * TOKENS, rate=0.03, predictors=False), seed=0)
+    assert min(losses) < losses[0]
+    for one, other in zip(task[1], tuned, strict=True):
+        assert one.density == other.density
+        np.testing.assert_array_equal(one.predictor.w1, other.predictor.w1)
+        assert not np.array_equal(one.compensator.c1, other.compensator.c1)
