@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,22 @@ def test_bm25_finds_what_shares_rare_words_and_nothing_else() -> None:
     assert bm25(source, "Where do cats go?", 2) == [0, 4]  # shorter passages first; equal scores: the earlier one
     assert bm25(source, "What is the?", 3) == bm25(source, "zebra", 3) == bm25(source, "", 3) == []
     assert bm25(Source("s", ("the of and", "?!")), "the zebra", 3) == []
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_finding_passages_leaves_jax_alone(tmp_path: Path, imported: bool) -> None:
+    """On import bm25s runs JAX where it is installed, which takes most of a GPU's memory from the model."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("")
+    (tmp_path / "jax" / "lax.py").write_text("def top_k(*_): raise SystemExit('JAX was run')")
+    script = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+{"import jax.lax" if imported else ""}
+from thresher.answers.sources import Source, bm25
+assert bm25(Source("s", ("a red boat", "gulls")), "red?", 1) == [0]
+import jax, jax.lax
+assert jax.__file__.startswith({str(tmp_path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
