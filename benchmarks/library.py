@@ -20,7 +20,8 @@ import numpy as np
 
 from benchmarks import voting
 from loaders.settings import json_object
-from thresher.answers.sources import read_sources
+from thresher.answers.reader import TOP
+from thresher.answers.sources import Source, bm25, cut, read_sources
 from thresher.answers.work import Asked
 from thresher.evaluation import data
 from thresher.evaluation.cells import Row
@@ -76,7 +77,8 @@ class Timed(Asked):
 
 
 def questions(file: Path | None = None) -> list[Question]:
-    """One of each text that can be swapped: of the package's SQuAD and DROP, or as `save` wrote them."""
+    """One of each text, whose facts can be swapped and whose answer is found: of the package's SQuAD and DROP, or as
+    `save` wrote them."""
     if file is not None:
         told = [json_object(line, str(file)) for line in file.read_text(encoding="utf-8").splitlines()]
         return [Question(each["question"], each["text"], tuple(each["wanted"])) for each in told]
@@ -84,7 +86,7 @@ def questions(file: Path | None = None) -> list[Question]:
     for each in (*_squad(), *_drop()):
         if _swappable(each):
             found.setdefault(each.text, each)
-    return list(found.values())
+    return _findable(list(found.values()))
 
 
 def save(found: list[Question], file: Path) -> None:
@@ -98,7 +100,8 @@ def chosen(found: list[Question], count: int) -> list[Question]:
 
 
 def build(folder: Path, prior: str, seed: int, sources: int, asked: list[Question], pool: list[Question]) -> None:
-    """Write a folder of sources, and beside it what is true of them, unless both are there.
+    """Write a folder of sources, and beside it what is true of them, unless both are there. pool: whose answers are
+    swapped in.
 
     truth.json: the reliability of each source, and for each question its wanted answers and what each source holds:
     True for the text as it was, False for a swapped one, None for none.
@@ -141,6 +144,18 @@ def right(answer: str | None, wanted: list[str]) -> bool:
     given = f" {normalise(answer or '')} "
     texts = [f" {normalise(text)} " for text in wanted]
     return given.strip() != "" and any(text in given or given in text for text in texts)
+
+
+def _findable(all_of_them: list[Question]) -> list[Question]:
+    """Those whose answer stands in one of the three best passages of all texts: "Who won the game?" is about any."""
+    passages = [(n, passage) for n, each in enumerate(all_of_them) for passage in cut(each.text)]
+    source = Source("all", tuple(passage for _, passage in passages))
+    found = []
+    for n, each in enumerate(all_of_them):
+        best = [passages[i] for i in bm25(source, each.question, TOP)]
+        if any(owner == n and _place(each.wanted[0]).search(passage) for owner, passage in best):
+            found.append(each)
+    return found
 
 
 def _swappable(question: Question) -> bool:

@@ -48,8 +48,9 @@ READS = {
 
 def run(arguments: argparse.Namespace) -> None:
     """Ask all that the folder does not have yet. Blocks of questions come one after the other, each to all sources."""
-    pool = library.questions(arguments.file)
-    asked = library.chosen(pool, arguments.questions)
+    found = library.questions(arguments.file)
+    asked = library.chosen(found, arguments.questions)
+    pool = [each for each in found if each not in asked]  # no swapped text has the answer of another question
     engine = Engine.of(arguments.model, arguments.backend, arguments.dtype)
     readings = {name: Reading(engine, policy) for name, policy in named(arguments.policies).items()}
     out, queries = arguments.out.absolute(), [each.question for each in asked]
@@ -109,7 +110,7 @@ def record(out: Path, name: str, share: float) -> Path:
         "estimate": share,
         "seeds": seeds,
         "rows": [
-            {"prior": prior, "policy": policy, **voting.told(repeats), "repeats": repeats}
+            {"prior": prior, "policy": policy, **voting.told(repeats), "repeats": [_json(each) for each in repeats]}
             for (prior, policy), repeats in found.items()
         ],
         "costs": [{"top": int(top), "policy": policy, **_costs(each)} for (top, policy), each in timed.items()],
@@ -170,20 +171,25 @@ def block(name: str) -> list[str]:
         for key, words in zip((*VOTES, "fewer reads", *READS), names, strict=True):
             cells = [voting.cell(row[key], 1 if key == "correlation" else 100) for row in rows]
             lines.append(f"| {words} | {' | '.join(cells)} |")
-    header = ("a question to a source", "passages", "way", "seconds", "tokens read", "tokens kept", "MB of a state")
-    lines += ["", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    for cost in told["costs"]:
-        for way in ("anew", "kept"):
-            size = f"{cost['bytes'] / cost['states'] / 1e6:.1f}" if way == "kept" else ""
-            figures = f"{cost[way]['seconds']:.3f} | {cost[way]['read']:.0f} | {cost[way]['kept']:.0f}"
-            lines.append(f"| {_word(cost['policy'])} | {cost['top']} | {way} | {figures} | {size} |")
-    same = all(cost["same"] for cost in told["costs"])
-    lines += ["", f"With a kept state {'no answer' if same else 'some answers'} changed."]
+    if told["costs"]:
+        lines += ["", *_cost_table(told["costs"])]
     meta, machine = told["meta"]["request"], told["meta"]["machine"]
     where = "the CPU" if meta["backend"] == "cpu" or machine["gpu"].startswith("none") else machine["gpu"]
     first = round(told["estimate"] * told["questions"])
     split = f"{first} questions to estimate, {told['questions'] - first} to test, {len(told['seeds'])} seeds"
     return [*lines[1:], "", f"*{meta['model']}, {meta['dtype']} on {where}; {split}*"]
+
+
+def _cost_table(costs: list[dict[str, Any]]) -> list[str]:
+    header = ("a question to a source", "passages", "way", "seconds", "tokens read", "tokens kept", "MB of a state")
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for cost in costs:
+        for way in ("anew", "kept"):
+            size = f"{cost['bytes'] / cost['states'] / 1e6:.1f}" if way == "kept" else ""
+            figures = f"{cost[way]['seconds']:.3f} | {cost[way]['read']:.0f} | {cost[way]['kept']:.0f}"
+            lines.append(f"| {_word(cost['policy'])} | {cost['top']} | {way} | {figures} | {size} |")
+    same = all(cost["same"] for cost in costs)
+    return [*lines, "", f"With a kept state {'no answer' if same else 'some answers'} changed."]
 
 
 def _words(rows: list[dict[str, Any]]) -> list[str]:
@@ -192,6 +198,10 @@ def _words(rows: list[dict[str, Any]]) -> list[str]:
 
 def _word(policy: str) -> str:
     return policy.replace("keydiff:budget=0.5", "KeyDiff at 50 %")
+
+
+def _json(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if np.isnan(value) else value for name, value in figures.items()}
 
 
 def _costs(rows: list[Row]) -> dict[str, Any]:

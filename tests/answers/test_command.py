@@ -13,10 +13,12 @@ def test_estimate_then_ask(directory: Path, folder: Path, tmp_path: Path) -> Non
     queries.write_text("When was the lighthouse built?\nWho says so of the lighthouse?\n")
     common = ["--backend", "reference", "--max-new-tokens", 4, "--threshold", 0, "--states", tmp_path / "states"]
     result = thresher(
-        "sources", "estimate", folder, "--model", directory, "--queries", queries, "--out", weights, "--json", *common
+        *("sources", "estimate", folder, "--model", directory, "--queries", queries, "--out", weights),
+        *("--run", tmp_path / "run", "--json", *common),
     )
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == {"weights": told["weights"]}
     assert told["weights"] == json.loads(weights.read_text())["weights"]
     assert set(told["weights"]) == {"atlas", "diary", "poster"}
     question = ["-p", "When was the lighthouse built?", "--weights", weights, "--kappa", 2, *common]

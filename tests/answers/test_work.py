@@ -20,7 +20,7 @@ QUERIES = ["When was the lighthouse built?", "Who says so of the lighthouse?", "
 @pytest.fixture
 def reading(directory: Path) -> work.Reading:
     policy = thresher.Policy(evict=thresher.KeyDiff(budget=0.5))
-    return work.Reading(Engine(str(directory), "reference", chunk=8), policy, threshold=0.0, max_new_tokens=3)
+    return work.Reading(Engine(str(directory), "reference", chunk=64), policy, threshold=0.0, max_new_tokens=3)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_rounds_go_over_all_problems(reading: work.Reading, tmp_path: Path) -> N
         (0, 1, 1),
         (1, 1, 1),
     ]
-    solver = work.Solver(reading.engine.load(), max_new_tokens=4, chunk=8)
+    solver = work.Solver(reading.engine.load(), max_new_tokens=4, chunk=64)
     for n, problem in enumerate(problems):
         assert work.tries(rows)["text"][n] == solver.text(problem.text, work.seeds_of(0, n, "text", 3))
 
@@ -110,6 +110,15 @@ def test_another_run_and_bad_settings_are_refused(reading: work.Reading, folder:
         work.estimate(reading, folder, QUERIES[:1], out=tmp_path / "run")
     with pytest.raises(ValueError, match="queries: got none"):
         work.estimate(reading, folder, [], out=tmp_path / "new")
+    problems = [Problem("1 + 1?", ("2",))]
+    for bad, message in (
+        ({"temperature": -1}, "temperature: got -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            work.solve(reading.engine, problems, ["text"], out=tmp_path / "new", **bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="threshold: got 2"):
+        work.Reading(reading.engine, threshold=2)
     with pytest.raises(ValueError, match="jobs: got 0"):
         work.Jobs(0)
     with pytest.raises(ValueError, match="joblib_backend: got 'threads'"):

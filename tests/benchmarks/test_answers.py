@@ -52,6 +52,16 @@ def test_a_swapped_text_has_another_answer_of_the_kind_and_nothing_else_changed(
     assert library.swapped(number, POOL[60:61], rng) == "1900 of 14 in 1,4 at 4.5 and 0.4: 1900."
 
 
+def test_a_question_that_is_about_any_text_is_not_asked() -> None:
+    names = "Elm", "Oak", "Ash", "Fir"
+    clear = [
+        library.Question(f"Who built {name} Hall?", f"Ada {name[0]} built {name} Hall.", (f"Ada {name[0]}",))
+        for name in names
+    ]
+    vague = library.Question("Who built it?", f"{'Much later, ' * 9} Cy built it too.", ("Cy",))
+    assert library._findable([*clear, vague]) == clear
+
+
 def test_what_is_right() -> None:
     assert library.right("It was Ada Lovelace.", ["Ada Lovelace"])
     assert library.right("Lovelace", ["Ada Lovelace"])

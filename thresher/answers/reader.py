@@ -85,8 +85,7 @@ class Reader:
     between: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
-        whole("top", self.top)
-        require(0 <= self.threshold <= 1, f"threshold: got {self.threshold}, wanted 0 to 1")
+        check_settings(self.top, self.threshold, self.max_new_tokens)
 
     def answers(self, asked: Sequence[tuple[Source, str]]) -> list[Said]:
         """What each source says to its question. Questions of the same passages share one state."""
@@ -172,6 +171,13 @@ class Reader:
         ids = tail if state else head + tail
         self.cost.read += len(ids)
         return self.llm.prefill(ids, state=state and state.copy(), chunk=self.chunk, progress=self.between)
+
+
+def check_settings(top: int, threshold: float, max_new_tokens: int) -> None:
+    """ValueError for one that makes no sense."""
+    whole("top", top)
+    require(0 <= threshold <= 1, f"threshold: got {threshold}, wanted 0 to 1")
+    whole("max_new_tokens", max_new_tokens)
 
 
 def knows(answer: str) -> bool:

@@ -6,12 +6,12 @@ found by BM25 (the package bm25s) or by any function of (source, question, how m
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def bm25(source: Source, question: str, top: int) -> list[int]:
 
     English stop words do not count. Ties: the earlier passage.
     """
-    index, bm25s = _index(source), _bm25s()
+    bm25s, index = _package(), _index(source)
     words = bm25s.tokenize([question], stopwords="en", return_ids=False, show_progress=False)[0]
     known = [word for word in words if word in index.vocab_dict] if index else []
     if not known:
@@ -88,7 +88,7 @@ def bm25(source: Source, question: str, top: int) -> list[int]:
 @lru_cache(maxsize=1024)
 def _index(source: Source) -> Any:
     """The BM25 index of a source; None where it has no word."""
-    bm25s = _bm25s()
+    bm25s = _package()
     words = bm25s.tokenize(list(source.passages), stopwords="en", return_ids=False, show_progress=False)
     if not any(words):
         return None
@@ -97,16 +97,18 @@ def _index(source: Source) -> Any:
     return index
 
 
-def _bm25s() -> Any:
-    """The package, imported as if there were no JAX: it would use it to rank, and JAX takes three quarters of a GPU's
-    memory as soon as it is asked for anything."""
-    if "jax" in sys.modules or "bm25s" in sys.modules:
-        return import_module("bm25s")
-    sys.modules["jax"] = None  # type: ignore[assignment]
+@lru_cache(maxsize=1)
+def _package() -> Any:
+    """bm25s without JAX. On import it calls JAX where that is installed, and JAX takes three quarters of a GPU's memory
+    then; nothing that needs it is used here."""
+    shown = sys.modules.get("jax")
+    sys.modules["jax"] = None  # type: ignore[assignment]  # so that importing it fails
     try:
-        return import_module("bm25s")
+        return importlib.import_module("bm25s")
     finally:
         del sys.modules["jax"]
+        if shown is not None:
+            sys.modules["jax"] = shown
 
 
 def _text(file: Path) -> str:

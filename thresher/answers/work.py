@@ -15,17 +15,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
-from reference import Policy
+from reference import Policy, Sampling
 from reference.checks import require, whole
 from thresher.answers.coverage import coverage
 from thresher.answers.nli import Entailment
 from thresher.answers.panel import Same, clusters, weights_of
 from thresher.answers.problems import Problem
-from thresher.answers.reader import THRESHOLD, TOP, Cost, Reader
+from thresher.answers.reader import THRESHOLD, TOP, Cost, Reader, check_settings
 from thresher.answers.shelf import Shelf
 from thresher.answers.solve import Solver, check_methods, seeds_of
 from thresher.answers.sources import read_sources
-from thresher.evaluation.cells import Engine, Row
+from thresher.evaluation.cells import Engine, Row, Work
 from thresher.evaluation.folder import Folder, key
 from thresher.evaluation.run import Progress, compute, fingerprint, surroundings
 from thresher.workers import check_backend
@@ -35,16 +35,12 @@ TRIED = ("problem", "method", "round")
 QUERIES, RUNS = 8, 8  # of a cell at most
 
 
-class Keyed(Protocol):
+class Keyed(Work, Protocol):
     """A cell that is one line."""
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What its line is about."""
-        ...
-
-    def rows(self) -> list[Row]:
-        """The line."""
         ...
 
 
@@ -77,6 +73,9 @@ class Reading:
     threshold: float = THRESHOLD
     max_new_tokens: int = 24
 
+    def __post_init__(self) -> None:
+        check_settings(self.top, self.threshold, self.max_new_tokens)
+
     def reader(self) -> tuple[Reader, Same]:
         """The reader, and what tells whether two answers mean the same."""
         judge = None if self.nli is None else _judge(self.nli)
@@ -87,7 +86,7 @@ class Reading:
             top=self.top,
             support=None if judge is None else judge.support,
             threshold=self.threshold,
-            max_new_tokens=whole("max_new_tokens", self.max_new_tokens),
+            max_new_tokens=self.max_new_tokens,
             chunk=self.engine.chunk,
         )
         return reader, reader.same if judge is None else judge.same
@@ -219,6 +218,8 @@ def solve(
     every problem. out, and the errors: as in `estimate`.
     """
     names, policy = check_methods(methods), policy or Policy()
+    Sampling(temperature=temperature)
+    whole("max_new_tokens", max_new_tokens)
     seeds = {(n, name): seeds_of(seed, n, name, runs) for n in range(len(problems)) for name in names}
     check(engine, policy)
     cells = [
@@ -232,7 +233,7 @@ def solve(
         "kind": "solve",
         **_engine_words(engine),
         "policy": policy.specs,
-        "problems": _digest([problem.text for problem in problems]),
+        "problems": _digest([text for problem in problems for text in (problem.text, *problem.wanted)]),
         "methods": names,
         "runs": runs,
         "temperature": temperature,
