@@ -2,8 +2,9 @@
 
     a = softmax(q_pred·Xᵀ / √E) X,   s = ReLU(a W1) W2
 
-Matrices are read once, a thread for each column of PART rows. What the parts find is added up in their order by every
-block that needs some of it, so that no launch does only that but the last. What limits it: the launches, then memory.
+Both matrices are read once, a thread for each column of PART rows. The blocks of W1 average their columns of x for
+themselves. What the parts find is added up in their order, by every block of W2 that needs some of it, and at the end.
+What limits it: the launches, then memory.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import numpy as np
 from numba import cuda
 
 from accel.cuda.ptx.numbers import wide
+from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.runtime.arrays import F32, Array, empty
-from accel.cuda.runtime.kernels import blocks, kernel
+from accel.cuda.runtime.kernels import blocks, device, kernel
 from accel.cuda.runtime.reduce import THREADS, block_max, block_sum
 from accel.cuda.runtime.views import to_numpy
 from reference import contract
 from reference import fastforward as meaning
 
-PART = 32  # rows of a matrix, or tokens, that a thread goes through
-SHARES = max(THREADS // PART, 1)  # threads that add up the parts of one number
-ADDED = PART * SHARES
+PART = 2 if SIMULATED else 32  # rows of a matrix that a thread goes through
+MANY = 2 if SIMULATED else 512  # threads of a block of W2
+SHARES, MANY_SHARES = THREADS // PART, MANY // PART  # threads that add up one number of a part
 AHEAD = 8  # numbers that a thread asks for at once
 
 
@@ -32,21 +34,13 @@ def predictor_scores(x: Array, predictor: Any) -> Array:
     """s from a block x (T, E) of at least one token -> (F,) float32."""
     sizes = contract.predictor_scores(x, predictor)
     logits, out = empty((sizes["T"],), F32), empty((sizes["F"],), F32)
+    hidden = empty((blocks(sizes["E"], PART), predictor.w1.shape[1]), F32)
+    scores = empty((blocks(hidden.shape[1], PART), sizes["F"]), F32)
     _logits[sizes["T"], THREADS](x, predictor.q_pred, logits)
-    pooled = empty((blocks(sizes["T"], PART), sizes["E"]), F32)
-    _pool[(blocks(sizes["E"], THREADS), len(pooled)), THREADS](x, logits, pooled)
-    hidden = _through(pooled, predictor.w1, positive=False)
-    scores = _through(hidden, predictor.w2, positive=True)
+    _pool[(blocks(hidden.shape[1], THREADS), len(hidden)), THREADS](x, logits, predictor.w1, hidden)
+    _multiply[(blocks(sizes["F"], MANY), len(scores)), MANY](hidden, predictor.w2, scores)
     _add_parts[blocks(sizes["F"], THREADS), THREADS](scores, out)
     return out
-
-
-def _through(given: Array, matrix: Array, *, positive: bool) -> Array:
-    """Parts (P, in) of a vector, negative sums as 0 if so wanted, times a matrix (in, out) -> parts (Q, out)."""
-    ins, outs = matrix.shape
-    sums = empty((blocks(ins, PART), outs), F32)
-    _multiply[(blocks(outs, THREADS), len(sums)), THREADS](given, int(positive), matrix, sums)
-    return sums
 
 
 def layer_densities(importance: Any, density: float) -> np.ndarray:
@@ -69,13 +63,26 @@ def _logits(x, query, logits):
         logits[t] = along / math.sqrt(np.float32(x.shape[1]))
 
 
+@device
+def _times(vector, matrix, first, n):
+    """PART numbers times as many rows of a matrix from `first` on, at column n."""
+    column, total = matrix[:, n], np.float32(0)
+    if first + PART <= matrix.shape[0]:
+        for i in range(PART):
+            total += vector[i] * wide(column[first + i])
+    else:
+        for i in range(matrix.shape[0] - first):
+            total += vector[i] * wide(column[first + i])
+    return total
+
+
 @kernel
-def _pool(x, logits, sums):
+def _pool(x, logits, matrix, sums):
     memory = cuda.shared.array(THREADS, np.float32)
-    weights = cuda.shared.array(PART, np.float32)
-    i, thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.threadIdx.x
+    pooled = cuda.shared.array(PART, np.float32)
+    n, thread = cuda.blockIdx.x * THREADS + cuda.threadIdx.x, cuda.threadIdx.x
     tokens, first = x.shape[0], cuda.blockIdx.y * PART
-    peak, total = np.float32(-np.inf), np.float32(0)
+    peak, weights = np.float32(-np.inf), np.float32(0)
     t = thread
     while t < tokens:
         if not logits[t] <= peak:
@@ -84,61 +91,52 @@ def _pool(x, logits, sums):
     peak = block_max(peak, memory)
     t = thread
     while t < tokens:
-        total += math.exp(logits[t] - peak)
+        weights += math.exp(logits[t] - peak)
         t += THREADS
-    total = block_sum(total, memory)
-    t = thread
-    while t < PART:
-        weights[t] = 0
-        if first + t < tokens:
-            weights[t] = math.exp(logits[first + t] - peak) / total
-        t += THREADS
+    weights = block_sum(weights, memory)
+    column, own = x[:, min(first + thread % PART, x.shape[1] - 1)], np.float32(0)
+    t = thread // PART
+    while t < tokens:
+        for u in range(AHEAD):  # asked for together, or each would be waited for
+            at = min(t + u * SHARES, tokens - 1)
+            part = math.exp(logits[at] - peak) * wide(column[at])
+            if t + u * SHARES < tokens:
+                own += part
+        t += AHEAD * SHARES
+    memory[thread] = own
     cuda.syncthreads()
-    if i < x.shape[1]:
-        column, pooled = x[:, i], np.float32(0)
-        for turn in range(PART // AHEAD):
-            for u in range(AHEAD):  # asked for together, or each would be waited for
-                t = turn * AHEAD + u
-                y = wide(column[min(first + t, tokens - 1)])
-                if first + t < tokens:
-                    pooled += weights[t] * y
-        sums[cuda.blockIdx.y, i] = pooled
-
-
-@kernel
-def _multiply(given, positive, matrix, sums):
-    added = cuda.shared.array(ADDED, np.float32)
-    n, part, thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-    last, parts = matrix.shape[0] - 1, given.shape[0]
-    item = thread
-    while item < ADDED:  # SHARES threads for each of the PART numbers, which are neighbours in memory
-        share, i = item // PART, min(part * PART + item % PART, last)
-        total = np.float32(0)
-        p = share
-        while p < parts:
-            for u in range(AHEAD):
-                x = given[min(p + u * SHARES, parts - 1), i]
-                if p + u * SHARES < parts:
-                    total += x
-            p += AHEAD * SHARES
-        added[item] = total
-        item += THREADS
+    if thread < PART:
+        for share in range(1, SHARES):
+            own += memory[share * PART + thread]
+        pooled[thread] = own / weights
     cuda.syncthreads()
     if n < matrix.shape[1]:
-        column = matrix[:, n]
-        total = np.float32(0)
-        for turn in range(PART // AHEAD):
-            for u in range(AHEAD):
-                own = turn * AHEAD + u
-                weight = wide(column[min(part * PART + own, last)])
-                x = np.float32(0)
-                for share in range(SHARES):
-                    x += added[share * PART + own]
-                if positive != 0:
-                    x = max(x, np.float32(0))
-                if part * PART + own <= last:
-                    total += x * weight
-        sums[part, n] = total
+        sums[cuda.blockIdx.y, n] = _times(pooled, matrix, first, n)
+
+
+@kernel(threads=MANY)
+def _multiply(given, matrix, sums):
+    memory = cuda.shared.array(MANY, np.float32)
+    vector = cuda.shared.array(PART, np.float32)
+    n, thread = cuda.blockIdx.x * MANY + cuda.threadIdx.x, cuda.threadIdx.x
+    first, parts = cuda.blockIdx.y * PART, given.shape[0]
+    i, own = min(first + thread % PART, matrix.shape[0] - 1), np.float32(0)
+    p = thread // PART
+    while p < parts:
+        for u in range(AHEAD):
+            part = given[min(p + u * MANY_SHARES, parts - 1), i]
+            if p + u * MANY_SHARES < parts:
+                own += part
+        p += AHEAD * MANY_SHARES
+    memory[thread] = own
+    cuda.syncthreads()
+    if thread < PART:
+        for share in range(1, MANY_SHARES):
+            own += memory[share * PART + thread]
+        vector[thread] = max(own, np.float32(0))
+    cuda.syncthreads()
+    if n < matrix.shape[1]:
+        sums[cuda.blockIdx.y, n] = _times(vector, matrix, first, n)
 
 
 @kernel

@@ -57,6 +57,18 @@ def load_four(typing: Any, address: Any) -> Any:
     return FOUR(types.int64), generate
 
 
+@intrinsic
+def load_pair(typing: Any, address: Any) -> Any:
+    """Two float32 side by side, at an 8-byte boundary of global memory, past the first-level cache."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.LiteralStructType([F32] * 2)
+        found = assembly(builder, kind, arguments, "ld.global.cg.v2.f32 {$0, $1}, [$2];", "=f,=f,l,~{memory}")
+        return context.make_tuple(builder, TWO, [builder.extract_value(found, i) for i in range(2)])
+
+    return TWO(types.int64), generate
+
+
 def _store(kinds: tuple[Any, ...], text: str, constraints: str) -> Any:
     signature = types.void(*kinds)
 
