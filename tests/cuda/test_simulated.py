@@ -70,8 +70,10 @@ needs_compiler = pytest.mark.skipif(
 @needs_compiler
 def test_portable_kernels_are_assembled(simulated: list[dict[str, Any]]) -> None:
     """Each kernel for the types that the simulator called it with, for every architecture in turn."""
+    from accel.cuda.ffn import predictor
     from accel.cuda.runtime.kernels import Kernel, assemble
 
+    predictor.products("plain")
     known = {kernel.name: kernel for kernel in Kernel.known}
     found = {name: keys[0] for one in simulated for name, keys in one["keys"].items()}
     assert len(found) > 30
@@ -134,6 +136,30 @@ def test_keydiff_in_pieces_is_assembled(arch: str) -> None:
     add, score, _ = kernels(128, "bf16")
     for kernel, key in ((add, (*[int] * 8, (F64, 3))), (score, (int,) * 9)):
         _, report = assemble(kernel.text(key, arch), arch)
+        assert not complaints(report), report
+
+
+@needs_compiler
+def test_the_predictor_in_pieces_is_assembled() -> None:
+    from accel.cuda.ffn import predictor
+    from accel.cuda.runtime.arrays import BF16, F32
+    from accel.cuda.runtime.kernels import assemble
+
+    pool, multiply = predictor.products("bf16")
+    for kernel, given in ((pool, ((BF16, 2), (F32, 1))), (multiply, ((F32, 2),))):
+        _, report = assemble(kernel.text((*given, (BF16, 2), int, int, (F32, 2)), "80"), "80")
+        assert not complaints(report), report
+
+
+@needs_compiler
+def test_the_ffn_of_chosen_neurons_by_wgmma_is_assembled() -> None:
+    from accel.cuda.ffn.hopper import kernels
+    from accel.cuda.runtime.arrays import BF16
+    from accel.cuda.runtime.kernels import assemble
+
+    hidden, output = kernels("bf16")
+    for kernel, key in ((hidden, (*[int] * 12, (BF16, 2))), (output, (int,) * 12)):
+        _, report = assemble(kernel.text(key, "90a"), "90a")
         assert not complaints(report), report
 
 

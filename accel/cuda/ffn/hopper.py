@@ -1,18 +1,15 @@
 """The FFN of chosen neurons on Hopper's tensor cores, their weights read where they stand.
 
-    hidden   h (T, K) = act(W_gate[M] x) · (W_up[M] x)      two blocks for 128 neurons and 128 tokens, half of E each
+    hidden   h (T, K) = act(W_gate[M] x) · (W_up[M] x)      a block for 64 neurons and 128 tokens
     output   y (T, E) = h W_down[:, M]ᵀ                     four blocks for 128 numbers of 128 tokens, a quarter of K each
+    add      y                                              their sums, in the order of the blocks
 
-For 128 tokens the weights are as long on their way from memory as the products take, and every block needs its tokens
-besides. So a block takes as many weights as its registers hold sums for, and the sum of a product is shared out among
-the blocks of a cluster, which run at the same time: each leaves what it found in memory, they meet, and each adds up a
-part of the result, in the order of the blocks.
+In the first the weights are the rows of the product: eight gate rows stand above the up rows of the same neurons, so
+that a thread ends up with both sums of a neuron and token. In the second the tokens are, and a neuron's row of W_down
+is a term of the sum. As in attention (attention/hopper.py) one warpgroup copies and two multiply.
 
-In the first the weights are the rows of the product. Eight gate rows stand above the up rows of the same neurons, so
-that a thread ends up with both sums of a neuron and token. In the second the tokens are the rows, and a neuron's row of
-W_down is a term of the sum. As in attention (attention/hopper.py) one warpgroup copies and two multiply.
-
-What limits it: reading the chosen weights once for every 128 tokens.
+What limits it: on its way from the second-level cache every block's weights have the tokens beside them, as many bytes
+again. To ask memory for longer pieces of a row ahead of the copies made it slower.
 """
 
 from __future__ import annotations
@@ -28,12 +25,9 @@ from accel.cuda.ptx.barrier import (
     barrier_wait,
     fence_barriers,
     fence_shared,
-    fewer_registers,
-    meet_cluster,
-    more_registers,
 )
 from accel.cuda.ptx.copy import copies_arrive, copy_four
-from accel.cuda.ptx.memory import load_long, load_pair, shared_address, store_pair
+from accel.cuda.ptx.memory import as_real, load_four, load_long, shared_address, store_four, store_pair
 from accel.cuda.ptx.numbers import exp2, narrow, reciprocal
 from accel.cuda.ptx.wgmma import column_major, onto_shared, row_major, wait
 from accel.cuda.runtime.arrays import F32, Array, empty
@@ -41,10 +35,16 @@ from accel.cuda.runtime.kernels import Kernel, device, kernel
 from accel.cuda.runtime.tiers import FORMS
 from reference.contract import ACTIVATIONS
 
-TOKENS, NEURONS, OUTS = 128, 128, 128  # of the blocks of a cluster
+TOKENS, NEURONS, OUTS = 128, 64, 128  # of a block
+ROWS = 2 * NEURONS  # of weights
 STEP, ROW = 64, 128  # numbers of a row at a time, and their bytes
+SPLITS = 4  # blocks that share the neurons of a result
 THREADS = 384  # two warpgroups that multiply and one that fetches
-HALVES, QUARTERS = 2, 4  # blocks of a cluster
+STAGES = 6  # buffers of a ring
+W_TILE, T_TILE = ROWS * ROW, TOKENS * ROW  # bytes of a buffer's weights and of its tokens
+STAGE = W_TILE + T_TILE
+SHARED = 1024 + STAGES * (STAGE + 16)
+ADDERS = 256
 LOG2_E = np.float32(1.4426950408889634)
 
 
@@ -53,17 +53,18 @@ def gathered_ffn(x: Array, w_gate: Array, w_up: Array, down: Array, neurons: Arr
     (tokens, width), count, form = x.shape, neurons.shape[0], FORMS[w_gate.dtype]
     groups, columns, token_tiles = -(-count // NEURONS), -(-width // OUTS), -(-tokens // TOKENS)
     hidden, out = empty((tokens, groups * NEURONS), w_gate.dtype), empty((tokens, width), F32)
-    sums = empty((max(groups * HALVES * NEURONS, columns * QUARTERS * OUTS) * token_tiles * TOKENS,), F32)
+    parts = empty((SPLITS, tokens, width), F32)
     places = (w.address if n == 0 else w.strides[0] for w in (w_gate, w_up) for n in range(2))
     first, second = kernels(form)
-    first[(groups * HALVES, token_tiles), THREADS](
+    first[(groups, token_tiles), THREADS](
         x.address, x.strides[0], tokens, width // STEP, *places, neurons.address, neurons.strides[0], count,
-        ACTIVATIONS.index(act), sums.address, hidden,
+        ACTIVATIONS.index(act), hidden,
     )  # fmt: skip
-    second[(columns * QUARTERS, token_tiles), THREADS](
-        hidden.address, hidden.strides[0], tokens, groups * NEURONS // STEP, down.address, down.strides[0], width,
-        neurons.address, neurons.strides[0], count, sums.address, out.address, out.strides[0],
+    second[(columns, token_tiles, SPLITS), THREADS](
+        hidden.address, hidden.strides[0], tokens, groups, -(-groups // SPLITS), down.address, down.strides[0], width,
+        neurons.address, neurons.strides[0], count, parts.address,
     )  # fmt: skip
+    _add[-(-out.size // (4 * ADDERS)), ADDERS](parts.address, out.size, out.address)
     return out
 
 
@@ -83,61 +84,52 @@ def _activation(x, act):
 
 
 @device
-def _start(ready, stages, thread):
-    """The barriers of a ring: `stages` full ones, and as many empty ones behind them."""
+def _start(ready, thread):
+    """The ring's barriers: full ones, and as many empty ones behind them."""
     if thread == 0:
-        for stage in range(stages):
+        for stage in range(STAGES):
             barrier_init(ready + 8 * stage, 128)
-            barrier_init(ready + 8 * (stages + stage), 8)
+            barrier_init(ready + 8 * (STAGES + stage), 8)
         fence_barriers()
 
 
 @cache
 def kernels(form: str) -> tuple[Kernel, Kernel]:
-    """Both kernels for weights of one form."""
-    WEIGHTS, X_TILE, STAGES = 2 * NEURONS, TOKENS * ROW, 4  # rows of a block; bytes of a tile
-    W_TILE = WEIGHTS * ROW
-    STAGE = W_TILE + X_TILE
-    SUMS = TOKENS  # registers of a thread: two tiles of 64 rows, TOKENS / 2 for each
-    HALF = SUMS // 2
-    W_FORM, w_steps = row_major(WEIGHTS, STEP)
-    X_FORM, x_steps = row_major(TOKENS, STEP)
-    multiply, ended = onto_shared(2, TOKENS, 64 * ROW >> 4, w_steps, x_steps, form), wait(0, SUMS)
-    X_ROWS, W_ROWS = TOKENS // 16, WEIGHTS // 16  # that a thread copies a piece of
+    """Both products' kernels for weights of one form."""
+    SUMS, EACH = 64, TOKENS // 16  # registers of a thread; rows of 16 that a thread copies a piece of
+    W_FORM, w_steps = row_major(ROWS, STEP)
+    T_FORM, t_steps = row_major(TOKENS, STEP)
+    multiply, ended = onto_shared(TOKENS, w_steps, t_steps, form), wait(0, SUMS)
 
-    @kernel(name=f"hidden_wgmma_{form}", threads=THREADS, shared=1024 + STAGES * (STAGE + 16), feature="a", cluster=2)
-    def hidden(x, x_row, tokens, steps, gate, gate_row, up, up_row, neurons, neuron_step, count, act, sums, out):
-        rows = cuda.shared.array(WEIGHTS, np.int64)  # where each row of weights begins
+    @kernel(name=f"hidden_wgmma_{form}", threads=THREADS, shared=SHARED, feature="a")
+    def hidden(x, x_row, tokens, steps, gate, gate_row, up, up_row, neurons, neuron_step, count, act, out):
+        rows = cuda.shared.array(ROWS, np.int64)  # where each row of weights begins
         base = (shared_address(cuda.shared.array(0, dtype=np.uint8)) + 1023) & ~1023
         ready = base + STAGES * STAGE
         thread = cuda.threadIdx.x
         warp, lane = thread >> 5, thread & 31
-        group, rank, token = cuda.blockIdx.x >> 1, cuda.blockIdx.x & 1, cuda.blockIdx.y * TOKENS
-        first = group * NEURONS
-        _start(ready, STAGES, thread)
-        if thread < WEIGHTS:
-            place = first + ((thread >> 4) << 3) + (thread & 7)
-            neuron = load_long(neurons + min(place, count - 1) * neuron_step)
+        first, token = cuda.blockIdx.x * NEURONS, cuda.blockIdx.y * TOKENS
+        _start(ready, thread)
+        if thread < ROWS:
+            listed = min(first + ((thread >> 4) << 3) + (thread & 7), count - 1)
+            neuron = load_long(neurons + listed * neuron_step)
             rows[thread] = up + neuron * up_row if thread & 8 else gate + neuron * gate_row
         cuda.syncthreads()
-        start = rank * ((steps + 1) >> 1)
-        stop = min(start + ((steps + 1) >> 1), steps)
         if warp >= 8:
-            fewer_registers()
             mine = thread & 127
             row, chunk = mine >> 3, mine & 7
-            lines = cuda.local.array(X_ROWS, int64)
-            for turn in range(X_ROWS):
+            lines = cuda.local.array(EACH, int64)
+            for turn in range(EACH):
                 lines[turn] = x + min(token + turn * 16 + row, tokens - 1) * x_row + 16 * chunk
             slot, phase = 0, 1  # the first time round every buffer is empty
-            step = start
-            while step < stop:
+            step = 0
+            while step < steps:
                 to, source = base + slot * STAGE, step * ROW
                 barrier_wait(ready + 8 * (STAGES + slot), phase)
-                for turn in range(W_ROWS):
-                    copy_four(to + _place(turn * 16 + row, chunk), rows[turn * 16 + row] + source + 16 * chunk)
-                for turn in range(X_ROWS):
-                    copy_four(to + W_TILE + _place(turn * 16 + row, chunk), lines[turn] + source)
+                for turn in range(EACH):
+                    at = _place(turn * 16 + row, chunk)
+                    copy_four(to + at, rows[turn * 16 + row] + source + 16 * chunk)
+                    copy_four(to + W_TILE + at, lines[turn] + source)
                 copies_arrive(ready + 8 * slot)
                 slot += 1
                 if slot == STAGES:
@@ -145,19 +137,17 @@ def kernels(form: str) -> tuple[Kernel, Kernel]:
                     phase ^= 1
                 step += 1
         else:
-            more_registers()
-            half, mine = warp >> 2, thread & 127
+            half = warp >> 2
             acc = cuda.local.array(SUMS, float32)
-            own = cuda.local.array(HALF, float32)
             for i in range(SUMS):
                 acc[i] = float32(0)
             slot, phase = 0, 0
-            step = start
-            while step < stop:
+            step = 0
+            while step < steps:
                 barrier_wait(ready + 8 * slot, phase)
                 fence_shared()
                 to = base + slot * STAGE
-                multiply(acc, ((to + half * 128 * ROW) >> 4) | W_FORM, ((to + W_TILE) >> 4) | X_FORM)
+                multiply(acc, ((to + half * 64 * ROW) >> 4) | W_FORM, ((to + W_TILE) >> 4) | T_FORM)
                 ended(acc)
                 if lane == 0:
                     barrier_arrive(ready + 8 * (STAGES + slot))
@@ -166,118 +156,99 @@ def kernels(form: str) -> tuple[Kernel, Kernel]:
                     slot = 0
                     phase ^= 1
                 step += 1
-            # Of its two tiles of rows a block finishes the one of its rank, and leaves the other's sums to the other
-            place = (cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x) * 2 + half
-            theirs = ((cuda.blockIdx.y * cuda.gridDim.x + (cuda.blockIdx.x ^ 1)) * 2 + half) * (512 * HALF)
-            for i in range(HALF // 2):
-                a, b, c, d = acc[2 * i], acc[2 * i + 1], acc[HALF + 2 * i], acc[HALF + 2 * i + 1]
-                own[2 * i], own[2 * i + 1] = (a, b) if rank == 0 else (c, d)
-                a, b = (c, d) if rank == 0 else (a, b)
-                store_pair(sums + place * (512 * HALF) + 8 * (i * 128 + mine), a, b)
-            meet_cluster()
-            for i in range(HALF // 2):
-                a, b = load_pair(sums + theirs + 8 * (i * 128 + mine))
-                own[2 * i] += a
-                own[2 * i + 1] += b
-            n = first + ((half * 2 + rank) * 4 + (warp & 3)) * 8 + (lane >> 2)
-            t0 = token + 2 * (lane & 3)
-            for i in range(HALF // 2):
-                g, u = own[4 * (i >> 1) + (i & 1)], own[4 * (i >> 1) + (i & 1) + 2]
+            n, t0 = first + warp * 8 + (lane >> 2), token + 2 * (lane & 3)
+            for i in range(SUMS // 2):
+                g, u = acc[4 * (i >> 1) + (i & 1)], acc[4 * (i >> 1) + (i & 1) + 2]
                 t, y = t0 + 8 * (i >> 1) + (i & 1), float32(0)
                 if n < count:
                     y = _activation(g, act) * u
                 if t < tokens:
                     out[t, n] = narrow(out, y)
 
-    H_TILE, D_TILE, DEEP = TOKENS * ROW, STEP * 2 * OUTS, 6
-    LEVEL, PARTS = H_TILE + D_TILE, OUTS // 2
-    H_FORM, h_steps = row_major(TOKENS, STEP)
     D_FORM, d_steps = column_major(STEP)
-    weigh, weighed = onto_shared(1, OUTS, 0, h_steps, d_steps, form, turned=True), wait(0, PARTS)
+    weigh = onto_shared(OUTS, t_steps, d_steps, form, turned=True)
 
-    @kernel(name=f"output_wgmma_{form}", threads=THREADS, shared=1024 + DEEP * (LEVEL + 16), feature="a", cluster=4)
-    def output(h, h_row, tokens, steps, down, down_row, width, neurons, neuron_step, count, sums, out, out_row):
+    @kernel(name=f"output_wgmma_{form}", threads=THREADS, shared=SHARED, feature="a")
+    def output(h, h_row, tokens, steps, each, down, down_row, width, neurons, neuron_step, count, parts):
         base = (shared_address(cuda.shared.array(0, dtype=np.uint8)) + 1023) & ~1023
-        ready = base + DEEP * LEVEL
+        ready = base + STAGES * STAGE
         thread = cuda.threadIdx.x
         warp, lane = thread >> 5, thread & 31
-        rank, token = cuda.blockIdx.x & 3, cuda.blockIdx.y * TOKENS
-        column = (cuda.blockIdx.x >> 2) * OUTS
-        _start(ready, DEEP, thread)
+        column, token, split = cuda.blockIdx.x * OUTS, cuda.blockIdx.y * TOKENS, cuda.blockIdx.z
+        _start(ready, thread)
         cuda.syncthreads()
-        each = (steps + 3) >> 2
-        start = rank * each
+        start = split * each
         stop = min(start + each, steps)
         if warp >= 8:
-            fewer_registers()
             mine = thread & 127
             row, chunk = mine >> 3, mine & 7
-            lines = cuda.local.array(X_ROWS, int64)
-            for turn in range(X_ROWS):
+            lines = cuda.local.array(EACH, int64)
+            for turn in range(EACH):
                 lines[turn] = h + min(token + turn * 16 + row, tokens - 1) * h_row + 16 * chunk
-            part = lane & 15  # of a row of W_down, of which a warp copies two at once
+            part, own = lane & 15, (warp & 3) * 16  # of a row of W_down, of which a warp copies two at once
             source = down
             if column + 8 * part < width:
                 source = down + 2 * column + 16 * part
-            own = (warp & 3) * 16
             # A row is looked up a step before it is copied, or each would be waited for
             listed = load_long(neurons + min(start * STEP + own + part, count - 1) * neuron_step)
             slot, phase = 0, 1
             step = start
             while step < stop:
-                to = base + slot * LEVEL
+                to = base + slot * STAGE
                 following = load_long(neurons + min((step + 1) * STEP + own + part, count - 1) * neuron_step)
-                barrier_wait(ready + 8 * (DEEP + slot), phase)
+                barrier_wait(ready + 8 * (STAGES + slot), phase)
                 for turn in range(8):
                     r = 2 * turn + (lane >> 4)
                     neuron = cuda.shfl_sync(0xFFFFFFFF, listed, r)
-                    at = H_TILE + (part >> 3) * (STEP * ROW) + _place(own + r, part & 7)
+                    at = (part >> 3) * (STEP * ROW) + _place(own + r, part & 7)
                     copy_four(to + at, source + neuron * down_row)
-                for turn in range(X_ROWS):
-                    copy_four(to + _place(turn * 16 + row, chunk), lines[turn] + step * ROW)
+                for turn in range(EACH):
+                    copy_four(to + W_TILE + _place(turn * 16 + row, chunk), lines[turn] + step * ROW)
                 copies_arrive(ready + 8 * slot)
                 listed = following
                 slot += 1
-                if slot == DEEP:
+                if slot == STAGES:
                     slot = 0
                     phase ^= 1
                 step += 1
         else:
-            more_registers()
-            half, mine = warp >> 2, thread & 127
-            acc = cuda.local.array(PARTS, float32)
-            for i in range(PARTS):
+            half = warp >> 2
+            acc = cuda.local.array(SUMS, float32)
+            for i in range(SUMS):
                 acc[i] = float32(0)
             slot, phase = 0, 0
             step = start
             while step < stop:
                 barrier_wait(ready + 8 * slot, phase)
                 fence_shared()
-                to = base + slot * LEVEL
-                weigh(acc, ((to + half * 64 * ROW) >> 4) | H_FORM, ((to + H_TILE) >> 4) | D_FORM)
-                weighed(acc)
+                to = base + slot * STAGE
+                weigh(acc, ((to + W_TILE + half * 64 * ROW) >> 4) | T_FORM, (to >> 4) | D_FORM)
+                ended(acc)
                 if lane == 0:
-                    barrier_arrive(ready + 8 * (DEEP + slot))
+                    barrier_arrive(ready + 8 * (STAGES + slot))
                 slot += 1
-                if slot == DEEP:
+                if slot == STAGES:
                     slot = 0
                     phase ^= 1
                 step += 1
-            place = sums + ((cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x) * 2 + half) * (512 * PARTS)
-            for i in range(PARTS // 2):
-                store_pair(place + 8 * (i * 128 + mine), acc[2 * i], acc[2 * i + 1])
-            meet_cluster()
-            place = sums + ((cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x - rank) * 2 + half) * (512 * PARTS)
-            t0 = token + half * 64 + (warp & 3) * 16 + (lane >> 2)
-            for i in range(PARTS // 8):
-                p = rank * (PARTS // 8) + i  # a quarter of the pairs of numbers that a thread has
-                a, b = float32(0), float32(0)
-                for other in range(QUARTERS):
-                    c, d = load_pair(place + other * (1024 * PARTS) + 8 * (p * 128 + mine))
-                    a += c
-                    b += d
-                t, e = t0 + 8 * (p & 1), column + 8 * (p >> 1) + 2 * (lane & 3)
+            t0 = token + warp * 16 + (lane >> 2)
+            for i in range(SUMS // 2):
+                t, e = t0 + 8 * (i & 1), column + 8 * (i >> 1) + 2 * (lane & 3)
                 if t < tokens and e < width:
-                    store_pair(out + t * out_row + 4 * e, a, b)
+                    store_pair(parts + 4 * ((split * tokens + t) * width + e), acc[2 * i], acc[2 * i + 1])
 
     return hidden, output
+
+
+@kernel(threads=ADDERS)
+def _add(parts, size, out):
+    i = 4 * (cuda.blockIdx.x * ADDERS + cuda.threadIdx.x)
+    if i < size:
+        a, b, c, d = float32(0), float32(0), float32(0), float32(0)
+        for split in range(SPLITS):
+            e, f, g, h = load_four(parts + 4 * (split * size + i))
+            a += as_real(e)
+            b += as_real(f)
+            c += as_real(g)
+            d += as_real(h)
+        store_four(out + 4 * i, a, b, c, d)

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from accel.cuda.ptx.numbers import bits, wide
+from accel.cuda.ptx.numbers import bits, digit, wide
 from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.ptx.warp import warp_sum_to
 from accel.cuda.runtime.arrays import I32, I64, Array, empty
@@ -274,33 +274,32 @@ def _counted(counters, d):
 
 
 @device
-def _next_digit(places, past, level, prefix, need, counters, sums, digit):
-    """Find the digit of a level, the first being 0, and how many of those at it are needed -> digit[0 … 1]."""
+def _next_digit(places, turns, level, prefix, need, counters, sums, found):
+    """Find the digit of a level, the first being 0, and how many of those at it are needed -> found[0 … 1]."""
     thread, shift = cuda.threadIdx.x, 24 - 8 * level
     i = thread
     while i < COUNTERS:
         counters[i] = 0
         i += KEEPERS
     cuda.syncthreads()
-    i = thread
-    while i < past:
-        place = np.int64(places[i])
-        if place >> (shift + 8) == prefix:
-            cuda.atomic.add(counters, (thread % COPIES) * PITCH + ((place >> shift) & (BYTE - 1)), 1)
-        i += KEEPERS
+    copy = (thread % COPIES) * PITCH
+    for turn in range(turns):
+        place = places[turn * KEEPERS + thread]
+        if digit(place, shift + 8, 32) == prefix:
+            cuda.atomic.add(counters, copy + digit(place, shift, 8), 1)
     cuda.syncthreads()
-    first, own = thread * OF_BYTE, 0
+    first, total = thread * OF_BYTE, 0
     if first < BYTE:
         for n in range(OF_BYTE):  # from the highest digit down
-            own += _counted(counters, first + n)
-    higher = _before_digit(own, sums)
-    if higher < need and need <= higher + own:
+            total += _counted(counters, first + n)
+    higher = _before_digit(total, sums)
+    if higher < need and need <= higher + total:
         d, count = first, _counted(counters, first)
         while higher + count < need:
             higher += count
             d += 1
             count = _counted(counters, d)
-        digit[0], digit[1] = BYTE - 1 - d, need - higher
+        found[0], found[1] = (prefix << 8) | (BYTE - 1 - d), need - higher
     cuda.syncthreads()
 
 
@@ -309,53 +308,52 @@ def _keep(scores, first, step, ends, sinks, recent, positions, out, word):
     places = cuda.shared.array(SHORT if SIMULATED else 0, np.uint32)
     counters = cuda.shared.array(COUNTERS, np.int32)  # and in the end counts
     sums = cuda.shared.array(KEEPING, np.int32)
-    digit = cuda.shared.array(2, np.int64)
+    found = cuda.shared.array(2, np.uint32)
     asked = cuda.local.array(AHEAD, np.float32)
     row, chunk, thread = cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
     warp, lane = thread // WARP, thread % WARP
     past, line, kept = _end(first + chunk * step, ends), scores[chunk, row], out[chunk, row]
+    turns = (past + KEEPERS - 1) // KEEPERS
     i = thread
-    while i < past:
+    while i < turns * KEEPERS:
         for u in range(AHEAD):
             asked[u] = wide(line[min(i + u * KEEPERS, past - 1)])
         for u in range(AHEAD):
             if i + u * KEEPERS < past:
                 places[i + u * KEEPERS] = _place(asked[u], row, i + u * KEEPERS, past, sinks, recent, positions, word)
+            elif i + u * KEEPERS < turns * KEEPERS:
+                places[i + u * KEEPERS] = 0  # lower than any number's
         i += AHEAD * KEEPERS
-    cut, need = 0, kept.shape[0]
+    cut, need = np.uint32(0), np.uint32(kept.shape[0])
     for level in range(4):
-        _next_digit(places, past, level, cut, need, counters, sums, digit)
-        cut, need = (cut << 8) | digit[0], digit[1]
-    turns = (past + KEEPERS - 1) // KEEPERS
+        _next_digit(places, turns, level, cut, need, counters, sums, found)
+        cut, need = found[0], found[1]
     for turn in range(turns):  # for each turn and warp, how many are above the cut and, 16 bits further up, at it
-        i = turn * KEEPERS + thread
-        place = np.int64(places[min(i, past - 1)])
-        highers, sames = votes(i < past and place > cut), votes(i < past and place == cut)
+        place = places[turn * KEEPERS + thread]
+        highers, sames = votes(place > cut), votes(place == cut)
         if lane == 0:
             counters[turn * KEEPING + warp] = cuda.popc(highers) | cuda.popc(sames) << 16
     cuda.syncthreads()
-    first, own = thread * OF_COUNTS, 0
-    stop = min(first + OF_COUNTS, turns * KEEPING)
-    for n in range(first, stop):
-        own += counters[n]
-    before = _before_count(own, sums)
-    for n in range(first, stop):
-        own = counters[n]
+    own, total = thread * OF_COUNTS, 0
+    stop = min(own + OF_COUNTS, turns * KEEPING)
+    for n in range(own, stop):
+        total += counters[n]
+    before = _before_count(total, sums)
+    for n in range(own, stop):
+        total = counters[n]
         counters[n] = before
-        before += own
+        before += total
     cuda.syncthreads()
     earlier = (1 << lane) - 1
     for turn in range(turns):
         i = turn * KEEPERS + thread
-        place = np.int64(places[min(i, past - 1)])
-        is_higher, is_same = i < past and place > cut, i < past and place == cut
-        highers, sames = votes(is_higher), votes(is_same)
-        before = counters[turn * KEEPING + warp]
+        place, before = places[i], counters[turn * KEEPING + warp]
+        highers, sames = votes(place > cut), votes(place == cut)
         own, equals = (before & 0xFFFF) + cuda.popc(highers & earlier), (before >> 16) + cuda.popc(sames & earlier)
-        if is_higher:
+        if place > cut:
             kept[own + min(equals, need)] = i
-        if is_same and equals < need:
-            kept[own + equals] = i
+        if place == cut and equals < need:
+            kept[own + equals] = min(i, past - 1)
 
 
 @device

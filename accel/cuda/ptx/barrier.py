@@ -24,9 +24,6 @@ fence_shared = effect("fence.proxy.async.shared::cta;")  # shared memory written
 meet = effect("bar.sync $0, $1;", U32, U32)  # all of $1 threads at the named barrier $0 (1 to 15)
 announce = effect("bar.arrive $0, $1;", U32, U32)  # counts as having come there, and goes on
 
-# All threads of a cluster of blocks: what each wrote before is seen by all after
-meet_cluster = effect("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;")
-
 # A kernel of three warpgroups starts with 168 registers a thread; the third gives up what the other two take.
 more_registers = effect("setmaxnreg.inc.sync.aligned.u32 216;")
 fewer_registers = effect("setmaxnreg.dec.sync.aligned.u32 72;")

@@ -82,19 +82,15 @@ def from_shared(n: int, a_steps: list[int], b_steps: list[int], form: str) -> An
     return product
 
 
-def onto_shared(
-    tiles: int, n: int, a_tile: int, a_steps: list[int], b_steps: list[int], form: str, *, turned: bool = False
-) -> Any:
-    """The intrinsic (acc, a, b): acc += A·B for `tiles` times 64 rows of A, K-major in shared memory and `a_tile` apart
-    (in units of 16 bytes), whose sums follow one another in acc. B (n, K) is K-major, or if `turned` (K, n) MN-major."""
-    count = tiles * n // 2
+def onto_shared(n: int, a_steps: list[int], b_steps: list[int], form: str, *, turned: bool = False) -> Any:
+    """The intrinsic (acc, a, b): acc += A·B with A (64, K) K-major in shared memory, and B (n, K) K-major or, if
+    `turned`, (K, n) MN-major, by descriptors."""
+    count = n // 2
     shape = f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{form}.{form}"
     lines = ["{ .reg .b64 a, b; .reg .pred all; setp.eq.b32 all, 0, 0; wgmma.fence.sync.aligned;"]
     for a_step, b_step in zip(a_steps, b_steps, strict=True):
-        lines.append(f"add.s64 b, ${2 * count + 1}, {b_step};")
-        for m in range(tiles):
-            lines.append(f"add.s64 a, ${2 * count}, {a_step + m * a_tile};")
-            lines.append(f"{shape} {{{_listed(m * n // 2, n // 2)}}}, a, b, all, 1, 1, 0, {int(turned)};")
+        lines.append(f"add.s64 a, ${2 * count}, {a_step}; add.s64 b, ${2 * count + 1}, {b_step};")
+        lines.append(f"{shape} {{{_listed(0, count)}}}, a, b, all, 1, 1, 0, {int(turned)};")
     text = "\n".join([*lines, "wgmma.commit_group.sync.aligned; }"])
     constraints = ",".join(["=f"] * count + [str(i) for i in range(count)] + ["l", "l", "~{memory}"])
 

@@ -40,15 +40,12 @@ Grid = tuple[int, ...]
 class Kernel:
     """A function that runs in every thread of a grid. `name` tells apart kernels that one function makes; `threads` is
     the block it is meant for, and what its registers are limited by; `shared` the bytes of dynamic shared memory;
-    `feature` "a" where it uses one chip's own instructions; `cluster` how many blocks along the grid's first axis run at
-    the same time, so that they can wait for each other."""
+    `feature` "a" where it uses one chip's own instructions."""
 
     known: ClassVar[list[Kernel]] = []
 
-    def __init__(
-        self, function: Callable, name: str, threads: int | None, shared: int, feature: str, cluster: int
-    ) -> None:
-        self.function, self.threads, self.shared, self.feature, self.cluster = function, threads, shared, feature, cluster
+    def __init__(self, function: Callable, name: str, threads: int | None, shared: int, feature: str) -> None:
+        self.function, self.threads, self.shared, self.feature = function, threads, shared, feature
         self.name = f"{function.__module__.removeprefix('accel.cuda.')}.{name or function.__name__.lstrip('_')}"
         self.entry = re.sub(r"\W", "_", f"thresher_{self.name}")  # as profilers show it
         self._loaded: dict[tuple, Any] = {}
@@ -114,8 +111,6 @@ class Kernel:
         bounds = {"launch_bounds": (self.threads, 1)} if self.threads else {}
         text, _ = cuda.compile(self.function, types.void(*given), cc=cc, device=False, abi="numba", **bounds)
         mangled = re.search(r"\.entry\s+([^\s(]+)", text)
-        if self.cluster > 1:
-            text = text.replace(".maxntid", f".explicitcluster\n.reqnctapercluster {self.cluster}, 1, 1\n.maxntid", 1)
         return text.replace(mangled[1], self.entry)  # type: ignore[index]
 
 
@@ -203,10 +198,9 @@ def kernel(
     threads: int | None = None,
     shared: int = 0,
     feature: str = "",
-    cluster: int = 1,
 ) -> Any:
     """Decorator: a kernel of this package."""
-    make = lambda f: Kernel(f, name, threads, shared, feature, cluster)  # noqa: E731
+    make = lambda f: Kernel(f, name, threads, shared, feature)  # noqa: E731
     return make if function is None else make(function)
 
 
