@@ -35,7 +35,7 @@ from reference.state import Chunk
 EVICTORS = KeyDiff, H2O, Tova, SnapKV
 TOGETHER = 16  # chunks of a prompt that share a pass: the host's part of a pass hardly grows with its tokens
 Layers = Callable[[Model, Sequence[Chunk]], Any]
-_loaded: dict[int, set[Any]] = {}  # by model: the passes for which all is loaded that they need
+_loaded: dict[int, set[str]] = {}  # by model: the passes for which all is loaded that they need
 
 
 def run_pass(layers: Layers, model: Model, chunks: Sequence[Chunk]) -> Any:
@@ -156,7 +156,7 @@ class Recorded:
             here.given = given
             for n, layer in enumerate(_cached(chunks)):
                 layer.find_in(Places(places[n], ranges[n], int(firsts[n]), self._grow[n]))
-            kind = tuple(self._sizes), tuple(self._policies)
+            kind = repr((self._sizes, self._policies))
             if SIMULATED or kind not in self._loaded:
                 hidden = layers(model, chunks)
                 self._loaded.add(kind)
