@@ -158,7 +158,7 @@ def test_the_ffn_of_chosen_neurons_by_wgmma_is_assembled() -> None:
     from accel.cuda.runtime.kernels import assemble
 
     hidden, output = kernels("bf16")
-    for kernel, key in ((hidden, (*[int] * 12, (BF16, 2))), (output, (int,) * 12)):
+    for kernel, key in ((hidden, (*[int] * 13, (BF16, 2))), (output, (int,) * 12)):
         _, report = assemble(kernel.text(key, "90a"), "90a")
         assert not complaints(report), report
 

@@ -26,16 +26,17 @@ from accel.cuda.ptx.barrier import (
     fence_barriers,
     fence_shared,
 )
-from accel.cuda.ptx.copy import copies_arrive, copy_four
+from accel.cuda.ptx.copy import copies_arrive, copy_four, copy_four_of_more
 from accel.cuda.ptx.memory import as_real, load_four, load_long, shared_address, store_four, store_pair
 from accel.cuda.ptx.numbers import exp2, narrow, reciprocal
 from accel.cuda.ptx.wgmma import column_major, onto_shared, row_major, wait
 from accel.cuda.runtime.arrays import F32, Array, empty
+from accel.cuda.runtime.device import machine
 from accel.cuda.runtime.kernels import Kernel, device, kernel
 from accel.cuda.runtime.tiers import FORMS
 from reference.contract import ACTIVATIONS
 
-TOKENS, NEURONS, OUTS = 128, 64, 128  # of a block
+TOKENS, NEURONS, OUTS = 128, 64, 128  # of a block, at most
 ROWS = 2 * NEURONS  # of weights
 STEP, ROW = 64, 128  # numbers of a row at a time, and their bytes
 SPLITS = 4  # blocks that share the neurons of a result
@@ -51,17 +52,20 @@ LOG2_E = np.float32(1.4426950408889634)
 def gathered_ffn(x: Array, w_gate: Array, w_up: Array, down: Array, neurons: Array, act: str) -> Array:
     """x (T, E), w_gate and w_up (F, E), down (F, E), all of one 16-bit type, neurons (K,) -> (T, E) float32."""
     (tokens, width), count, form = x.shape, neurons.shape[0], FORMS[w_gate.dtype]
-    groups, columns, token_tiles = -(-count // NEURONS), -(-width // OUTS), -(-tokens // TOKENS)
-    hidden, out = empty((tokens, groups * NEURONS), w_gate.dtype), empty((tokens, width), F32)
+    columns, token_tiles = -(-width // OUTS), -(-tokens // TOKENS)
+    waves = -(-count // (NEURONS * machine().processors))
+    each = 8 * -(-count // (8 * waves * machine().processors))  # neurons of a block, so that none is left without
+    groups, steps = -(-count // each), -(-count // STEP)
+    hidden, out = empty((tokens, steps * STEP), w_gate.dtype), empty((tokens, width), F32)
     parts = empty((SPLITS, tokens, width), F32)
     places = (w.address if n == 0 else w.strides[0] for w in (w_gate, w_up) for n in range(2))
     first, second = kernels(form)
     first[(groups, token_tiles), THREADS](
-        x.address, x.strides[0], tokens, width // STEP, *places, neurons.address, neurons.strides[0], count,
+        x.address, x.strides[0], tokens, width // STEP, *places, neurons.address, neurons.strides[0], count, each,
         ACTIVATIONS.index(act), hidden,
     )  # fmt: skip
     second[(columns, token_tiles, SPLITS), THREADS](
-        hidden.address, hidden.strides[0], tokens, groups, -(-groups // SPLITS), down.address, down.strides[0], width,
+        hidden.address, hidden.strides[0], tokens, steps, -(-steps // SPLITS), down.address, down.strides[0], width,
         neurons.address, neurons.strides[0], count, parts.address,
     )  # fmt: skip
     _add[-(-out.size // (4 * ADDERS)), ADDERS](parts.address, out.size, out.address)
@@ -102,13 +106,13 @@ def kernels(form: str) -> tuple[Kernel, Kernel]:
     multiply, ended = onto_shared(TOKENS, w_steps, t_steps, form), wait(0, SUMS)
 
     @kernel(name=f"hidden_wgmma_{form}", threads=THREADS, shared=SHARED, feature="a")
-    def hidden(x, x_row, tokens, steps, gate, gate_row, up, up_row, neurons, neuron_step, count, act, out):
+    def hidden(x, x_row, tokens, steps, gate, gate_row, up, up_row, neurons, neuron_step, count, each, act, out):
         rows = cuda.shared.array(ROWS, np.int64)  # where each row of weights begins
         base = (shared_address(cuda.shared.array(0, dtype=np.uint8)) + 1023) & ~1023
         ready = base + STAGES * STAGE
         thread = cuda.threadIdx.x
         warp, lane = thread >> 5, thread & 31
-        first, token = cuda.blockIdx.x * NEURONS, cuda.blockIdx.y * TOKENS
+        first, token = cuda.blockIdx.x * each, cuda.blockIdx.y * TOKENS
         _start(ready, thread)
         if thread < ROWS:
             listed = min(first + ((thread >> 4) << 3) + (thread & 7), count - 1)
@@ -128,7 +132,8 @@ def kernels(form: str) -> tuple[Kernel, Kernel]:
                 barrier_wait(ready + 8 * (STAGES + slot), phase)
                 for turn in range(EACH):
                     at = _place(turn * 16 + row, chunk)
-                    copy_four(to + at, rows[turn * 16 + row] + source + 16 * chunk)
+                    if turn * 16 + row < 2 * each:
+                        copy_four_of_more(to + at, rows[turn * 16 + row] + source + 16 * chunk)
                     copy_four(to + W_TILE + at, lines[turn] + source)
                 copies_arrive(ready + 8 * slot)
                 slot += 1
@@ -156,14 +161,16 @@ def kernels(form: str) -> tuple[Kernel, Kernel]:
                     slot = 0
                     phase ^= 1
                 step += 1
-            n, t0 = first + warp * 8 + (lane >> 2), token + 2 * (lane & 3)
+            n, t0, stop = first + warp * 8 + (lane >> 2), token + 2 * (lane & 3), min(first + each, count)
             for i in range(SUMS // 2):
                 g, u = acc[4 * (i >> 1) + (i & 1)], acc[4 * (i >> 1) + (i & 1) + 2]
-                t, y = t0 + 8 * (i >> 1) + (i & 1), float32(0)
-                if n < count:
-                    y = _activation(g, act) * u
-                if t < tokens:
+                t, y = t0 + 8 * (i >> 1) + (i & 1), _activation(g, act) * u
+                if t < tokens and n < stop:
                     out[t, n] = narrow(out, y)
+            n, t = count, token + thread  # to the end of the last step
+            while cuda.blockIdx.x == cuda.gridDim.x - 1 and thread < TOKENS and t < tokens and n < out.shape[1]:
+                out[t, n] = narrow(out, float32(0))
+                n += 1
 
     D_FORM, d_steps = column_major(STEP)
     weigh = onto_shared(OUTS, t_steps, d_steps, form, turned=True)

@@ -6,7 +6,8 @@ found so far, and the digit at which the count from above reaches the budget is 
 those above the cut, and of those at the cut the first ones.
 
 A row of up to SHORT columns is one block's, in one launch, by digits of 8 bits. Its scores are held in shared memory, so
-that they are read once. They are often alike in their first digit: a counter has copies, lest all threads wait for one.
+that they are read once. Scores are often alike in their first bits, and all threads would wait for one counter: digits
+are those of the distance to the lowest score, from the first bit on that the highest has, and counters have copies.
 
 A longer row is shared out among several blocks, in parts of neighbouring columns, by digits of 11, 11 and 10 bits, and
 every pass is a launch:
@@ -31,7 +32,7 @@ from numba import cuda
 
 from accel.cuda.ptx.numbers import bits, digit, wide
 from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.ptx.warp import warp_sum_to
+from accel.cuda.ptx.warp import warp_max, warp_sum_to
 from accel.cuda.runtime.arrays import I32, I64, Array, empty
 from accel.cuda.runtime.errors import NAN_SCORE, note, word
 from accel.cuda.runtime.kernels import device, kernel
@@ -274,9 +275,10 @@ def _counted(counters, d):
 
 
 @device
-def _next_digit(places, turns, level, prefix, need, counters, sums, found):
-    """Find the digit of a level, the first being 0, and how many of those at it are needed -> found[0 … 1]."""
-    thread, shift = cuda.threadIdx.x, 24 - 8 * level
+def _next_digit(places, turns, low, left, prefix, need, counters, sums, found):
+    """Add to the prefix the first digit of the `left` bits after it, and find how many of those with it are needed ->
+    found[0 … 1]."""
+    thread, shift = cuda.threadIdx.x, max(left - 8, 0)
     i = thread
     while i < COUNTERS:
         counters[i] = 0
@@ -284,9 +286,9 @@ def _next_digit(places, turns, level, prefix, need, counters, sums, found):
     cuda.syncthreads()
     copy = (thread % COPIES) * PITCH
     for turn in range(turns):
-        place = places[turn * KEEPERS + thread]
-        if digit(place, shift + 8, 32) == prefix:
-            cuda.atomic.add(counters, copy + digit(place, shift, 8), 1)
+        place = places[turn * KEEPERS + thread] - low
+        if digit(place, left, 32) == prefix:
+            cuda.atomic.add(counters, copy + digit(place, shift, left - shift), 1)
     cuda.syncthreads()
     first, total = thread * OF_BYTE, 0
     if first < BYTE:
@@ -299,7 +301,7 @@ def _next_digit(places, turns, level, prefix, need, counters, sums, found):
             higher += count
             d += 1
             count = _counted(counters, d)
-        found[0], found[1] = (prefix << 8) | (BYTE - 1 - d), need - higher
+        found[0], found[1] = (prefix << (left - shift)) | (BYTE - 1 - d), need - higher
     cuda.syncthreads()
 
 
@@ -308,28 +310,44 @@ def _keep(scores, first, step, ends, sinks, recent, positions, out, word):
     places = cuda.shared.array(SHORT if SIMULATED else 0, np.uint32)
     counters = cuda.shared.array(COUNTERS, np.int32)  # and in the end counts
     sums = cuda.shared.array(KEEPING, np.int32)
-    found = cuda.shared.array(2, np.uint32)
+    found = cuda.shared.array(2, np.int64)
+    ends_of = cuda.shared.array(2, np.int64)  # the highest place, and how far the lowest is from the last of all
     asked = cuda.local.array(AHEAD, np.float32)
     row, chunk, thread = cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
     warp, lane = thread // WARP, thread % WARP
     past, line, kept = _end(first + chunk * step, ends), scores[chunk, row], out[chunk, row]
     turns = (past + KEEPERS - 1) // KEEPERS
+    if thread < 2:
+        ends_of[thread] = 0
+    cuda.syncthreads()
+    high, deep = 0, 0
     i = thread
-    while i < turns * KEEPERS:
+    while i < past:
         for u in range(AHEAD):
             asked[u] = wide(line[min(i + u * KEEPERS, past - 1)])
         for u in range(AHEAD):
             if i + u * KEEPERS < past:
-                places[i + u * KEEPERS] = _place(asked[u], row, i + u * KEEPERS, past, sinks, recent, positions, word)
-            elif i + u * KEEPERS < turns * KEEPERS:
-                places[i + u * KEEPERS] = 0  # lower than any number's
+                place = _place(asked[u], row, i + u * KEEPERS, past, sinks, recent, positions, word)
+                places[i + u * KEEPERS] = place
+                high, deep = max(high, place), max(deep, LOW - place)
         i += AHEAD * KEEPERS
-    cut, need = np.uint32(0), np.uint32(kept.shape[0])
-    for level in range(4):
-        _next_digit(places, turns, level, cut, need, counters, sums, found)
-        cut, need = found[0], found[1]
+    high, deep = warp_max(high), warp_max(deep)
+    if lane == 0:
+        cuda.atomic.max(ends_of, 0, high)
+        cuda.atomic.max(ends_of, 1, deep)
+    cuda.syncthreads()
+    low, i = LOW - ends_of[1], (turns - 1) * KEEPERS + thread
+    if i >= past:
+        places[i] = low  # as if there were more of the lowest, behind all others
+    left = 32 - cuda.clz(np.uint32(ends_of[0] - low))
+    cut, need = np.int64(0), np.int64(kept.shape[0])
+    while left > 0:
+        _next_digit(places, turns, low, left, cut, need, counters, sums, found)
+        cut, need, left = found[0], found[1], left - 8
+    cuda.syncthreads()
+    cut += low
     for turn in range(turns):  # for each turn and warp, how many are above the cut and, 16 bits further up, at it
-        place = places[turn * KEEPERS + thread]
+        place = np.int64(places[turn * KEEPERS + thread])
         highers, sames = votes(place > cut), votes(place == cut)
         if lane == 0:
             counters[turn * KEEPING + warp] = cuda.popc(highers) | cuda.popc(sames) << 16
@@ -347,7 +365,7 @@ def _keep(scores, first, step, ends, sinks, recent, positions, out, word):
     earlier = (1 << lane) - 1
     for turn in range(turns):
         i = turn * KEEPERS + thread
-        place, before = places[i], counters[turn * KEEPING + warp]
+        place, before = np.int64(places[i]), counters[turn * KEEPING + warp]
         highers, sames = votes(place > cut), votes(place == cut)
         own, equals = (before & 0xFFFF) + cuda.popc(highers & earlier), (before >> 16) + cuda.popc(sames & earlier)
         if place > cut:
