@@ -1,15 +1,15 @@
 """The FFN of chosen neurons on Hopper's tensor cores, their weights read where they stand.
 
-    hidden   h (T, K) = act(W_gate[M] x) · (W_up[M] x)      a block for 64 neurons and 128 tokens
-    output   y (T, E) = h W_down[:, M]ᵀ                     four blocks for 128 numbers of 128 tokens, a quarter of K each
-    add      y                                              their sums, in the order of the blocks
+    hidden   h (T, K) = act(W_gate[M] x) · (W_up[M] x)    a block for up to 64 neurons and 128 tokens
+    output   y (T, E) = h W_down[:, M]ᵀ                   four blocks for 128 numbers of 128 tokens, a quarter of K each
+    add      y                                            their sums, in the order of the blocks
 
 In the first the weights are the rows of the product: eight gate rows stand above the up rows of the same neurons, so
 that a thread ends up with both sums of a neuron and token. In the second the tokens are, and a neuron's row of W_down
 is a term of the sum. As in attention (attention/hopper.py) one warpgroup copies and two multiply.
 
-What limits it: on its way from the second-level cache every block's weights have the tokens beside them, as many bytes
-again. To ask memory for longer pieces of a row ahead of the copies made it slower.
+What limits it: reading the weights once for every 128 tokens; and from the second-level cache a block's tokens come beside
+its weights, as many bytes again.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _place(row, chunk):
 
 @device
 def _activation(x, act):
-    """x · σ(x), or by tanh x · σ(2u) with u = √(2/π) (x + 0.044715 x³): no call, no division (see attention/tiles.py)."""
+    """x · σ(x), or by tanh x · σ(2u), u = √(2/π) (x + 0.044715 x³): without a call or division (attention/tiles.py)."""
     z = x
     if act != 0:
         z = float32(1.5957691216057308) * (x + float32(0.044715) * x * x * x)

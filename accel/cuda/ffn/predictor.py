@@ -121,7 +121,8 @@ def products(form: str) -> Products:
     def multiply_part(vector, matrix, place, row, sums):
         """This block's PART numbers times as many rows of a matrix, at the thread's columns."""
         asked, total = cuda.local.array(PIECES, float32), cuda.local.array(FOUR, float32)
-        n, first, last = FOUR * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x), cuda.blockIdx.y * PART, matrix.shape[0] - 1
+        n, first = FOUR * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x), cuda.blockIdx.y * PART
+        last = matrix.shape[0] - 1
         for c in range(FOUR):
             total[c] = float32(0)
         if n < matrix.shape[1]:

@@ -1,13 +1,14 @@
 """The one rule by which every method chooses, on the device: the highest scores, ties to the lower index, ascending.
 
-A score becomes a whole number of 32 bits in the same order, what is protected the highest of all. The number at the cut
-is found digit by digit: a pass over a row counts how often each digit occurs among the scores that share the digits
-found so far, and the digit at which the count from above reaches the budget is the next. A last pass writes the columns:
-those above the cut, and of those at the cut the first ones.
+A score becomes a whole number of 32 bits in the same order, what is protected the highest of all. The number at the
+cut is found digit by digit: a pass over a row counts how often each digit occurs among the scores that share the
+digits found so far, and the digit at which the count from above reaches the budget is the next. A last pass writes the
+columns: those above the cut, and of those at the cut the first ones.
 
-A row of up to SHORT columns is one block's, in one launch, by digits of 8 bits. Its scores are held in shared memory, so
-that they are read once. They are often alike in their first digit: a counter has copies, lest all threads wait for one.
-In the end a thread counts what it keeps of some neighbouring columns, and writes them behind what those before it keep.
+A row of up to SHORT columns is one block's, in one launch, by digits of 8 bits. Its scores are held in shared memory,
+so that they are read once. They are often alike in their first digit: a counter has copies, lest all threads wait for
+one. In the end a thread counts what it keeps of some neighbouring columns, and writes them behind what the threads
+before it keep.
 
 A longer row is shared out among several blocks, in parts of neighbouring columns, by digits of 11, 11 and 10 bits, and
 every pass is a launch:
@@ -18,7 +19,8 @@ every pass is a launch:
     write   every block finds the last digit, and from the counts of the parts before its own where its columns go
 
 Nothing is added up in an order that could change. What limits it: for short rows the whole numbers that one
-multiprocessor computes with in a cycle, else the launches, and reading a row four times, from the cache for all but the longest.
+multiprocessor computes with in a cycle, else the launches, and reading a row four times, from the cache for all but the
+longest.
 """
 
 from __future__ import annotations
@@ -239,7 +241,7 @@ def _write_columns(
 
 @device
 def _sum_before(own, memory):
-    """The sum of what the threads of the block before this one have; `memory` is a shared array, a number for a warp."""
+    """The sum of what the block's threads before this one have; `memory` is a shared array of a number for each warp."""
     warp, lane = cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP
     upto = warp_sum_to(own)
     if lane == WARP - 1:
