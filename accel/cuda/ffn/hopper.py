@@ -8,8 +8,8 @@ In the first the weights are the rows of the product: eight gate rows stand abov
 that a thread ends up with both sums of a neuron and token. In the second the tokens are, and a neuron's row of W_down
 is a term of the sum. As in attention (attention/hopper.py) one warpgroup copies and two multiply.
 
-What limits it: reading the weights once for every 128 tokens; and from the second-level cache a block's tokens come beside
-its weights, as many bytes again.
+What limits it: reading the weights once for every 128 tokens; and from the second-level cache a block's tokens come
+beside its weights, as many bytes again.
 """
 
 from __future__ import annotations
