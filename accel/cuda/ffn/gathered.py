@@ -6,7 +6,7 @@
 In the first the neurons are the rows of the product: a warp has the gate's rows of 16 neurons above the up's rows of
 the same, so that a thread ends up with both sums of a neuron and token. In the second the tokens are, and a neuron's
 row of W_down is a term of the sum. W_down lies neuron by neuron. Rows come in tiles of 64 numbers a few tiles ahead, by
-cp.async; rows of h are padded with zeros to whole tiles.
+cp.async; rows of h are padded with zeros to whole tiles. On Hopper hopper.py does the same by wgmma.
 
 What limits it: reading the chosen weights once for every 128 tokens.
 """
