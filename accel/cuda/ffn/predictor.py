@@ -54,8 +54,9 @@ def predictor_scores(x: Array, predictor: Any) -> Array:
 
 def _form(matrix: Array) -> str:
     """How four neighbouring numbers of a matrix are read: at once, or one by one."""
-    lines = matrix.strides[1] == 2 and matrix.strides[0] % 8 == 0 and matrix.address % 8 == 0
-    return FORMS[matrix.dtype] if matrix.dtype in FORMS and lines and matrix.shape[1] % FOUR == 0 else "plain"
+    if SIMULATED or matrix.dtype not in FORMS or matrix.strides[1] != 2 or matrix.shape[1] % FOUR:
+        return "plain"
+    return FORMS[matrix.dtype] if matrix.strides[0] % 8 == 0 and matrix.address % 8 == 0 else "plain"
 
 
 def layer_densities(importance: Any, density: float) -> np.ndarray:
