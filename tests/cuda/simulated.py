@@ -162,8 +162,8 @@ def repeated() -> str:
 
 
 def shared_out() -> str:
-    """Rows that several blocks share: ties across their borders, chunks that end within one, what is protected. And a row
-    of one block with ties at the cut."""
+    """Rows that several blocks share: ties across their borders, chunks that end within one, what is protected; and a
+    row of one block with ties at the cut."""
     rng = np.random.default_rng(0)
     shared = (23, 2, 9, 0, 0), (20, 0, 19, 2, 3), (17, 1, 1, 0, 1), (12, 3, 6, 3, 0)
     for size, step, budget, sinks, recent in (*shared, (4, 1, 2, 0, 0)):
