@@ -104,8 +104,14 @@ def test_attention_on_tensor_cores_is_assembled(tier: str, arch: str, dim: int, 
     assert len(code) > 10_000
 
 
+STACK = pytest.mark.xfail(strict=True, reason="for sm_100 the compiler keeps the sums of the product on the stack")
+
+
 @needs_compiler
-@pytest.mark.parametrize(("tier", "arch", "chunks"), [("hopper", "90a", 1), *((*one, 8) for one in TIERS)])
+@pytest.mark.parametrize(
+    ("tier", "arch", "chunks"),
+    [("hopper", "90a", 1), *((*one, 8) for one in TIERS[:2]), pytest.param(*TIERS[2], 8, marks=STACK)],
+)
 def test_scores_on_tensor_cores_are_assembled(tier: str, arch: str, chunks: int) -> None:
     from accel.cuda.methods.score_tensor import score
     from accel.cuda.runtime.kernels import assemble
