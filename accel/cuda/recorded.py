@@ -7,7 +7,7 @@ range of keys that a token sees. In a pass that is recorded these stand in devic
 before it is launched:
 
     the first time     the pass runs as ever, but takes its words from the block: all that must be loaded is loaded
-    the second time    it is recorded, and launched
+    the second time    it is recorded, and launched; at once, if another sequence of this model ran such a pass before
     from then on       the block is written, the graph launched, and the caches note what the device did
 
 That holds as long as the sequences, their buffers and their policies stay. In decoding a layer may be dense, or have a
@@ -35,6 +35,7 @@ from reference.state import Chunk
 EVICTORS = KeyDiff, H2O, Tova, SnapKV
 TOGETHER = 16  # chunks of a prompt that share a pass: the host's part of a pass hardly grows with its tokens
 Layers = Callable[[Model, Sequence[Chunk]], Any]
+_loaded: dict[int, set[str]] = {}  # by model: the passes for which all is loaded that they need
 
 
 def run_pass(layers: Layers, model: Model, chunks: Sequence[Chunk]) -> Any:
@@ -107,7 +108,9 @@ class Recorded:
         ]
         self._graph: Graph | None = None
         self._hidden: Any = None
-        self._loaded = False
+        if id(model) not in _loaded:
+            weakref.finalize(model, _loaded.pop, id(model))
+        self._loaded = _loaded.setdefault(id(model), set())
 
         self._ropes = [rope for rope in dict.fromkeys(config.ropes) if rope is not None]
         self._windows = np.array([window or 0 for window in config.windows] * len(sequences))
@@ -155,9 +158,11 @@ class Recorded:
             here.given = given
             for n, layer in enumerate(_cached(chunks)):
                 layer.find_in(Places(places[n], ranges[n], int(firsts[n]), self._grow[n]))
-            if SIMULATED or not self._loaded:
-                self._loaded = True
-                return layers(model, chunks)
+            kind = repr((self._sizes, self._policies))
+            if SIMULATED or kind not in self._loaded:
+                hidden = layers(model, chunks)
+                self._loaded.add(kind)
+                return hidden
             graph = Graph()
             with graph.recorded():
                 self._hidden = layers(model, chunks)

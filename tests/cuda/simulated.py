@@ -168,9 +168,11 @@ def repeated() -> str:
 
 
 def shared_out() -> str:
-    """Rows that several blocks share: ties across their borders, chunks that end within one, what is protected."""
+    """Rows that several blocks share: ties across their borders, chunks that end within one, what is protected; and a
+    row of one block with ties at the cut."""
     rng = np.random.default_rng(0)
-    for size, step, budget, sinks, recent in ((23, 2, 9, 0, 0), (20, 0, 19, 2, 3), (17, 1, 1, 0, 1), (12, 3, 6, 3, 0)):
+    shared = (23, 2, 9, 0, 0), (20, 0, 19, 2, 3), (17, 1, 1, 0, 1), (12, 3, 6, 3, 0)
+    for size, step, budget, sinks, recent in (*shared, (4, 1, 2, 0, 0)):
         scores = rng.integers(-1, 2, (2, 2, size)).astype(np.float32)  # few different ones, -0 and 0 among them
         scores[scores == 0] *= rng.choice([-1, 1])
         places = np.sort(rng.choice(40, (2, size)), axis=1)

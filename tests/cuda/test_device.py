@@ -67,9 +67,9 @@ def test_mma_is_a_matrix_product_in_the_layout_drawn(dim: int, n: int, tiles: in
     np.testing.assert_allclose(to_numpy(second), more, rtol=0, atol=1e-5 * np.abs(more).max())
 
 
-@pytest.mark.parametrize("size", [8_192, 8_193, 65_537, 140_001])
+@pytest.mark.parametrize("size", [1_100, 8_192, 14_336, 14_337, 65_537, 140_001])
 @pytest.mark.parametrize("values", ["different", "few", "equal"])
-def test_rows_shared_out_among_blocks_are_ranked_as_one(size: int, values: str) -> None:
+def test_rows_of_one_block_and_of_many_are_ranked(size: int, values: str) -> None:
     """Ties across the borders of blocks, columns beyond 2^16, chunks that end within a block."""
     from accel.cuda import to_backend, to_numpy
     from accel.cuda.methods.topk import keep_top_each
@@ -97,7 +97,9 @@ def test_keys_read_in_pieces_score_as_the_reference_has_it(dim: int, size: int, 
 
 
 @pytest.mark.parametrize("form", [BF16, np.dtype(np.float16)])
-@pytest.mark.parametrize(("tokens", "width", "count"), [(1, 64, 1), (70, 192, 64), (128, 128, 130), (300, 320, 201)])
+@pytest.mark.parametrize(
+    ("tokens", "width", "count"), [(1, 64, 1), (70, 192, 64), (128, 128, 130), (300, 320, 201), (130, 64, 7_001)]
+)
 @pytest.mark.parametrize("act", ["silu", "gelu_tanh"])
 def test_chosen_neurons_are_read_where_they_stand(
     form: np.dtype, tokens: int, width: int, count: int, act: str
@@ -105,7 +107,7 @@ def test_chosen_neurons_are_read_where_they_stand(
     from accel.cuda import sparse_ffn, to_backend, to_numpy
     from accel.cuda.ffn.gathered import fits
 
-    wide = 333
+    wide = count + 132
     x = random(tokens, width).astype(form)
     gate, up, down = (random(wide + n, width)[:wide].astype(form) for n in range(3))  # three different ones
     neurons = np.sort(np.random.default_rng(0).permutation(wide)[:count])

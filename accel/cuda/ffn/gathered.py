@@ -6,7 +6,7 @@
 In the first the neurons are the rows of the product: a warp has the gate's rows of 16 neurons above the up's rows of
 the same, so that a thread ends up with both sums of a neuron and token. In the second the tokens are, and a neuron's
 row of W_down is a term of the sum. W_down lies neuron by neuron. Rows come in tiles of 64 numbers a few tiles ahead, by
-cp.async; rows of h are padded with zeros to whole tiles.
+cp.async; rows of h are padded with zeros to whole tiles. On Hopper hopper.py does the same by wgmma.
 
 What limits it: reading the chosen weights once for every 128 tokens.
 """
@@ -25,7 +25,7 @@ from accel.cuda.ptx.memory import load_long, shared_address, store_pair
 from accel.cuda.ptx.numbers import narrow
 from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.kernels import Kernel, device, kernel
-from accel.cuda.runtime.moves import cast
+from accel.cuda.runtime.moves import cast, packed
 from accel.cuda.runtime.tiers import FORMS, tier
 from reference.contract import ACTIVATIONS
 
@@ -37,7 +37,7 @@ ROW = 128  # bytes of it in shared memory
 def fits(w_gate: Array, w_up: Array, w_down: Array, neurons: Array, x: Array) -> bool:
     """Whether tensor cores can compute it: 16-bit weights of one type, in lines, W_down's columns too."""
     weights = w_gate, w_up, w_down.axes(1, 0)
-    if tier() == "portable" or not neurons.size or not x.size or w_gate.shape[1] % STEP != 0:
+    if tier() == "portable" or not neurons.size or not x.size or w_gate.shape[1] % STEP or x.address % 16:
         return False
     alike = w_gate.dtype in FORMS and all(w.dtype == w_gate.dtype for w in weights)
     return alike and all(w.strides[1] == 2 and w.strides[0] % 16 == 0 and w.address % 16 == 0 for w in weights)
@@ -45,8 +45,13 @@ def fits(w_gate: Array, w_up: Array, w_down: Array, neurons: Array, x: Array) ->
 
 def gathered_ffn(x: Array, w_gate: Array, w_up: Array, w_down: Array, neurons: Array, act: str) -> Array:
     """x (T, E), w_gate and w_up (F, E), w_down (E, F), neurons (K,) -> (T, E) float32."""
+    x, down = packed(cast(x, w_gate.dtype)), w_down.axes(1, 0)
+    if tier() == "wgmma":
+        from accel.cuda.ffn import hopper
+
+        return hopper.gathered_ffn(x, w_gate, w_up, down, neurons, act)
     (tokens, width), count, form = x.shape, neurons.shape[0], FORMS[w_gate.dtype]
-    x, listed = cast(x, w_gate.dtype), neurons.address
+    listed = neurons.address
     tiles, token_tiles = -(-count // NEURONS), -(-tokens // TOKENS)
     hidden, out = empty((tokens, tiles * NEURONS), w_gate.dtype), empty((tokens, width), F32)
     places = (w.address if n == 0 else w.strides[0] for w in (w_gate, w_up) for n in range(2))
@@ -55,7 +60,6 @@ def gathered_ffn(x: Array, w_gate: Array, w_up: Array, w_down: Array, neurons: A
         x.address, x.strides[0], tokens, width // STEP, *places, listed, neurons.strides[0], count,
         ACTIVATIONS.index(act), hidden,
     )  # fmt: skip
-    down = w_down.axes(1, 0)
     second[(width // OUTS, token_tiles), 128](
         hidden.address, hidden.strides[0], tokens, tiles, down.address, down.strides[0], listed, neurons.strides[0],
         count, out.address, out.strides[0],

@@ -14,9 +14,10 @@ from numba import cuda
 from accel.cuda.linear.inverse_norms import rate_of, with_rates
 from accel.cuda.methods import keydiff_wide
 from accel.cuda.ptx.numbers import wide
+from accel.cuda.ptx.warp import warp_sum
 from accel.cuda.runtime.arrays import F32, F64, Array, empty
 from accel.cuda.runtime.kernels import blocks, kernel
-from accel.cuda.runtime.reduce import THREADS, block_sum
+from accel.cuda.runtime.reduce import THREADS, WARP
 from accel.shared.lazy import Keys
 from reference import contract
 
@@ -24,6 +25,8 @@ PART, PARTS = 256, 64  # least keys that a block sums, and most blocks of a head
 PIECE = 32  # numbers of each key that are in shared memory at a time
 PITCH = PIECE + 1  # so that a column of them lies in different banks
 AHEAD = 8  # numbers that a thread asks for at once
+SHARES = 8  # threads that add up the parts of one number
+ADDERS = SHARES * THREADS
 MOST_DIM = 512
 
 
@@ -40,7 +43,7 @@ def keydiff_scores(k: Array | Keys, *, anchor: str = "normalised") -> Array:
             keydiff_wide.sum_keys(keys.held, keys.rates, raw, each, sums)
         else:
             _sum[(parts, sizes["KV"]), THREADS](keys.held, keys.rates, int(raw), each, sums)
-        _anchor[sizes["KV"], THREADS](sums, towards)
+        _anchor[sizes["KV"], ADDERS](sums, towards)
         if in_pieces:
             keydiff_wide.score_keys(keys.held, keys.rates, towards, scores)
         else:
@@ -70,30 +73,44 @@ def _sum(k, rates, raw, each, sums):
         d += THREADS
 
 
-@kernel
+@kernel(threads=ADDERS)
 def _anchor(sums, towards):
-    memory = cuda.shared.array(THREADS, np.float64)
+    memory = cuda.shared.array(ADDERS, np.float64)
     whole = cuda.shared.array(MOST_DIM, np.float64)
     head, thread = cuda.blockIdx.x, cuda.threadIdx.x
+    dim, parts = towards.shape[1], sums.shape[0]
+    d, share = thread % THREADS, thread // THREADS
     squares = 0.0
-    d = thread
-    while d < towards.shape[1]:
+    while d - thread % THREADS < dim:
         total = 0.0
-        part = 0
-        while part < sums.shape[0]:
+        part = share
+        while part < parts:
             for u in range(AHEAD):
-                x = sums[min(part + u, sums.shape[0] - 1), head, d]
-                if part + u < sums.shape[0]:
+                x = sums[min(part + u * SHARES, parts - 1), head, min(d, dim - 1)]
+                if part + u * SHARES < parts:
                     total += x
-            part += AHEAD
-        whole[d] = total
-        squares += total * total
+            part += AHEAD * SHARES
+        memory[thread] = total
+        cuda.syncthreads()
+        if share == 0 and d < dim:
+            for other in range(1, SHARES):
+                total += memory[other * THREADS + thread]
+            whole[d] = total
+            squares += total * total
+        cuda.syncthreads()
         d += THREADS
-    rate = rate_of(block_sum(squares, memory))
+    squares = warp_sum(squares)
+    if thread % WARP == 0:
+        memory[thread // WARP] = squares
+    cuda.syncthreads()
+    squares = 0.0
+    for warp in range(THREADS // WARP):
+        squares += memory[warp]
+    rate = rate_of(squares)
     d = thread
-    while d < towards.shape[1]:
+    while d < dim:
         towards[head, d] = whole[d] * rate
-        d += THREADS
+        d += ADDERS
 
 
 @kernel

@@ -1,20 +1,24 @@
 """The one rule by which every method chooses, on the device: the highest scores, ties to the lower index, ascending.
 
-A score becomes a whole number of 32 bits in the same order, what is protected the highest of all. Its digits are of 11,
-11 and 10 bits. Three passes over a row find the number at the cut, a digit each: a pass counts how often each digit
-occurs among the scores that share the digits found so far, and the digit at which the count from above reaches the
-budget is the next. A last pass writes the columns: those above the cut, and of those at the cut the first ones.
+A score becomes a whole number of 32 bits in the same order, what is protected the highest of all. The number at the cut
+is found digit by digit: a pass over a row counts how often each digit occurs among the scores that share the digits
+found so far, and the digit at which the count from above reaches the budget is the next. A last pass writes the columns:
+those above the cut, and of those at the cut the first ones.
 
-A row of up to SHORT columns is one block's, in one launch. A longer one is shared out among several blocks, in parts of
-neighbouring columns, and every pass is a launch:
+A row of up to SHORT columns is one block's, in one launch, by digits of 8 bits. Its scores are held in shared memory, so
+that they are read once. Scores are often alike in their first bits, and all threads would wait for one counter: digits
+are those of the distance to the lowest score, from the first bit on that the highest has, and counters have copies.
+
+A longer row is shared out among several blocks, in parts of neighbouring columns, by digits of 11, 11 and 10 bits, and
+every pass is a launch:
 
     count   part p counts its digits; counts[level, p] holds them
     count   every block adds up the parts' counts, finds the digit, and counts the next
     count
     write   every block finds the last digit, and from the counts of the parts before its own where its columns go
 
-Nothing is added up in an order that could change. What limits it: the launches for one chunk, else reading the row
-four times, from the cache for all but the longest.
+Nothing is added up in an order that could change. What limits it: for short rows the waits of a block's threads for each
+other, else the launches, and reading a row four times, from the cache for all but the longest.
 """
 
 from __future__ import annotations
@@ -26,8 +30,9 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from accel.cuda.ptx.numbers import bits, wide
+from accel.cuda.ptx.numbers import bits, digit, wide
 from accel.cuda.ptx.simulator import SIMULATED
+from accel.cuda.ptx.warp import warp_max, warp_sum_to
 from accel.cuda.runtime.arrays import I32, I64, Array, empty
 from accel.cuda.runtime.errors import NAN_SCORE, note, word
 from accel.cuda.runtime.kernels import device, kernel
@@ -43,7 +48,14 @@ DIGITS = 1 << DIGIT
 LEVELS = -(-32 // DIGIT)
 EACH, PAIRS = DIGITS // THREADS, DIGITS // 2 // THREADS  # digits that a thread adds up, and pairs of them
 LOW = 0xFFFFFFFF
-SHORT = 4 if SIMULATED else 8192  # columns that one block looks through alone
+KEEPERS, HELD = (2, 2) if SIMULATED else (1024, 14)  # threads of a block that ranks alone; scores for each of them
+SHORT = KEEPERS * HELD  # columns of such a row: 56 KB, where the least that a device has for a block is 64
+KEEPING = KEEPERS // WARP  # warps
+BYTE, COPIES = 256, 1 if SIMULATED else 4  # digits of 8 bits, and of each of their counters
+PITCH = BYTE + 8  # between copies: what a warp counts at once then lies in different banks
+COUNTERS = COPIES * PITCH
+OF_BYTE = max(BYTE // KEEPERS, 1)  # digits that a thread adds up
+COUNTS, OF_COUNTS = HELD * KEEPING, max(HELD * KEEPING // KEEPERS, 1)  # a warp's counts, and those of a thread
 LEAST = 2 if SIMULATED else 4096  # columns of a part
 MOST_PARTS = 16  # of a row: every block adds up their counts
 BLOCKS = 12 if SIMULATED else 256  # that all rows are shared out among, about two for every multiprocessor
@@ -79,7 +91,7 @@ def keep_top_each(
     (chunks, rows), longest = scores.shape[:2], past + (scores.shape[0] - 1) * step
     parts = min(-(-longest // LEAST), BLOCKS // (chunks * rows), MOST_PARTS)
     if longest <= SHORT or parts < 2:
-        _keep[(1, rows, chunks), THREADS](scores, past, step, ends, sinks, recent, places, out, noted)
+        _keep[(1, rows, chunks), KEEPERS](scores, past, step, ends, sinks, recent, places, out, noted)
         return whole
     span, grid = -(-longest // parts), (parts, rows, chunks)
     counts, above = empty((LEVELS, chunks, rows, parts, DIGITS // 2), I64), empty((LEVELS, chunks, rows, parts), I32)
@@ -110,8 +122,13 @@ def _end(past, ends):
 
 @device
 def _order(line, row, i, past, sinks, recent, positions, word):
+    """A score's place among all float32: see `_place`."""
+    return _place(wide(line[i]), row, i, past, sinks, recent, positions, word)
+
+
+@device
+def _place(x, row, i, past, sinks, recent, positions, word):
     """A score's place among all float32, as 0 … 2³² - 1: -0 and 0 are one, what is protected is the last."""
-    x = wide(line[i])
     if math.isnan(x):
         note(word, NAN_SCORE)
     found = bits(x)
@@ -224,21 +241,137 @@ def _write_columns(
         i += AHEAD * WARP
 
 
-@kernel(threads=THREADS)
+def _sum_before(warps: int) -> Any:
+    """The device function (own, memory): the sum of what the threads of a block before this one have, of whom those in
+    the first so many warps have something. `memory` is a shared array of `warps` numbers."""
+
+    @device
+    def sum_before(own, memory):
+        warp, upto = cuda.threadIdx.x // WARP, warp_sum_to(own)
+        before = upto - own
+        if warp < warps and cuda.threadIdx.x % WARP == WARP - 1:
+            memory[warp] = upto
+        cuda.syncthreads()
+        if warp < warps:
+            for w in range(warps):
+                if w < warp:
+                    before += memory[w]
+        return before
+
+    return sum_before
+
+
+_before_digit = _sum_before(min(BYTE // WARP, KEEPING))
+_before_count = _sum_before(min(COUNTS // WARP, KEEPING))
+
+
+@device
+def _counted(counters, d):
+    """How often the digit BYTE - 1 - d was counted."""
+    total = 0
+    for copy in range(COPIES):
+        total += counters[copy * PITCH + BYTE - 1 - d]
+    return total
+
+
+@device
+def _next_digit(places, turns, low, left, prefix, need, counters, sums, found):
+    """Add to the prefix the first digit of the `left` bits after it, and find how many of those with it are needed ->
+    found[0 … 1]."""
+    thread, shift = cuda.threadIdx.x, max(left - 8, 0)
+    i = thread
+    while i < COUNTERS:
+        counters[i] = 0
+        i += KEEPERS
+    cuda.syncthreads()
+    copy = (thread % COPIES) * PITCH
+    for turn in range(turns):
+        place = places[turn * KEEPERS + thread] - low
+        if digit(place, left, 32) == prefix:
+            cuda.atomic.add(counters, copy + digit(place, shift, left - shift), 1)
+    cuda.syncthreads()
+    first, total = thread * OF_BYTE, 0
+    if first < BYTE:
+        for n in range(OF_BYTE):  # from the highest digit down
+            total += _counted(counters, first + n)
+    higher = _before_digit(total, sums)
+    if higher < need and need <= higher + total:
+        d, count = first, _counted(counters, first)
+        while higher + count < need:
+            higher += count
+            d += 1
+            count = _counted(counters, d)
+        found[0], found[1] = (prefix << (left - shift)) | (BYTE - 1 - d), need - higher
+    cuda.syncthreads()
+
+
+@kernel(threads=KEEPERS, shared=4 * SHORT)
 def _keep(scores, first, step, ends, sinks, recent, positions, out, word):
-    digits = cuda.shared.array(DIGITS, np.int32)
-    sums = cuda.shared.array(THREADS, np.int32)
-    digit = cuda.shared.array(2, np.int64)
-    above = cuda.shared.array(WARPS, np.int32)
-    equal = cuda.shared.array(WARPS, np.int32)
-    row, chunk = cuda.blockIdx.y, cuda.blockIdx.z
+    places = cuda.shared.array(SHORT if SIMULATED else 0, np.uint32)
+    counters = cuda.shared.array(COUNTERS, np.int32)  # and in the end counts
+    sums = cuda.shared.array(KEEPING, np.int32)
+    found = cuda.shared.array(2, np.int64)
+    ends_of = cuda.shared.array(2, np.int64)  # the highest place, and how far the lowest is from the last of all
+    asked = cuda.local.array(AHEAD, np.float32)
+    row, chunk, thread = cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
+    warp, lane = thread // WARP, thread % WARP
     past, line, kept = _end(first + chunk * step, ends), scores[chunk, row], out[chunk, row]
-    prefix, need = 0, kept.shape[0]
-    for level in range(LEVELS):
-        _count_digits(line, row, 0, past, past, sinks, recent, positions, level, prefix, digits, word)
-        _find_digit(digits, sums, need, digit)
-        prefix, need = (prefix << (32 - DIGIT * level - _lowest_bit(level))) | digit[0], digit[1]
-    _write_columns(line, row, 0, past, past, sinks, recent, positions, prefix, need, 0, 0, above, equal, kept, word)
+    turns = (past + KEEPERS - 1) // KEEPERS
+    if thread < 2:
+        ends_of[thread] = 0
+    cuda.syncthreads()
+    high, deep = 0, 0
+    i = thread
+    while i < past:
+        for u in range(AHEAD):
+            asked[u] = wide(line[min(i + u * KEEPERS, past - 1)])
+        for u in range(AHEAD):
+            if i + u * KEEPERS < past:
+                place = _place(asked[u], row, i + u * KEEPERS, past, sinks, recent, positions, word)
+                places[i + u * KEEPERS] = place
+                high, deep = max(high, place), max(deep, LOW - place)
+        i += AHEAD * KEEPERS
+    high, deep = warp_max(high), warp_max(deep)
+    if lane == 0:
+        cuda.atomic.max(ends_of, 0, high)
+        cuda.atomic.max(ends_of, 1, deep)
+    cuda.syncthreads()
+    low, i = LOW - ends_of[1], (turns - 1) * KEEPERS + thread
+    if i >= past:
+        places[i] = low  # as if there were more of the lowest, behind all others
+    left = 32 - cuda.clz(np.uint32(ends_of[0] - low))
+    cut, need = np.int64(0), np.int64(kept.shape[0])
+    while left > 0:
+        _next_digit(places, turns, low, left, cut, need, counters, sums, found)
+        cut, need, left = found[0], found[1], left - 8
+    cuda.syncthreads()
+    cut += low
+    for turn in range(turns):  # for each turn and warp, how many are above the cut and, 16 bits further up, at it
+        place = np.int64(places[turn * KEEPERS + thread])
+        highers, sames = votes(place > cut), votes(place == cut)
+        if lane == 0:
+            counters[turn * KEEPING + warp] = cuda.popc(highers) | cuda.popc(sames) << 16
+    cuda.syncthreads()
+    own, total = thread * OF_COUNTS, 0
+    stop = min(own + OF_COUNTS, turns * KEEPING)
+    for n in range(own, stop):
+        total += counters[n]
+    before = _before_count(total, sums)
+    for n in range(own, stop):
+        total = counters[n]
+        counters[n] = before
+        before += total
+    cuda.syncthreads()
+    earlier = (1 << lane) - 1
+    for turn in range(turns):
+        i = turn * KEEPERS + thread
+        place, before = np.int64(places[i]), counters[turn * KEEPING + warp]
+        highers, sames = votes(place > cut), votes(place == cut)
+        own, equals = (before & 0xFFFF) + cuda.popc(highers & earlier), (before >> 16) + cuda.popc(sames & earlier)
+        if place > cut:
+            kept[own + min(equals, need)] = i
+        if place == cut and equals < need:
+            kept[own + equals] = min(i, past - 1)
 
 
 @device

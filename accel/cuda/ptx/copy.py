@@ -17,15 +17,22 @@ from numba.cuda.extending import intrinsic
 from accel.cuda.ptx.emit import VOID, assembly, effect
 
 
-@intrinsic
-def copy_four(typing: Any, shared: Any, source: Any) -> Any:
-    """16 bytes from a global address to a shared one, both at 16-byte boundaries, past the first-level cache."""
+def _copy(hint: str) -> Any:
+    @intrinsic
+    def copy(typing: Any, shared: Any, source: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            text = f"cp.async.cg.shared.global{hint} [$0], [$1], 16;"
+            assembly(builder, VOID, arguments, text, "r,l,~{memory}")
+            return context.get_dummy_value()
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        assembly(builder, VOID, arguments, "cp.async.cg.shared.global [$0], [$1], 16;", "r,l,~{memory}")
-        return context.get_dummy_value()
+        return types.void(types.uint32, types.int64), generate
 
-    return types.void(types.uint32, types.int64), generate
+    return copy
+
+
+# 16 bytes from a global address to a shared one, both at 16-byte boundaries, past the first-level cache; and the same
+# where what follows in memory will be read soon: the second-level cache asks for 256 bytes
+copy_four, copy_four_of_more = _copy(""), _copy(".L2::256B")
 
 
 @intrinsic

@@ -14,7 +14,7 @@ from numba.cuda.extending import intrinsic
 
 from accel.cuda.ptx.emit import F32, I32, I64, VOID, assembly
 
-FOUR, TWO = types.UniTuple(types.uint32, 4), types.UniTuple(types.float32, 2)
+FOUR, PAIR, TWO = types.UniTuple(types.uint32, 4), types.UniTuple(types.uint32, 2), types.UniTuple(types.float32, 2)
 
 
 @intrinsic
@@ -55,6 +55,18 @@ def load_four(typing: Any, address: Any) -> Any:
         return context.make_tuple(builder, FOUR, [builder.extract_value(found, i) for i in range(4)])
 
     return FOUR(types.int64), generate
+
+
+@intrinsic
+def load_two(typing: Any, address: Any) -> Any:
+    """Two words of global memory, at an 8-byte boundary."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.LiteralStructType([I32] * 2)
+        found = assembly(builder, kind, arguments, "ld.global.v2.b32 {$0, $1}, [$2];", "=r,=r,l,~{memory}")
+        return context.make_tuple(builder, PAIR, [builder.extract_value(found, i) for i in range(2)])
+
+    return PAIR(types.int64), generate
 
 
 def _store(kinds: tuple[Any, ...], text: str, constraints: str) -> Any:
@@ -105,6 +117,17 @@ def as_real(typing: Any, bits: Any) -> Any:
         return builder.bitcast(arguments[0], F32)
 
     return types.float32(types.uint32), generate
+
+
+@intrinsic
+def store_four(typing: Any, address: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Four float32 to global memory."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        assembly(builder, VOID, arguments, "st.global.v4.f32 [$0], {$1,$2,$3,$4};", "l,f,f,f,f,~{memory}")
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *[types.float32] * 4), generate
 
 
 def _pack(name: str) -> Any:

@@ -36,6 +36,10 @@ if SIMULATED:
         """The 32 bits of a float32 as a whole number."""
         return int(np.float32(x).view(np.uint32))
 
+    def digit(x: Any, shift: Any, count: Any) -> Any:
+        """`count` of the bits of a whole number of 32 bits, from bit `shift` on; 0 beyond its end."""
+        return np.uint32((int(x) >> int(shift)) & ((1 << int(count)) - 1))
+
 else:
     from llvmlite import ir
     from numba import types
@@ -84,6 +88,15 @@ else:
             return builder.zext(builder.bitcast(arguments[0], I32), ir.IntType(64))
 
         return types.int64(types.float32), generate
+
+    @intrinsic
+    def digit(typing: Any, x: Any, shift: Any, count: Any) -> Any:
+        """`count` of the bits of a whole number of 32 bits, from bit `shift` on; 0 beyond its end."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return assembly(builder, I32, arguments, "bfe.u32 $0, $1, $2, $3;", "=r,r,r,r", pure=True)
+
+        return types.uint32(types.uint32, types.uint32, types.uint32), generate
 
     @intrinsic
     def exp2(typing: Any, x: Any) -> Any:

@@ -2,6 +2,8 @@
 
     x_l += x_(l xor 16), x_l += x_(l xor 8), … , x_l += x_(l xor 1)      in every lane l the same sum, in one order
 
+    y_l = x_0 + … + x_l                                                  what stands up to each lane
+
 In the simulator, which knows no warps, a thread is a warp by itself.
 """
 
@@ -19,6 +21,14 @@ if SIMULATED:
         """The sum of every lane's x, in every lane."""
         return x
 
+    def warp_max(x: Any) -> Any:
+        """The largest of every lane's x, in every lane."""
+        return x
+
+    def warp_sum_to(x: Any) -> Any:
+        """The sum of the x of all lanes up to this one."""
+        return x
+
 else:
 
     @cuda.jit(device=True, inline="always")
@@ -26,4 +36,21 @@ else:
         """The sum of every lane's x, in every lane."""
         for n in range(5):
             x += cuda.shfl_xor_sync(0xFFFFFFFF, x, 16 >> n)
+        return x
+
+    @cuda.jit(device=True, inline="always")
+    def warp_max(x):
+        """The largest of every lane's x, in every lane."""
+        for n in range(5):
+            x = max(x, cuda.shfl_xor_sync(0xFFFFFFFF, x, 16 >> n))
+        return x
+
+    @cuda.jit(device=True, inline="always")
+    def warp_sum_to(x):
+        """The sum of the x of all lanes up to this one."""
+        lane = cuda.laneid
+        for n in range(5):
+            other = cuda.shfl_up_sync(0xFFFFFFFF, x, 1 << n)
+            if lane >= 1 << n:
+                x += other
         return x

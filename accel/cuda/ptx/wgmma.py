@@ -82,6 +82,34 @@ def from_shared(n: int, a_steps: list[int], b_steps: list[int], form: str) -> An
     return product
 
 
+def onto_shared(n: int, a_steps: list[int], b_steps: list[int], form: str, *, turned: bool = False) -> Any:
+    """The intrinsic (acc, a, b): acc += A·B with A (64, K) K-major in shared memory, and B (n, K) K-major or, if
+    `turned`, (K, n) MN-major, by descriptors."""
+    count = n // 2
+    shape = f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{form}.{form}"
+    lines = ["{ .reg .b64 a, b; .reg .pred all; setp.eq.b32 all, 0, 0; wgmma.fence.sync.aligned;"]
+    for a_step, b_step in zip(a_steps, b_steps, strict=True):
+        lines.append(f"add.s64 a, ${2 * count}, {a_step}; add.s64 b, ${2 * count + 1}, {b_step};")
+        lines.append(f"{shape} {{{_listed(0, count)}}}, a, b, all, 1, 1, 0, {int(turned)};")
+    text = "\n".join([*lines, "wgmma.commit_group.sync.aligned; }"])
+    constraints = ",".join(["=f"] * count + [str(i) for i in range(count)] + ["l", "l", "~{memory}"])
+
+    @intrinsic
+    def product(typing: Any, acc: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            sums = places(context, builder, signature.args[0], arguments[0], count)
+            held = [builder.load(place) for place in sums]
+            kind = ir.LiteralStructType([F32] * count)
+            result = assembly(builder, kind, [*held, *arguments[1:]], text, constraints)
+            for i, place in enumerate(sums):
+                builder.store(builder.extract_value(result, i), place)
+            return context.get_dummy_value()
+
+        return types.void(acc, types.int64, types.int64), generate
+
+    return product
+
+
 def from_registers(n: int, b_steps: list[int], form: str) -> Any:
     """The intrinsic (acc, a, b): acc += A·B with A (64, K) in registers and B (K, n) MN-major in shared memory."""
     count, words = n // 2, 4 * len(b_steps)
