@@ -19,11 +19,12 @@ from reference.checks import require
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
 
-# The forward pass has no such part. A config that turns one on is refused, since leaving it out would be another model.
+CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+# Most families have no such part. A config that turns one on is refused, since leaving it out would be another model.
 UNSUPPORTED = (
+    *CAPS,
     "mlp_bias",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
     "use_bidirectional_attention",
     "quantization_config",
     "num_experts",
@@ -49,9 +50,9 @@ EMBEDDING, FINAL_NORM = "embed_tokens.weight", "norm.weight"
 BESIDE = ("rotary_emb.inv_freq",)  # ends of tensors that older checkpoints stored and that are computed anew
 MOST_LAYERS = 100_000  # far beyond any model, and no danger to memory before the file's tensors have been counted
 
-# For these keys null is a value: no window, as many as heads, the width over the heads. For all others it means left
-# out.
-NULL_IS_A_VALUE = frozenset({"sliding_window", "num_key_value_heads", "head_dim"})
+# For these keys null is a value: no window, as many as heads, the width over the heads, no cap. For all others it means
+# left out.
+NULL_IS_A_VALUE = frozenset({"sliding_window", "num_key_value_heads", "head_dim", *CAPS})
 
 # What Hugging Face assumes where a config.json is silent, unless the family says otherwise.
 DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
@@ -80,7 +81,8 @@ class Family:
     rows in that order, and a config's `attention_bias` adds `biases`; norm weights are stored as w for `norm_offset` +
     w; `bodies` are the prefixes that embedding, layers and last norm may stand under, each with the name of the output
     matrix beside it; tensors that start with one of `other_parts` belong to parts of a larger model that are left out;
-    `text_config` picks the language model's config out of a larger one.
+    `text_config` picks the language model's config out of a larger one; `parts` are keys of UNSUPPORTED that this
+    family has a part for.
     """
 
     model_type: str
@@ -92,6 +94,7 @@ class Family:
     bodies: tuple[tuple[str, str], ...] = (MODEL, BARE)
     other_parts: tuple[str, ...] = ()
     text_config: Callable[[Settings], Mapping[str, Any]] = whole_config
+    parts: tuple[str, ...] = ()
 
     def settings(self, config: Mapping[str, Any], where: str) -> Settings:
         """The config with the family's defaults behind it."""
@@ -102,7 +105,8 @@ class Family:
     def model_config(self, settings: Settings) -> ModelConfig:
         """The ModelConfig. Raises ValueError naming the first key that is missing, wrong or not supported."""
         for key in UNSUPPORTED:
-            settings.require(key, not settings.get(key), "false or null: the forward pass has no such part")
+            known = key in self.parts or not settings.get(key)
+            settings.require(key, known, "false or null: the forward pass has no such part")
         layers, heads = settings.whole("num_hidden_layers", MOST_LAYERS), settings.whole("num_attention_heads")
         head_dim = _head_dim(settings, heads)
         differences = self.differences(settings)

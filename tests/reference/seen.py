@@ -17,7 +17,7 @@ def seen_of(case: Case, *, columns: np.ndarray | None = None, decoding: bool = F
     if columns is not None:
         k, _, positions = cache.gather(columns)
     first = int(case.q_positions[0]) if case.q_positions.size else 0
-    return Seen(case.q, first, k, positions, columns, cache, scale, decoding, reference)
+    return Seen(case.q, first, k, positions, columns, cache, scale, None, decoding, reference)
 
 
 def attention_by_hand(

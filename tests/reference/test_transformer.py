@@ -57,13 +57,15 @@ def by_hand(model: Model, ids: np.ndarray) -> np.ndarray:
                         for j in range(first, t + 1)
                     ]
                 )
+                scores = scores if c.score_cap is None else c.score_cap * np.tanh(scores / c.score_cap)
                 weights = np.exp(scores - scores.max())
                 out[t, head] = weights / weights.sum() @ v[first : t + 1, kv]
         x = x + c.residual_scale * norm(out.reshape(len(ids), -1) @ layer.w_o.T, layer.post_attention_norm)
         h = norm(x, layer.ffn_norm)
         out = (activate(h @ layer.w_gate.T, c.activation) * (h @ layer.w_up.T)) @ layer.w_down.T
         x = x + c.residual_scale * norm(out, layer.post_ffn_norm)
-    return norm(x, w.final_norm) @ w.output.T * c.logit_scale
+    logits = norm(x, w.final_norm) @ w.output.T * c.logit_scale
+    return logits if c.logit_cap is None else c.logit_cap * np.tanh(logits / c.logit_cap)
 
 
 def with_norms(model: Model, before: bool) -> Model:
@@ -92,6 +94,7 @@ MODELS = {
     "a quarter of a head turns, by long factors": small_model(
         ropes=(Rope(1e4, share=0.25), Rope(9.0, "longrope", 2.0, 1, attention_factor=1.2, **FACTORS)), head_dim=8
     ),
+    "caps": small_model(score_cap=0.4, logit_cap=1.1, logit_scale=1.5, window=9),
     "factors": small_model(embedding_scale=7.0, residual_scale=0.3, logit_scale=0.125, attention_scale=0.2),
     "scaled embedding, gelu": small_model(embedding_scale=math.sqrt(32), activation="gelu_tanh", attention_scale=0.2),
 }
