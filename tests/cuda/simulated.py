@@ -51,6 +51,10 @@ EXAMPLES = 3
 TINY: dict[str, Any] = {
     "width": 6, "heads": 2, "kv_heads": 1, "head_dim": 4, "ffn_width": 6, "vocab_size": 11, "layers": 1
 }  # fmt: skip
+BENT: dict[str, Any] = {
+    "score_cap": 0.5, "logit_cap": 1.5, "logit_scale": 2.0, "residual_scale": 0.5, "joint_qk_norm": True,
+    "biases": True, "ropes": (Rope(1e4, share=0.5),),
+}  # fmt: skip
 STEADY = {  # under which decoding is recorded
     "dense": Policy(),
     "quoka": Policy(select=Quoka(5, n_queries=2, sinks=1, recent=1)),
@@ -109,8 +113,8 @@ def logits(model: Model, policy: Policy) -> tuple[np.ndarray, State]:
 
 def forward() -> str:
     """Every policy, and a window, against the reference in float64: what was wrong."""
-    for name, policy in {**POLICIES, "window": Policy()}.items():
-        fields = TINY | ({"window": 5} if name == "window" else {"biases": name == "dense"})
+    for name, policy in {**POLICIES, "window": Policy(), "caps and factors": POLICIES["caote over tova"]}.items():
+        fields = TINY | {"window": {"window": 5}, "dense": {"biases": True}, "caps and factors": BENT}.get(name, {})
         meant = small_model(**fields)
         wanted, there = logits(meant, policy)
         prepared = accel.cuda.prepare_weights(meant.weights)
