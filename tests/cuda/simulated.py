@@ -43,7 +43,7 @@ from reference import (
 from reference.state import Chunk
 from tests.equivalence.calling import call
 from tests.equivalence.test_bad_input import CALLS
-from tests.small import small_model
+from tests.small import small_model, with_norms
 from thresher.verify import check_function, drawing
 from thresher.verify.drawing import Drawing
 
@@ -113,9 +113,10 @@ def logits(model: Model, policy: Policy) -> tuple[np.ndarray, State]:
 
 def forward() -> str:
     """Every policy, and a window, against the reference in float64: what was wrong."""
-    for name, policy in {**POLICIES, "window": Policy(), "caps and factors": POLICIES["caote over tova"]}.items():
+    more = {"window": Policy(), "caps and factors": POLICIES["caote over tova"], "norms after": Policy()}
+    for name, policy in (POLICIES | more).items():
         fields = TINY | {"window": {"window": 5}, "dense": {"biases": True}, "caps and factors": BENT}.get(name, {})
-        meant = small_model(**fields)
+        meant = with_norms(small_model(**fields), before=False) if name == "norms after" else small_model(**fields)
         wanted, there = logits(meant, policy)
         prepared = accel.cuda.prepare_weights(meant.weights)
         got, here = logits(Model(meant.config, prepared, accel.cuda), policy)

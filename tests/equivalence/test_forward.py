@@ -28,7 +28,7 @@ from reference import (
     new_state,
     prefill,
 )
-from tests.small import small_model
+from tests.small import small_model, with_norms
 
 POLICIES = {
     "dense": Policy(),
@@ -96,6 +96,12 @@ def test_logits_and_caches_under_every_policy(backend: ModuleType, name: str, fi
         np.testing.assert_array_equal(ours, theirs)
     exact = sum(a.nbytes for layer in meant.cache.layers for n, a in layer.arrays().items() if n in ("k", "v")) // 2
     assert sum(a.nbytes for layer in state.cache.layers for n, a in layer.arrays().items() if n in ("k", "v")) == exact
+
+
+def test_norms_that_stand_after_a_block_alone(backend: ModuleType) -> None:
+    meant = with_norms(small_model(), before=False)
+    got, _ = logits_of(Model(meant.config, backend.prepare_weights(meant.weights), backend), Policy())
+    assert error(got, logits_of(meant, Policy())[0]) < 1e-5
 
 
 def test_sliding_windows_keep_their_window(backend: ModuleType) -> None:

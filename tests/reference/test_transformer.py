@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference import LayerWeights, Model, ModelConfig, Rope, decode, new_state, prefill
+from reference import Model, ModelConfig, Rope, decode, new_state, prefill
 from reference.layers import activate
-from tests.small import random_weights, small_config, small_model
+from tests.small import random_weights, small_config, small_model, with_norms
 
 IDS = np.random.default_rng(1).integers(0, 50, 40)
 
@@ -66,18 +65,6 @@ def by_hand(model: Model, ids: np.ndarray) -> np.ndarray:
         x = x + c.residual_scale * norm(out, layer.post_ffn_norm)
     logits = norm(x, w.final_norm) @ w.output.T * c.logit_scale
     return logits if c.logit_cap is None else c.logit_cap * np.tanh(logits / c.logit_cap)
-
-
-def with_norms(model: Model, before: bool) -> Model:
-    """The model with norms after both halves of a block, and before them or not."""
-    rng = np.random.default_rng(3)
-
-    def normed(layer: LayerWeights) -> LayerWeights:
-        after = {name: rng.standard_normal(model.config.width) for name in ("post_attention_norm", "post_ffn_norm")}
-        return replace(layer, **after, **({} if before else {"attention_norm": None, "ffn_norm": None}))
-
-    layers = tuple(normed(layer) for layer in model.weights.layers)
-    return replace(model, weights=replace(model.weights, layers=layers))
 
 
 FACTORS = {"short_factors": (1.0, 1.5, 2.0, 3.0), "long_factors": (2.0, 3.0, 4.0, 5.0)}
