@@ -50,7 +50,7 @@ class WeightReader:
         """All weights, matrices as `dtype`, int8 meaning `Int8`; a tied output is the embedding itself. Raises
         ValueError naming the file and the tensor that is missing, of another shape, not a float, or not finite."""
         shared = self._config.tied and self._equal(self.names["embedding"], self.names["output"])
-        arrays = {}
+        arrays: dict[str, Matrix] = {}
         for name, weights in self._by_tensor(leave_out="output" if shared else None).items():
             arrays |= zip(weights, self._read(name, weights, dtype), strict=True)
         layers: list[dict[str, Matrix]] = [{} for _ in range(self._config.layers)]
