@@ -22,11 +22,12 @@ from reference.weights import FFN, layer_shapes
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
 
-# The forward pass has no such part. A config that turns one on is refused, since leaving it out would be another model.
+CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+# Most families have no such part. A config that turns one on is refused, since leaving it out would be another model.
 UNSUPPORTED = (
+    *CAPS,
     "mlp_bias",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
     "use_bidirectional_attention",
     "quantization_config",
     "num_experts",
@@ -58,9 +59,9 @@ EMBEDDING, FINAL_NORM = "embed_tokens.weight", "norm.weight"
 BESIDE = ("rotary_emb.inv_freq",)  # ends of tensors that older checkpoints stored and that are computed anew
 MOST_LAYERS = 100_000  # far beyond any model, and no danger to memory before the file's tensors have been counted
 
-# For these keys null is a value: no window, as many as heads, the width over the heads, no latent. For all others it means left
-# out.
-NULL_IS_A_VALUE = frozenset({"sliding_window", "num_key_value_heads", "head_dim", "q_lora_rank"})
+# For these keys null is a value: no window, as many as heads, the width over the heads, no latent, no cap. For all others
+# it means left out.
+NULL_IS_A_VALUE = frozenset({"sliding_window", "num_key_value_heads", "head_dim", "q_lora_rank", *CAPS})
 
 # What Hugging Face assumes where a config.json is silent, unless the family says otherwise.
 DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}

@@ -52,7 +52,10 @@ def attend(model: Model, n: int, chunks: Sequence[Chunk], q: Any, k: Any, v: Any
         reads = [_append(model, n, run, q, k, v) for run in turn]  # those of each run
         every = [read for own in reads for read in own]
         attended = backend.attention_each(
-            [read.arguments for read in every], scale=config.attention_scale, window=config.windows[n]
+            [read.arguments for read in every],
+            scale=config.attention_scale,
+            window=config.windows[n],
+            cap=config.score_cap,
         )
         outputs |= {read.rows.start: rows for read, rows in zip(every, attended, strict=True)}
         for run, own in zip(turn, reads, strict=True):
@@ -114,8 +117,8 @@ def _append(model: Model, n: int, run: list[Chunk], q: Any, k: Any, v: Any) -> l
 def _read(model: Model, chunk: Chunk, rows: slice, q: Any, cache: LayerCache, columns: Any) -> Read:
     """What some rows read, the first of which are the chunk's: `columns` (KV, R) of their cache, or None for all."""
     k, v, positions = cache.gather(columns)
-    scale, backend = model.config.attention_scale, model.backend
-    return Read(rows, v, Seen(q, chunk.first, k, positions, columns, cache, scale, chunk.decoding, backend))
+    scale, cap, backend = model.config.attention_scale, model.config.score_cap, model.backend
+    return Read(rows, v, Seen(q, chunk.first, k, positions, columns, cache, scale, cap, chunk.decoding, backend))
 
 
 def _note(model: Model, n: int, run: list[Chunk], pasts: list[int], chosen: list[Any]) -> None:

@@ -1,6 +1,7 @@
 """Grouped-query attention, causal by position.
 
-    a_tj = softmax over visible j of (scale · q_t · k_j),   o_t = Σ_j a_tj v_j
+    a_tj = softmax over visible j of s_tj,   o_t = Σ_j a_tj v_j
+    s_tj = scale · q_t · k_j,   or cap · tanh(scale · q_t · k_j / cap) with a soft cap, as Gemma 2 has one
     key j is visible to query t  ⇔  p_t - window < p_j ≤ p_t
 
 Which token sits in which column never matters, only the positions that travel with the keys: one rule for chunks,
@@ -30,14 +31,15 @@ def attention(
     *,
     scale: float | None = None,
     window: int | None = None,
+    cap: float | None = None,
 ) -> np.ndarray:
     """Attention output: q (H, T, D), k and v (KV, S, D), q_positions (T,), k_positions (KV, S) -> (H, T, D).
 
-    An int for `q_positions` is the first of T that follow one another. `scale` defaults to 1/√D. Positions rise
-    strictly along T and S. Raises ValueError naming what does not fit.
+    An int for `q_positions` is the first of T that follow one another. `scale` defaults to 1/√D, and without a `cap`
+    scores are not bounded. Positions rise strictly along T and S. Raises ValueError naming what does not fit.
     """
-    contract.attention(q, k, v, q_positions, k_positions, scale, window)
-    weights = attention_weights(q, k, q_positions, k_positions, scale=scale, window=window)  # (H, T, S)
+    contract.attention(q, k, v, q_positions, k_positions, scale, window, cap)
+    weights = attention_weights(q, k, q_positions, k_positions, scale=scale, window=window, cap=cap)  # (H, T, S)
     heads, tokens, _ = weights.shape
     grouped = weights.reshape(len(k), heads // len(k) * tokens, weights.shape[2])  # (KV, G·T, S)
     return (grouped @ widen(v).astype(weights.dtype, copy=False)).reshape(q.shape)  # (H, T, D)
@@ -51,9 +53,10 @@ def attention_mass(
     *,
     scale: float | None = None,
     window: int | None = None,
+    cap: float | None = None,
 ) -> np.ndarray:
     """Attention that each key receives: Σ_t a_tj, from shapes as in `attention` -> (H, S)."""
-    return attention_weights(q, k, q_positions, k_positions, scale=scale, window=window).sum(axis=1)
+    return attention_weights(q, k, q_positions, k_positions, scale=scale, window=window, cap=cap).sum(axis=1)
 
 
 def attention_weights(
@@ -64,9 +67,10 @@ def attention_weights(
     *,
     scale: float | None = None,
     window: int | None = None,
+    cap: float | None = None,
 ) -> np.ndarray:
     """The softmax itself, (H, T, S). Shapes as in `attention`."""
-    sizes = contract.attention_mass(q, k, q_positions, k_positions, scale, window)
+    sizes = contract.attention_mass(q, k, q_positions, k_positions, scale, window, cap)
     scale = 1 / math.sqrt(sizes["D"]) if scale is None else scale
     heads, tokens, _ = q.shape
     q_positions, k_positions = as_positions(q_positions, tokens), k_positions.astype(np.int64, copy=False)
@@ -76,6 +80,8 @@ def attention_weights(
     grouped = q.reshape(len(k), heads // len(k) * tokens, sizes["D"])  # (KV, G·T, D)
     scores = (grouped @ k.swapaxes(1, 2)).reshape(len(k), heads // len(k), tokens, sizes["S"])  # (KV, G, T, S)
     scores *= scores.dtype.type(scale)
+    if cap is not None:
+        scores = np.tanh(scores / scores.dtype.type(cap)) * scores.dtype.type(cap)
     hidden = ~visible(q_positions, k_positions, window)[:, None]  # (KV, 1, T, S)
     np.copyto(scores, -np.inf, where=hidden)
     peak = scores.max(axis=-1, keepdims=True, initial=np.finfo(scores.dtype).min)  # finite even if all is hidden
@@ -98,10 +104,11 @@ def attention_each(
     *,
     scale: float | None = None,
     window: int | None = None,
+    cap: float | None = None,
 ) -> list[np.ndarray]:
     """Several calls of `attention`, as a backend may do them in one: (q, k, v, q_positions, k_positions) each, with
     their own T and S -> (T, H·D) each, the heads of a token side by side."""
-    return [merge_heads(attention(*read, scale=scale, window=window)) for read in reads]
+    return [merge_heads(attention(*read, scale=scale, window=window, cap=cap)) for read in reads]
 
 
 def split_heads(x: np.ndarray, heads: int) -> np.ndarray:

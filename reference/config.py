@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reference.checks import require
-from reference.contract import ACTIVATIONS
+from reference.contract import ACTIVATIONS, finite, positive
 from reference.parts import Latent, Mixture
 
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -123,6 +123,7 @@ class ModelConfig:
 
         x = embedding_scale · embedding row                     x ← x + residual_scale · (what a half of a block gives)
         score = attention_scale · q · k                         logits = logit_scale · W_output x
+        score_cap, logit_cap: with a cap c, c · tanh(s / c) takes the place of the score or logit s
         joint_qk_norm: q_norm and k_norm are of all heads of a token together, (H·D,) and (KV·D,), and not of each
     """
 
@@ -143,6 +144,8 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    score_cap: float | None = None
+    logit_cap: float | None = None
     joint_qk_norm: bool = False
     tied: bool = False
     mixture: Mixture | None = None  # of experts, in some layers or all
@@ -179,8 +182,9 @@ class ModelConfig:
         for window in self.windows:
             require(window is None or window >= 1, f"windows: got {window}, wanted at least 1 or None")
         for name in ("attention_scale", "embedding_scale", "residual_scale", "logit_scale"):
-            value = getattr(self, name)
-            require(math.isfinite(value), f"{name}: got {value}, wanted a finite number")
+            finite(name, getattr(self, name))
+        for name in ("score_cap", "logit_cap"):
+            positive(name, getattr(self, name))
         require(
             self.activation in ACTIVATIONS,
             f"activation: got {self.activation!r}, wanted one of {', '.join(ACTIVATIONS)}",

@@ -23,7 +23,7 @@ JOINS = ("mean", "max", "rss")
 
 
 def attention_mass(
-    q: Any, k: Any, q_positions: Any, k_positions: Any, scale: float | None, window: int | None
+    q: Any, k: Any, q_positions: Any, k_positions: Any, scale: float | None, window: int | None, cap: float | None
 ) -> Sizes:
     """H, T, D, KV and S. `q_positions` are (T,), or the first of them where they follow one another."""
     arguments = {"q": (q, "H T D"), "k": (k, "KV S D")}
@@ -33,18 +33,26 @@ def attention_mass(
         arguments["q_positions"] = (q_positions, "T")
     sizes = match(**arguments, k_positions=(k_positions, "KV S"))
     finite("scale", scale)
+    positive("cap", cap)
     if window is not None:
         whole("window", window)
     return sizes
 
 
 def attention(
-    q: Any, k: Any, v: Any, q_positions: Any, k_positions: Any, scale: float | None, window: int | None
+    q: Any,
+    k: Any,
+    v: Any,
+    q_positions: Any,
+    k_positions: Any,
+    scale: float | None,
+    window: int | None,
+    cap: float | None,
 ) -> Sizes:
     """As `attention_mass`, and v like k."""
     if v.shape != k.shape or not is_float(v.dtype):
         match(k=(k, "KV S D"), v=(v, "KV S D"))
-    return attention_mass(q, k, q_positions, k_positions, scale, window)
+    return attention_mass(q, k, q_positions, k_positions, scale, window, cap)
 
 
 def select_queries(q: Any, n_queries: int) -> Sizes:
@@ -63,10 +71,18 @@ def key_scores(q: Any, k: Any, n_queries: int) -> Sizes:
 
 
 def quoka_attention(
-    q: Any, k: Any, v: Any, q_positions: Any, k_positions: Any, past: int, budget: int, scale: float | None
+    q: Any,
+    k: Any,
+    v: Any,
+    q_positions: Any,
+    k_positions: Any,
+    past: int,
+    budget: int,
+    scale: float | None,
+    cap: float | None,
 ) -> Sizes:
     """As `attention`; past is 0 to S."""
-    sizes = attention(q, k, v, q_positions, k_positions, scale, None)
+    sizes = attention(q, k, v, q_positions, k_positions, scale, None, cap)
     whole("budget", budget)
     require(whole("past", past, 0) <= sizes["S"], f"past: got {past}, wanted at most the {sizes['S']} keys")
     return sizes
@@ -78,20 +94,27 @@ def keydiff_scores(k: Any, anchor: str) -> Sizes:
     return match(k=(k, "KV S D"))
 
 
-def tova_scores(q: Any, k: Any, q_positions: Any, k_positions: Any, scale: float | None) -> Sizes:
+def tova_scores(q: Any, k: Any, q_positions: Any, k_positions: Any, scale: float | None, cap: float | None) -> Sizes:
     """As `attention_mass`, with T of at least 1."""
-    sizes = attention_mass(q, k, q_positions, k_positions, scale, None)
+    sizes = attention_mass(q, k, q_positions, k_positions, scale, None, cap)
     _some_queries(q)
     return sizes
 
 
 def snapkv_scores(
-    q: Any, k: Any, q_positions: Any, k_positions: Any, window: int, kernel: int, scale: float | None
+    q: Any,
+    k: Any,
+    q_positions: Any,
+    k_positions: Any,
+    window: int,
+    kernel: int,
+    scale: float | None,
+    cap: float | None,
 ) -> Sizes:
     """As `tova_scores`; kernel is odd."""
     whole("window", window)
     odd("kernel", kernel)
-    return tova_scores(q, k, q_positions, k_positions, scale)
+    return tova_scores(q, k, q_positions, k_positions, scale, cap)
 
 
 def caote_scores(h: Any, v: Any, group: str) -> Sizes:

@@ -33,6 +33,7 @@ class Seen:
     columns: np.ndarray | None
     cache: LayerCache
     scale: float
+    cap: float | None
     decoding: bool
     backend: ModuleType
 

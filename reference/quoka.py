@@ -12,7 +12,8 @@ afresh from the full cache. A slot holds another token in every head, so the ord
 averaged in step 3.
 
 Source: QUOKA (arXiv 2602.08722), the selection for chunked prefill. Queries and keys are post-RoPE. Ties: in steps 1
-and 5 the lower index wins. Dtype: scores in the input's, at least float32. Differs from the paper by nothing but
+and 5 the lower index wins. Dtype: scores in the input's, at least float32. A soft cap
+of attention raises no key above another, so it is no matter of steps 1 to 5. Differs from the paper by nothing but
 values that it leaves open: a zero vector has cosine 0, and `sinks` and `recent` (0 by default, as in the paper) may
 be kept besides.
 """
@@ -142,6 +143,7 @@ def quoka_attention(
     budget: int,
     n_queries: int,
     scale: float | None = None,
+    cap: float | None = None,
     sinks: int = 0,
     recent: int = 0,
 ) -> np.ndarray:
@@ -150,14 +152,14 @@ def quoka_attention(
     `sinks` (tokens at positions below it) and `recent` (newest of the past) are always read, within the budget.
     ValueError for what does not fit, as in `attention`.
     """
-    sizes = contract.quoka_attention(q, k, v, q_positions, k_positions, past, budget, scale)
+    sizes = contract.quoka_attention(q, k, v, q_positions, k_positions, past, budget, scale, cap)
     if past > budget:
         places = k_positions[:, :past]
         kept = select_keys(q, k[:, :past], budget, n_queries, sinks=sinks, recent=recent, positions=places)
         columns = with_chunk(kept, past, sizes["S"])
         k, v = (np.take_along_axis(x, columns[:, :, None], axis=1) for x in (k, v))  # (KV, B + T, D)
         k_positions = np.take_along_axis(k_positions, columns, axis=1)
-    return attention(q, k, v, q_positions, k_positions, scale=scale)
+    return attention(q, k, v, q_positions, k_positions, scale=scale, cap=cap)
 
 
 @dataclass(frozen=True)

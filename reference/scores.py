@@ -1,6 +1,7 @@
 """H2O, TOVA and SnapKV: keep the keys that were attended to.
 
-With a_tj the attention of query t to key j (softmax over visible keys, per query head):
+With a_tj the attention of query t to key j (softmax over visible keys, per query head, of scores as attention has
+them: capped where the model caps them):
 
     H2O      h_j = Σ over all queries t so far of a_tj                 a running sum per survivor
     TOVA     h_j = a_tj of the last query t of the chunk
@@ -30,11 +31,17 @@ from reference.eviction import Evictor, Seen
 
 
 def tova_scores(
-    q: np.ndarray, k: np.ndarray, q_positions: np.ndarray, k_positions: np.ndarray, *, scale: float | None = None
+    q: np.ndarray,
+    k: np.ndarray,
+    q_positions: np.ndarray,
+    k_positions: np.ndarray,
+    *,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> np.ndarray:
     """Attention row of the last query: q (H, T, D), k (KV, S, D), positions (T,) and (KV, S) -> (H, S)."""
-    contract.tova_scores(q, k, q_positions, k_positions, scale)
-    return newest_mass(q, k, q_positions, k_positions, 1, scale)
+    contract.tova_scores(q, k, q_positions, k_positions, scale, cap)
+    return newest_mass(q, k, q_positions, k_positions, 1, scale, cap)
 
 
 def snapkv_scores(
@@ -46,13 +53,14 @@ def snapkv_scores(
     window: int = 32,
     kernel: int = 5,
     scale: float | None = None,
+    cap: float | None = None,
 ) -> np.ndarray:
     """Attention of the last min(window, T) queries, summed, then averaged along the keys: shapes as above -> (H, S).
 
     ValueError unless `kernel` is odd, so that the average is centred.
     """
-    contract.snapkv_scores(q, k, q_positions, k_positions, window, kernel, scale)
-    return pool(newest_mass(q, k, q_positions, k_positions, window, scale), kernel)
+    contract.snapkv_scores(q, k, q_positions, k_positions, window, kernel, scale, cap)
+    return pool(newest_mass(q, k, q_positions, k_positions, window, scale, cap), kernel)
 
 
 def newest_mass(
@@ -62,10 +70,11 @@ def newest_mass(
     k_positions: np.ndarray,
     count: int,
     scale: float | None,
+    cap: float | None,
 ) -> np.ndarray:
     """`attention_mass` of the last min(count, T) queries alone."""
     places = as_positions(q_positions, q.shape[1])
-    return attention_mass(q[:, -count:], k, places[-count:], k_positions, scale=scale)
+    return attention_mass(q[:, -count:], k, places[-count:], k_positions, scale=scale, cap=cap)
 
 
 def pool(h: np.ndarray, kernel: int) -> np.ndarray:
@@ -104,7 +113,8 @@ class H2O(AttentionEvictor):
 
     def observe(self, seen: Seen) -> None:
         """Add the chunk's attention to what every token has received."""
-        mass = seen.backend.attention_mass(seen.q, seen.k, seen.first, seen.k_positions, scale=seen.scale)
+        where = seen.q, seen.k, seen.first, seen.k_positions
+        mass = seen.backend.attention_mass(*where, scale=seen.scale, cap=seen.cap)
         seen.cache.receive(mass, seen.columns)
 
     def head_scores(self, seen: Seen) -> np.ndarray:
@@ -124,7 +134,8 @@ class Tova(AttentionEvictor):
 
     def head_scores(self, seen: Seen) -> np.ndarray:
         """The last query's attention row, (H, S)."""
-        return seen.spread(seen.backend.tova_scores(seen.q, seen.k, seen.first, seen.k_positions, scale=seen.scale))
+        where = seen.q, seen.k, seen.first, seen.k_positions
+        return seen.spread(seen.backend.tova_scores(*where, scale=seen.scale, cap=seen.cap))
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,11 @@ class SnapKV(AttentionEvictor):
         q = self._voters(seen)
         first = seen.first + seen.q.shape[1] - q.shape[1]
         pooled = seen.backend.snapkv_scores(
-            q, seen.k, first, seen.k_positions, window=self.window, kernel=self.kernel, scale=seen.scale
+            *(q, seen.k, first, seen.k_positions),
+            window=self.window,
+            kernel=self.kernel,
+            scale=seen.scale,
+            cap=seen.cap,
         )
         return seen.spread(pooled)
 

@@ -143,7 +143,7 @@ def _note_neurons(model: Model, n: int, chunk: Chunk, first: int, tokens: int, n
 def logits(model: Model, hidden: Any) -> Any:
     """Scores of every vocabulary entry for the next token: hidden (T, E) -> (T, V)."""
     scores = model.backend.linear(hidden, model.weights.output)
-    return model.backend.soft_cap(scores, scale=model.config.logit_scale)
+    return model.backend.soft_cap(scores, scale=model.config.logit_scale, cap=model.config.logit_cap)
 
 
 def new_state(model: Model, policy: Policy | None = None, *, trace: bool = False) -> State:

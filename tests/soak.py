@@ -1,7 +1,8 @@
-"""Long runs that the suite is too short for: `python -m tests.soak stream` and `python -m tests.soak threads`.
+"""Long runs that the suite is too short for: `python -m tests.soak stream`, and so on.
 
-stream   a million random tokens through KeyDiff at budget 1,024: the cache never exceeds it, and memory stays flat
-threads  four Python threads generate from one LanguageModel, each answer checked against the one it gives alone
+stream    a million random tokens through KeyDiff at budget 1,024: the cache never exceeds it, and memory stays flat
+threads   four Python threads generate from one LanguageModel, each answer checked against the one it gives alone
+families  1,500 random small models of random families, each with the logits that transformers gives
 
 Each prints what it did and exits non-zero where something is wrong. `thresher verify --seconds N` fuzzes the kernels.
 """
@@ -11,11 +12,15 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import accel
 import thresher
@@ -77,14 +82,39 @@ def threads(seconds: float) -> None:
     print(f"4 threads, {seconds:.0f} s: {sum(counts)} answers, each equal to the one given alone ({counts})")
 
 
+def families(examples: int) -> None:
+    import transformers  # which needs torch, as the check does
+
+    from tests.loaders import record_families
+    from tests.loaders.test_random_families import check, configs
+
+    transformers.utils.logging.disable_progress_bar()
+    seen: Counter[str] = Counter()
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(configs(), st.integers(0, 2**32 - 1))
+    def every(case: tuple[str, dict[str, Any]], seed: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            check(record_families, Path(folder), case, seed)
+        seen[case[0]] += 1
+        if seen.total() % 100 == 0:
+            print(f"{seen.total():>6,} models", flush=True)
+
+    every()
+    print(f"{seen.total():,} models, each with transformers' logits: {dict(seen)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", choices=["stream", "threads"])
+    parser.add_argument("run", choices=["stream", "threads", "families"])
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--models", type=int, default=1_500)
     options = parser.parse_args()
     if options.run == "stream":
         stream(options.tokens)
+    elif options.run == "families":
+        families(options.models)
     else:
         threads(options.seconds)
 

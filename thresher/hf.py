@@ -34,7 +34,7 @@ from thresher.torch import backend_for, to_array, to_tensor
 
 NAME = "thresher"
 _LAYER = "_thresher_layer"  # the attribute by which keys bring their layer of a Cache to the attention
-_UNKNOWN = ("softcap", "s_aux")  # what some families add to attention, and the contract has not
+_UNKNOWN = ("s_aux",)  # what some families add to attention, and the contract has not
 
 
 def wrap(model: Any, policy: Policy | None = None, *, chunk: int = CHUNK) -> Any:
@@ -128,11 +128,11 @@ class _Layer(CacheLayerMixin):
         setattr(key_states, _LAYER, self)
         return key_states, value_states
 
-    def attend(self, query: Any, key: Any, value: Any, scale: float) -> list[torch.Tensor]:
+    def attend(self, query: Any, key: Any, value: Any, scale: float, cap: float | None) -> list[torch.Tensor]:
         """Attention of new tokens to what is held, chunk by chunk: (B, H, T, D), (B, KV, T, D) -> (T, H·D) each."""
         cache, backend, dtype = self.cache, backend_for(query, key, value), _dtype(key)
         cache.begin(len(query), backend, dtype)
-        model = cast(Model, _Attending(replace(cache.shape, attention_scale=scale), backend))
+        model = cast(Model, _Attending(replace(cache.shape, attention_scale=scale, score_cap=cap), backend))
         window, tokens, outs = cache.shape.windows[self.number], query.shape[2], []
         for n, state in enumerate(cache.states):
             first, layer = self.held(n).newest + 1, self.held(n)
@@ -174,6 +174,7 @@ def attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **named: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query (B, H, T, D), key and value (B, KV, S, D) -> (B, T, H, D).
@@ -193,12 +194,14 @@ def attention(
         window = layer.cache.shape.windows[layer.number]
         told = f"sliding_window: got {sliding_window} in layer {layer.number}, wanted {window} as the config has it"
         require(sliding_window == window, told)
-        outs = layer.attend(query, key, value, scale)
+        outs = layer.attend(query, key, value, scale, softcap)
     else:
         backend, keys = backend_for(query, key, value), key.shape[2]
         positions = backend.to_backend(np.broadcast_to(np.arange(keys), (key.shape[1], keys)))
         reads = [(*map(to_array, each), keys - tokens, positions) for each in zip(query, key, value, strict=True)]
-        outs = [to_tensor(out) for out in backend.attention_each(reads, scale=scale, window=sliding_window)]
+        outs = [
+            to_tensor(out) for out in backend.attention_each(reads, scale=scale, window=sliding_window, cap=softcap)
+        ]
     return torch.stack(outs).reshape(batch, tokens, heads, dim).to(query.dtype), None
 
 

@@ -1,24 +1,18 @@
-"""gemma3: a norm on both sides of attention and of the FFN, norms of queries and keys, five layers with a window to
-one without, and a rotation of its own for either kind.
+"""gemma3: Gemma 2 with norms of queries and keys, no cap on scores, five layers with a window to one without, and a
+rotation of its own for either kind.
 
 `gemma3_text` is the language model by itself, `gemma3` the one inside a model that also sees: its images are left out.
-Embeddings are multiplied by √E and norm weights stored as w for 1 + w.
 """
 
 from typing import Any
 
-from loaders.family import ACTIVATIONS, BARE, LLAMA_NAMES, MODEL, QK_NORMS, Family, windows_of
+from loaders.families import gemma2
+from loaders.family import BARE, MODEL, QK_NORMS, Family, windows_of
 from loaders.rope import rope_of
 from loaders.settings import Settings
 from reference import Rope
 
-NAMES = {
-    **LLAMA_NAMES,
-    **QK_NORMS,
-    "post_attention_norm": "post_attention_layernorm.weight",
-    "ffn_norm": "pre_feedforward_layernorm.weight",
-    "post_ffn_norm": "post_feedforward_layernorm.weight",
-}
+NAMES = {**gemma2.NAMES, **QK_NORMS}
 
 
 def differences(settings: Settings) -> dict[str, Any]:
@@ -29,9 +23,7 @@ def differences(settings: Settings) -> dict[str, Any]:
     return {
         "windows": windows,
         "ropes": tuple(everywhere if window is None else local for window in windows),
-        "attention_scale": settings.number("query_pre_attn_scalar") ** -0.5,
-        "activation": settings.choice("hidden_activation", ACTIVATIONS),
-        "embedding_scale": settings.whole("hidden_size") ** 0.5,
+        **gemma2.scales(settings),
     }
 
 
@@ -78,7 +70,7 @@ BODIES = (  # as transformers writes it since 4.52, as it did before, and withou
 )
 IMAGES = tuple(prefix + part for prefix in ("model.", "") for part in ("vision_tower.", "multi_modal_projector."))
 FAMILIES = (
-    Family("gemma3_text", DEFAULTS, differences, NAMES, norm_offset=1.0),
+    Family("gemma3_text", DEFAULTS, differences, NAMES, norm_offset=1.0, parts=("final_logit_softcapping",)),
     Family(
         "gemma3",
         DEFAULTS,

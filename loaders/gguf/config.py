@@ -2,9 +2,9 @@
 
     llama.block_count = 30, llama.context_length = 8192, …  ->  {"num_hidden_layers": 30, …}
 
-Two things are not written as they are meant. Llama 3's frequency scaling is a tensor of the factors that it comes to,
-and is recognised by computing them. Gemma 3's fixed values (its activation, the pattern of its layers, the 27B's
-attention scale) are left out, and stand here.
+Three things are not written as they are meant. Llama 3's frequency scaling is a tensor of the factors that it comes to,
+and is recognised by computing them. Phi-3's two lists of factors are tensors too. The fixed values of Gemma 2 and 3
+(their activation, the pattern of their layers, the 27B's attention scale) are left out, and stand here.
 
 Every key of the architecture is used, known to change nothing, or refused: one that is passed over could be another
 model's. A zero, an empty text and false switch off what a key stands for.
@@ -34,7 +34,11 @@ MODEL_TYPES = {
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "qwen3moe": "qwen3_moe",
+    "gemma2": "gemma2",
     "gemma3": "gemma3_text",
+    "granite": "granite",
+    "olmo2": "olmo2",
+    "phi3": "phi3",
 }
 SCALE_LINEAR = "{arch}.rope.scale_linear"  # until August 2023; gguf has forgotten it
 USED = {
@@ -58,10 +62,22 @@ USED = {
     Keys.Rope.SCALING_YARN_BETA_SLOW,
 }
 EXPERTS = {Keys.LLM.EXPERT_COUNT, Keys.LLM.EXPERT_USED_COUNT}
-USED_BY_GEMMA3 = {Keys.Attention.SLIDING_WINDOW, Keys.Attention.SLIDING_WINDOW_PATTERN, Keys.Rope.FREQ_BASE_SWA}
+FACTORS = {  # of Granite, by what its config calls them
+    "embedding_multiplier": Keys.LLM.EMBEDDING_SCALE,
+    "attention_multiplier": Keys.Attention.SCALE,
+    "residual_multiplier": Keys.LLM.RESIDUAL_SCALE,
+    "logits_scaling": Keys.LLM.LOGIT_SCALE,
+}
+CAPS = {
+    "attn_logit_softcapping": Keys.LLM.ATTN_LOGIT_SOFTCAPPING,
+    "final_logit_softcapping": Keys.LLM.FINAL_LOGIT_SOFTCAPPING,
+}
 USED_BY = {
-    "gemma3": USED_BY_GEMMA3,
+    "gemma2": {Keys.Attention.SLIDING_WINDOW, *CAPS.values()},
+    "gemma3": {Keys.Attention.SLIDING_WINDOW, Keys.Attention.SLIDING_WINDOW_PATTERN, Keys.Rope.FREQ_BASE_SWA},
+    "granite": {*FACTORS.values()},
     "llama": EXPERTS,
+    "phi3": {Keys.Attention.SLIDING_WINDOW},
     "qwen3moe": EXPERTS | {Keys.LLM.EXPERT_FEED_FORWARD_LENGTH},
 }
 CHANGES_NOTHING = {
@@ -75,9 +91,13 @@ CHANGES_NOTHING = {
 ONLY = {Keys.Attention.CAUSAL: True, Keys.Rope.SCALING_YARN_EXT_FACTOR: 1, Keys.Rope.SCALING_YARN_ATTN_FACTOR: 1}
 BIASED = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
 EMBEDDING, OUTPUT, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
+LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 GEMMA3_PERIOD = 6  # five local layers, then a global one
-GEMMA3_27B_LAYERS = 62  # the one size that scales attention by the width per head instead of head_dim
+GEMMA_27B_LAYERS = {
+    "gemma2": 46,
+    "gemma3": 62,
+}  # the one size that scales attention by the width per head, not head_dim
 
 
 def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[str, Any]:
@@ -88,7 +108,9 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
     at = _of(arch)
     heads, width = metadata.whole(at(Keys.Attention.HEAD_COUNT)), metadata.whole(at(Keys.LLM.EMBEDDING_LENGTH))
     head_dim = _whole(metadata, at(Keys.Attention.KEY_LENGTH), width // heads)
-    alike = ((Keys.Attention.VALUE_LENGTH, "as wide as keys"), (Keys.Rope.DIMENSION_COUNT, "no partial rotation"))
+    alike = [(Keys.Attention.VALUE_LENGTH, "as wide as keys")]
+    if arch != "phi3":
+        alike.append((Keys.Rope.DIMENSION_COUNT, "no partial rotation"))
     for key, what in alike:
         metadata.require(at(key), metadata.get(at(key), head_dim) == head_dim, f"{head_dim}: {what}")
     config = {
@@ -103,7 +125,7 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
         "max_position_embeddings": metadata.whole(at(Keys.LLM.CONTEXT_LENGTH)),
         "rms_norm_eps": _decimal(metadata.number(at(Keys.Attention.LAYERNORM_RMS_EPS))),
         "rope_theta": _decimal(metadata.number(at(Keys.Rope.FREQ_BASE), 10_000.0)),
-        "rope_scaling": _rope_scaling(arch, metadata),
+        "rope_scaling": _longrope(metadata, file) if arch == "phi3" else _rope_scaling(arch, metadata),
         "attention_bias": arch != "qwen2" and any(name.endswith(BIASED) for name in file.shapes),
         "tie_word_embeddings": OUTPUT not in file.shapes,
         "dtype": "float32",
@@ -113,9 +135,10 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
         alone = config["rope_scaling"] is None
         metadata.require(at(Keys.Rope.SCALING_TYPE), alone, f"no scaling beside the factors in {ROPE_FACTORS}")
         config["rope_scaling"] = _llama3(config["rope_theta"], head_dim, file)
-    return (
-        config | (_gemma3(config, metadata) if arch == "gemma3" else {"hidden_act": "silu"}) | _experts(arch, metadata)
-    )
+    own = {"gemma2": _gemma2, "gemma3": _gemma3, "granite": _granite, "phi3": _phi3}.get(arch)
+    config |= own(config, metadata) if own else {}
+    config |= _experts(arch, metadata)
+    return config if "hidden_activation" in config else config | {"hidden_act": "silu"}
 
 
 def _of(arch: str) -> Callable[[str], str]:
@@ -207,14 +230,70 @@ def _experts(arch: str, metadata: Settings) -> dict[str, Any]:
     return config | {"moe_intermediate_size": width, "norm_topk_prob": True}
 
 
-def _gemma3(config: dict[str, Any], metadata: Settings) -> dict[str, Any]:
-    """What a Gemma 3 config says otherwise or besides."""
-    at = _of("gemma3")
-    layers, per_head = config["num_hidden_layers"], config["hidden_size"] // config["num_attention_heads"]
-    period = _whole(metadata, at(Keys.Attention.SLIDING_WINDOW_PATTERN), GEMMA3_PERIOD)
+def _longrope(metadata: Settings, file: GGUFFile) -> dict[str, Any] | None:
+    """Phi-3's two lists of factors (R/2,), where the file has them, and the factor on what rotates."""
+    at = _of("phi3")
+    kind = metadata.get(at(Keys.Rope.SCALING_TYPE), "longrope")
+    metadata.require(at(Keys.Rope.SCALING_TYPE), kind in ("none", "longrope"), "none or longrope")
+    there = [name in file.shapes for name in LONGROPE_FACTORS.values()]
+    if not any(there):
+        return None
+    require(
+        all(there), f"{file.path}: got one list of rotation factors, wanted {' and '.join(LONGROPE_FACTORS.values())}"
+    )
+    scaling: dict[str, Any] = {"rope_type": "longrope"}
+    for key, name in LONGROPE_FACTORS.items():
+        scaling[key] = [_decimal(x) for x in file.tensor(name).ravel()]
+    if metadata.get(at(Keys.Rope.SCALING_ATTN_FACTOR)) is not None:
+        scaling["attention_factor"] = _decimal(metadata.number(at(Keys.Rope.SCALING_ATTN_FACTOR)))
+    return scaling
+
+
+def _phi3(config: dict[str, Any], metadata: Settings) -> dict[str, Any]:
+    """What a Phi-3 config says besides. A window of 0 is none."""
+    at = _of("phi3")
+    window, length = at(Keys.Attention.SLIDING_WINDOW), at(Keys.Rope.SCALING_ORIG_CTX_LEN)
+    return {
+        "partial_rotary_factor": _whole(metadata, at(Keys.Rope.DIMENSION_COUNT), config["head_dim"])
+        / config["head_dim"],
+        "original_max_position_embeddings": _whole(metadata, length, config["max_position_embeddings"]),
+        "sliding_window": metadata.whole(window) if metadata.get(window) else None,
+    }
+
+
+def _granite(config: dict[str, Any], metadata: Settings) -> dict[str, Any]:
+    """The factors of a Granite config. One that is left out or 0 changes nothing, but that of scores is 1/√D then."""
+    at = _of("granite")
+    rotates = metadata.get(at(Keys.Rope.SCALING_FINETUNED), True)
+    metadata.require(at(Keys.Rope.SCALING_FINETUNED), rotates is True, "true: without, llama.cpp would not rotate")
+    found = {name: _decimal(metadata.number(at(key), 0)) for name, key in FACTORS.items()}
+    plain = {name: config["head_dim"] ** -0.5 if name == "attention_multiplier" else 1.0 for name in FACTORS}
+    return {name: factor or plain[name] for name, factor in found.items()}
+
+
+def _gemma2(config: dict[str, Any], metadata: Settings) -> dict[str, Any]:
+    """What a Gemma 2 config says otherwise or besides."""
+    at = _of("gemma2")
+    caps = {name: _decimal(metadata.number(at(key))) for name, key in CAPS.items() if metadata.get(at(key)) is not None}
+    return {**_gemma("gemma2", config), "sliding_window": metadata.whole(at(Keys.Attention.SLIDING_WINDOW)), **caps}
+
+
+def _gemma(arch: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What Gemma 2 and 3 leave out."""
+    per_head = config["hidden_size"] // config["num_attention_heads"]
+    largest = config["num_hidden_layers"] == GEMMA_27B_LAYERS[arch]
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": per_head if layers == GEMMA3_27B_LAYERS else config["head_dim"],
+        "query_pre_attn_scalar": per_head if largest else config["head_dim"],
+    }
+
+
+def _gemma3(config: dict[str, Any], metadata: Settings) -> dict[str, Any]:
+    """What a Gemma 3 config says otherwise or besides."""
+    at, layers = _of("gemma3"), config["num_hidden_layers"]
+    period = _whole(metadata, at(Keys.Attention.SLIDING_WINDOW_PATTERN), GEMMA3_PERIOD)
+    return {
+        **_gemma("gemma3", config),
         "rope_local_base_freq": _decimal(metadata.number(at(Keys.Rope.FREQ_BASE_SWA), 10_000.0)),
         "sliding_window": metadata.whole(at(Keys.Attention.SLIDING_WINDOW)),
         "layer_types": ["sliding_attention" if (n + 1) % period else "full_attention" for n in range(layers)],

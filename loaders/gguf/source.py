@@ -2,9 +2,9 @@
 
 What a GGUF changes is undone here, so that the families see a checkpoint like any other:
 
-- arch "llama" stores the rows of q and k as adjacent rotation pairs (2i, 2i+1), Hugging Face as halves (i, i + D/2):
-  rows (n, D/2, 2) become (n, 2, D/2), with n = H for q and KV for k;
-- arch "gemma3" stores norm weights as 1 + w, Hugging Face as w.
+- archs "llama" and "granite" store the rows of q and k as adjacent rotation pairs (2i, 2i+1), Hugging Face as halves
+  (i, i + D/2): rows (n, D/2, 2) become (n, 2, D/2), with n = H for q and KV for k;
+- archs "gemma2" and "gemma3" store norm weights as 1 + w, Hugging Face as w.
 
 Source: gguf-py/gguf/constants.py and convert_hf_to_gguf.py of github.com/ggml-org/llama.cpp.
 """
@@ -19,8 +19,9 @@ import numpy as np
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys, get_tensor_name_map
 
 from loaders.families.gemma3 import NAMES as GEMMA3_NAMES
+from loaders.families.phi3 import NAMES as PHI3_NAMES
 from loaders.family import EXPERT_NAMES, LLAMA_NAMES, QK_NORMS
-from loaders.gguf.config import MODEL_TYPES, ROPE_FACTORS, hugging_face_config
+from loaders.gguf.config import LONGROPE_FACTORS, MODEL_TYPES, ROPE_FACTORS, hugging_face_config
 from loaders.gguf.file import GGUFFile
 from loaders.gguf.special import special_ids, tokenizer_config
 from loaders.gguf.tokenizer import tokenizer_json
@@ -31,6 +32,8 @@ from reference.checks import require
 OUTER = ("model.embed_tokens", "model.norm", "lm_head")
 STACKED = {name.replace(".{}", "") for name in EXPERT_NAMES.values()}  # of all experts (loaders/experts.py)
 INNER = {*LLAMA_NAMES.values(), *QK_NORMS.values(), *GEMMA3_NAMES.values(), *STACKED}
+PAIRED = ("llama", "granite")  # architectures whose rotation turns neighbours
+PASSED_OVER = {"llama": {ROPE_FACTORS}, "phi3": {*LONGROPE_FACTORS.values()}}  # tensors that the config tells of
 BIASED = tuple(f".self_attn.{letter}_proj.weight" for letter in "qkvo")
 
 
@@ -53,7 +56,7 @@ class GGUF:
             Keys.Split.LLM_KV_SPLIT_COUNT, whole_file, "one whole file: llama-gguf-split --merge joins the parts"
         )
         self._names = _first_layer(self._arch)
-        passed_over = {ROPE_FACTORS} if self._arch == "llama" else set()
+        passed_over: set[str] = PASSED_OVER.get(self._arch, set())
         stored = [name for name in self._file.shapes if name not in passed_over]
         self._stored = {self._hugging_face_name(name): name for name in stored}
         self.config = hugging_face_config(self._arch, self._metadata, self._file)
@@ -76,7 +79,7 @@ class GGUF:
         x = self._file.tensor(self._stored_name(name))
         if heads := self._paired_heads(name):
             return self._halves(name, x, heads)
-        if self._arch == "gemma3" and name.endswith("norm.weight"):
+        if self._arch in ("gemma2", "gemma3") and name.endswith("norm.weight"):
             return x.astype(np.float32) - 1
         return x
 
@@ -138,9 +141,9 @@ class GGUF:
 
     def _paired_heads(self, name: str) -> int:
         """Heads of a tensor whose rows are stored as adjacent pairs, or 0."""
-        if self._arch == "llama" and ".q_proj." in name:
+        if self._arch in PAIRED and ".q_proj." in name:
             return int(self.config["num_attention_heads"])
-        return int(self.config["num_key_value_heads"]) if self._arch == "llama" and ".k_proj." in name else 0
+        return int(self.config["num_key_value_heads"]) if self._arch in PAIRED and ".k_proj." in name else 0
 
     def _halves(self, name: str, x: np.ndarray, heads: int) -> np.ndarray:
         """Rows of q or k from adjacent pairs to halves: (n·D, …) -> (n·D, …)."""
@@ -157,5 +160,6 @@ def _first_layer(arch: str) -> dict[str, str]:
     for an architecture."""
     (known,) = (each for each in MODEL_ARCH if MODEL_ARCH_NAMES[each] == arch)
     table = get_tensor_name_map(known, 1)
-    ours = [*OUTER, *(f"model.layers.0.{name.rpartition('.')[0]}" for name in INNER)]
+    inner = {*PHI3_NAMES.values()} if arch == "phi3" else INNER  # gguf has one name for up and for gate and up together
+    ours = [*OUTER, *(f"model.layers.0.{name.rpartition('.')[0]}" for name in inner)]
     return {stored: name for name in ours if (stored := table.get_name(name)) is not None}

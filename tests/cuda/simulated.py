@@ -44,13 +44,17 @@ from reference import (
 from reference.state import Chunk
 from tests.equivalence.calling import call
 from tests.equivalence.test_bad_input import CALLS
-from tests.small import small_model
+from tests.small import small_model, with_norms
 from thresher.verify import check_function, drawing
 from thresher.verify.drawing import Drawing
 
 EXAMPLES = 3
 TINY: dict[str, Any] = {
     "width": 6, "heads": 2, "kv_heads": 1, "head_dim": 4, "ffn_width": 6, "vocab_size": 11, "layers": 1
+}  # fmt: skip
+BENT: dict[str, Any] = {
+    "score_cap": 0.5, "logit_cap": 1.5, "logit_scale": 2.0, "residual_scale": 0.5, "joint_qk_norm": True,
+    "biases": True, "ropes": (Rope(1e4, share=0.5),),
 }  # fmt: skip
 STEADY = {  # under which decoding is recorded
     "dense": Policy(),
@@ -110,14 +114,12 @@ def logits(model: Model, policy: Policy) -> tuple[np.ndarray, State]:
 
 def forward() -> str:
     """Every policy, and a window, against the reference in float64: what was wrong."""
-    for name, policy in {**POLICIES, "window": Policy(), "experts": Policy()}.items():
-        shape: dict[str, Any] = {"biases": name == "dense"}
-        if name == "window":
-            shape = {"window": 5}
-        if name == "experts":
-            shape = {"mixture": Mixture((True,), 4, 2, 3, shared_width=2, groups=2, groups_chosen=1, score="sigmoid")}
-        fields = TINY | shape
-        meant = small_model(**fields)
+    experts = Mixture((True,), 4, 2, 3, shared_width=2, groups=2, groups_chosen=1, score="sigmoid")
+    own = {"window": {"window": 5}, "dense": {"biases": True}, "caps and factors": BENT, "experts": {"mixture": experts}}
+    more = {name: Policy() for name in ("window", "norms after", "experts")}
+    for name, policy in (POLICIES | more | {"caps and factors": POLICIES["caote over tova"]}).items():
+        fields: dict[str, Any] = TINY | own.get(name, {})
+        meant = with_norms(small_model(**fields), before=False) if name == "norms after" else small_model(**fields)
         wanted, there = logits(meant, policy)
         prepared = accel.cuda.prepare_weights(meant.weights)
         got, here = logits(Model(meant.config, prepared, accel.cuda), policy)

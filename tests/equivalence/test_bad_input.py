@@ -29,6 +29,8 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "positions that are floats": ("attention", (Q, K, V, QP.astype(np.float32), KP), {}),
     "a window of nothing": ("attention", (Q, K, V, QP, KP), {"window": 0}),
     "a scale that is no number": ("attention", (Q, K, V, QP, KP), {"scale": float("nan")}),
+    "a cap of nothing": ("attention", (Q, K, V, QP, KP), {"cap": 0.0}),
+    "a cap without end": ("snapkv_scores", (Q, K, QP, KP), {"cap": float("inf")}),
     "mass of too few positions": ("attention_mass", (Q, K, QP[:2], KP), {}),
     "no query to score with": ("tova_scores", (Q[:, :0], K, QP[:0], KP), {}),
     "an even kernel": ("snapkv_scores", (Q, K, QP, KP), {"kernel": 4}),

@@ -21,13 +21,14 @@ from reference import (
     Quoka,
     Random,
     Recent,
+    Rope,
     SnapKV,
     Tova,
     decode,
     new_state,
     prefill,
 )
-from tests.small import small_model
+from tests.small import small_model, with_norms
 
 POLICIES = {
     "dense": Policy(),
@@ -44,6 +45,17 @@ POLICIES = {
     "all": Policy(
         select=Quoka(20), evict=Caote(60, base="snapkv", fast=True), ffn=FastForward(0.5, neurons="oracle", block=32)
     ),
+}
+
+
+BENT = {  # every cap and factor, and half of each head turns
+    "score_cap": 0.5,
+    "logit_cap": 1.5,
+    "logit_scale": 2.0,
+    "residual_scale": 0.5,
+    "joint_qk_norm": True,
+    "biases": True,
+    "ropes": (Rope(1e4, share=0.5),) * 2,
 }
 
 
@@ -71,7 +83,7 @@ def error(got: np.ndarray, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize(
-    "fields", [{}, {"biases": True, "head_dim": 10, "heads": 6, "kv_heads": 2}], ids=["llama", "odd"]
+    "fields", [{}, {"biases": True, "head_dim": 10, "heads": 6, "kv_heads": 2}, BENT], ids=["llama", "odd", "bent"]
 )
 def test_logits_and_caches_under_every_policy(backend: ModuleType, name: str, fields: dict) -> None:
     wanted, meant = logits_of(small_model(**fields), POLICIES[name])
@@ -84,6 +96,12 @@ def test_logits_and_caches_under_every_policy(backend: ModuleType, name: str, fi
         np.testing.assert_array_equal(ours, theirs)
     exact = sum(a.nbytes for layer in meant.cache.layers for n, a in layer.arrays().items() if n in ("k", "v")) // 2
     assert sum(a.nbytes for layer in state.cache.layers for n, a in layer.arrays().items() if n in ("k", "v")) == exact
+
+
+def test_norms_that_stand_after_a_block_alone(backend: ModuleType) -> None:
+    meant = with_norms(small_model(), before=False)
+    got, _ = logits_of(Model(meant.config, backend.prepare_weights(meant.weights), backend), Policy())
+    assert error(got, logits_of(meant, Policy())[0]) < 1e-5
 
 
 def test_sliding_windows_keep_their_window(backend: ModuleType) -> None:

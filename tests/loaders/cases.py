@@ -56,6 +56,7 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     "gemma3_text": {
         "pattern": shape(7, 4, 2, 10, sliding_window=11, query_pre_attn_scalar=17),
         "untied": shape(3, 3, 1, 8, sliding_window=5, sliding_window_pattern=2, tie_word_embeddings=False),
+        "cap": shape(2, 3, 1, 8, sliding_window=5, final_logit_softcapping=1.5),
         "biases": shape(
             2,
             4,
@@ -93,6 +94,21 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
         # While tokens are generated the text grows beyond what it was trained on.
         "longrope-while-decoding": shape(2, 3, 1, None, **LONGROPE | {"original_max_position_embeddings": 96}),
         "su": shape(2, 3, 1, None, **SU),
+    },
+    "gemma2": {
+        # Caps that bend most scores and logits, so that leaving one out shows.
+        "caps": shape(3, 4, 2, 10, sliding_window=11, attn_logit_softcapping=0.5, final_logit_softcapping=1.5),
+        "no-caps": shape(2, 3, 1, 8, sliding_window=5, attn_logit_softcapping=None, final_logit_softcapping=None),
+        "untied": shape(
+            3,
+            6,
+            2,
+            8,
+            attention_bias=True,
+            tie_word_embeddings=False,
+            query_pre_attn_scalar=3,
+            attn_logit_softcapping=2.0,
+        ),
     },
     "smollm3": {
         "tied": shape(4, 4, 2, None),
@@ -195,6 +211,8 @@ def scaled(family: str, scaling: dict[str, Any], *, newer: bool) -> dict[str, An
     config = {**SIZE, **IDS, **few} if few is LATENT else shape(2, 6, 2, 10, **few)
     if scaling["rope_type"] == "dynamic":
         config["max_position_embeddings"] = TRAINED
+    if family == "gemma2":
+        config["sliding_window"] = 9
     if family == "gemma3_text":
         config |= {"sliding_window": 9, "sliding_window_pattern": 2}
         if newer:
@@ -239,4 +257,4 @@ def prompt(config: dict[str, Any]) -> np.ndarray:
 
 def norm_offset(family: str) -> float:
     """What the family adds to the weight of a norm when it uses it."""
-    return 1.0 if family.startswith("gemma3") else 0.0
+    return 1.0 if family.startswith("gemma") else 0.0

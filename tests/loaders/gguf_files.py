@@ -59,17 +59,39 @@ BIASES = {
     "attn_v.bias": ("self_attn.v_proj.bias", (KV_HEADS * HEAD_DIM,)),
 }
 # Names of a layer's tensors in the GGUF, and in the Hugging Face checkpoint, with their shapes there.
+AFTER = {
+    "post_attention_norm.weight": ("post_attention_layernorm.weight", (WIDTH,)),
+    "post_ffw_norm.weight": ("post_feedforward_layernorm.weight", (WIDTH,)),
+}
+SANDWICH = COMMON | AFTER | {"ffn_norm.weight": ("pre_feedforward_layernorm.weight", (WIDTH,))}
 PARTS: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
     "llama": COMMON,
     "qwen2": COMMON | BIASES,
     "qwen3": COMMON | HEAD_NORMS,
-    "gemma3": COMMON
-    | HEAD_NORMS
+    "gemma2": SANDWICH,
+    "gemma3": SANDWICH | HEAD_NORMS,
+    "granite": COMMON,
+    "olmo2": {name: part for name, part in COMMON.items() if name not in ("attn_norm.weight", "ffn_norm.weight")}
+    | AFTER
     | {
-        "post_attention_norm.weight": ("post_attention_layernorm.weight", (WIDTH,)),
-        "ffn_norm.weight": ("pre_feedforward_layernorm.weight", (WIDTH,)),
-        "post_ffw_norm.weight": ("post_feedforward_layernorm.weight", (WIDTH,)),
+        "attn_q_norm.weight": ("self_attn.q_norm.weight", (HEADS * HEAD_DIM,)),
+        "attn_k_norm.weight": ("self_attn.k_norm.weight", (KV_HEADS * HEAD_DIM,)),
     },
+    "phi3": {
+        name: part for name, part in COMMON.items() if name.endswith(("norm.weight", "output.weight", "down.weight"))
+    }
+    | {
+        "attn_qkv.weight": ("self_attn.qkv_proj.weight", ((HEADS + 2 * KV_HEADS) * HEAD_DIM, WIDTH)),
+        "ffn_up.weight": ("mlp.gate_up_proj.weight", (2 * FFN, WIDTH)),
+    },
+}
+
+
+OWN: dict[str, dict[str, Any]] = {  # keys that a file of this architecture has besides
+    "gemma2": {"attention.sliding_window": 16, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5},
+    "gemma3": {"attention.sliding_window": 16},
+    "granite": {"embedding_scale": 6.0, "attention.scale": 0.5, "residual_scale": 0.25, "logit_scale": 4.0},
+    "phi3": {"attention.sliding_window": 16},
 }
 
 
@@ -90,25 +112,24 @@ def names(arch: str, *, tied: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def tensors(arch: str, *, tied: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
     """Random tensors of a small model of this architecture, as a Hugging Face checkpoint has them."""
-    offset = 1.0 if arch == "gemma3" else 0.0
+    offset = 1.0 if arch.startswith("gemma") else 0.0
     return {name: draw(name, shape, seed=seed, norm_offset=offset) for name, shape in names(arch, tied=tied).values()}
 
 
 def metadata(arch: str, **changes: Any) -> dict[str, Any]:
     """The keys of a small model's GGUF. `changes` replace them (dots written as __); None leaves one out."""
     keys: dict[str, Any] = {f"{arch}.{key}": value for key, value in SIZES.items()} | TOKENIZER
-    if arch == "gemma3":
-        keys["gemma3.attention.sliding_window"] = 16
+    keys |= {f"{arch}.{key}": value for key, value in OWN.get(arch, {}).items()}
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
     return {key: value for key, value in keys.items() if value is not None}
 
 
 def stored(arch: str, name: str, x: np.ndarray) -> np.ndarray:
     """A Hugging Face tensor as a GGUF of this architecture holds it."""
-    if arch == "gemma3" and name.endswith("norm.weight"):
+    if arch.startswith("gemma") and name.endswith("norm.weight"):
         return x + 1
     heads = HEADS if ".attn_q." in name else KV_HEADS if ".attn_k." in name else 0
-    if arch != "llama" or not heads:
+    if arch not in ("llama", "granite") or not heads:
         return x
     y = np.empty_like(x)
     for head in range(heads):

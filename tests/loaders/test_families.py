@@ -213,7 +213,7 @@ def test_positions_that_a_scaled_rotation_reaches(scaling: dict[str, Any], writt
 
 def test_every_module_of_families_is_registered() -> None:
     llamas = {"llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3"}
-    assert set(FAMILIES) == {*llamas, "gemma3", "gemma3_text", "granite", "olmo2", "phi3"}
+    assert set(FAMILIES) == {*llamas, "gemma2", "gemma3", "gemma3_text", "granite", "olmo2", "phi3"}
 
 
 @pytest.mark.parametrize("model_type", ["mamba", None, 7])
@@ -267,7 +267,12 @@ def test_unknown_family_lists_those_supported(model_type: Any, tmp_path: Path) -
         ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "layer_types: got 1 entries, wanted 2"),
         ({"model_type": "qwen3", "layer_types": ["chunked", "full_attention"]}, "layer_types: got .* wanted a list of"),
         ({"model_type": "smollm3", "no_rope_layers": [1]}, r"no_rope_layers: got \[1\], wanted a list of 0 and 1"),
-        ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, "final_logit_softcapping: got 30.0, wanted"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 30.0}, "attn_logit_softcapping: got 30.0, wanted"),
+        (
+            {"model_type": "gemma3", "text_config": {**LLAMA, "final_logit_softcapping": 30.0}},
+            "final_logit_softcapping: got 30.0, wanted false or null: the forward pass",  # transformers leaves it out
+        ),
+        ({"model_type": "gemma2", "final_logit_softcapping": 0}, "logit_cap: got 0.0, wanted a positive number"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention: got True"),
         ({"model_type": "gemma3", "text_config": 3}, "text_config: got 3, wanted an object"),
     ],

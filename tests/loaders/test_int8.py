@@ -56,7 +56,7 @@ def test_what_no_scale_can_hold_is_named(tmp_path: Path, wrong: float) -> None:
         load_checkpoint(directory, dtype="int8")
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "phi3"])
 def test_q8_0_is_taken_as_it_stands(tmp_path: Path, arch: str) -> None:
     """Groups whose largest number is not 127 scales, which quantising again would change, and rows of q and k that the
     file has in another order."""

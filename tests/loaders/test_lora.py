@@ -271,13 +271,26 @@ PEFT_KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_those_of_peft(kind: str, tied: bool, tmp_path: Path) -> None:
     """Qwen2 has biases, so that trained ones are in the adapter's file."""
+    against_peft(tmp_path, "qwen2", PEFT_KINDS[kind], tie_word_embeddings=tied)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["phi3", "gemma2", "olmo2", "granite"])
+def test_every_matrix_of_other_families_changes_as_in_peft(family: str, tmp_path: Path) -> None:
+    """Phi-3's q, k and v share the factors of their one tensor."""
+    more = {"head_dim": 16} if family == "gemma2" else {}
+    against_peft(tmp_path, family, PEFT_KINDS["all-linear"], pad_token_id=0, **more)
+
+
+def against_peft(tmp_path: Path, family: str, options: dict[str, Any], **more: Any) -> None:
     torch, transformers, peft = (pytest.importorskip(name) for name in ("torch", "transformers", "peft"))
     torch.manual_seed(0)
     size = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": tied}
-    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**size, **heads)).eval()
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    shape = transformers.AutoConfig.for_model(family, **size, **heads, **more)
+    model = transformers.AutoModelForCausalLM.from_config(shape).eval()
     model.save_pretrained(tmp_path / "base")
-    config = peft.LoraConfig(r=2, lora_alpha=5, task_type="CAUSAL_LM", init_lora_weights=False, **PEFT_KINDS[kind])
+    config = peft.LoraConfig(r=2, lora_alpha=5, task_type="CAUSAL_LM", init_lora_weights=False, **options)
     tuned = peft.get_peft_model(model, config).eval()
     ids = torch.arange(12)[None]
     with torch.no_grad():

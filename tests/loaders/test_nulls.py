@@ -36,13 +36,14 @@ OWN: dict[str, dict[str, Any]] = {
     "smollm3": {},
     "olmo2": {},
     "granite": {"logits_scaling": 2.0, "residual_multiplier": 0.5},
+    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 16},
     "phi3": {"sliding_window": 8},
 }
 KEYS = (
     *("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq", "hidden_act", "hidden_activation"),
     *("rms_norm_eps", "tie_word_embeddings", "layer_types", "attention_bias", "mlp_bias", "max_window_layers"),
     *("use_sliding_window", "query_pre_attn_scalar", "sliding_window_pattern", "no_rope_layers", "num_experts"),
-    *("no_rope_layer_interval", "max_position_embeddings", "partial_rotary_factor", "final_logit_softcapping"),
+    *("no_rope_layer_interval", "max_position_embeddings", "partial_rotary_factor", "use_bidirectional_attention"),
     *("logits_scaling", "residual_multiplier", "attention_multiplier", "original_max_position_embeddings"),
 )
 
@@ -87,6 +88,8 @@ LIVE: list[tuple[str, dict[str, Any]]] = [
     ("gemma3_text", {"rope_theta": None}),
     ("gemma3_text", {"hidden_act": None}),
     ("gemma3_text", {"hidden_act": "gelu"}),  # it reads hidden_activation
+    ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": 2.0}),
+    ("gemma2", {"attn_logit_softcapping": 1.0, "final_logit_softcapping": None, "layer_types": None}),
     ("qwen2", {"sliding_window": None}),
     ("qwen3", {"sliding_window": None}),
     ("qwen2", {"attention_bias": True}),

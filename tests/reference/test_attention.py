@@ -16,7 +16,10 @@ SCALES = st.sampled_from([None, 0.3])
 WINDOWS = st.sampled_from([None, 1, 3, 100])
 
 
-def by_hand(case: Case, scale: float | None, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+CAPS = st.sampled_from([None, 0.2, 5.0])
+
+
+def by_hand(case: Case, scale: float | None, window: int | None, cap: float | None) -> tuple[np.ndarray, np.ndarray]:
     """Output (H, T, D) and received attention (H, S), one number at a time."""
     heads, tokens, dim = case.q.shape
     out, mass = np.zeros((heads, tokens, dim)), np.zeros((heads, case.k.shape[1]))
@@ -29,6 +32,8 @@ def by_hand(case: Case, scale: float | None, window: int | None) -> tuple[np.nda
             if not seen:
                 continue
             scores = [scale * float(np.dot(case.q[h, t], case.k[kv, j])) for j in seen]
+            if cap is not None:
+                scores = [cap * math.tanh(s / cap) for s in scores]
             peak = max(scores)
             weights = [math.exp(s - peak) for s in scores]
             for j, w in zip(seen, weights, strict=True):
@@ -37,12 +42,13 @@ def by_hand(case: Case, scale: float | None, window: int | None) -> tuple[np.nda
     return out, mass
 
 
-@given(attention_cases(), SCALES, WINDOWS)
-def test_matches_the_formula(case: Case, scale: float | None, window: int | None) -> None:
-    out, mass = by_hand(case, scale, window)
-    got = attention(case.q, case.k, case.v, case.q_positions, case.k_positions, scale=scale, window=window)
+@given(attention_cases(), SCALES, WINDOWS, CAPS)
+def test_matches_the_formula(case: Case, scale: float | None, window: int | None, cap: float | None) -> None:
+    out, mass = by_hand(case, scale, window, cap)
+    options = {"scale": scale, "window": window, "cap": cap}
+    got = attention(case.q, case.k, case.v, case.q_positions, case.k_positions, **options)
     np.testing.assert_allclose(got, out, rtol=1e-10, atol=1e-12)
-    got = attention_mass(case.q, case.k, case.q_positions, case.k_positions, scale=scale, window=window)
+    got = attention_mass(case.q, case.k, case.q_positions, case.k_positions, **options)
     np.testing.assert_allclose(got, mass, rtol=1e-10, atol=1e-12)
 
 

@@ -109,19 +109,24 @@ def test_chunk_after_chunk(name: str, chunks: list[int]) -> None:
     assert first > budget
 
 
-@given(chunk_cases(max_past=10), st.sampled_from(sorted(METHODS)), st.integers(0, 2**32 - 1))
-def test_keys_that_were_not_read_score_zero(drawn: tuple[Case, int], name: str, seed: int) -> None:
-    """Scores over the keys that a selection left, put back in their columns."""
+@given(
+    chunk_cases(max_past=10),
+    st.sampled_from(sorted(METHODS)),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([None, 0.3]),
+)
+def test_keys_that_were_not_read_score_zero(drawn: tuple[Case, int], name: str, seed: int, cap: float | None) -> None:
+    """Scores over the keys that a selection left, put back in their columns, of capped attention too."""
     case, past = drawn
     size, rng = case.k.shape[1], np.random.default_rng(seed)
     count = int(rng.integers(0, past + 1))
     columns = np.array(
         [sorted(rng.choice(past, count, replace=False)) + list(range(past, size)) for _ in case.k], np.int64
     )
-    seen = seen_of(case, columns=columns)
+    seen = seen_of(case, columns=columns, cap=cap)
     method = METHODS[name](1)
     method.observe(seen)
-    weights = attention_by_hand(case.q, seen.k, case.q_positions, seen.k_positions, 0.3)
+    weights = attention_by_hand(case.q, seen.k, case.q_positions, seen.k_positions, 0.3, cap)
     h = {
         "h2o": weights.sum(axis=1),
         "tova": weights[:, -1],

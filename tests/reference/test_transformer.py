@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference import LayerWeights, Model, ModelConfig, Rope, decode, new_state, prefill
+from reference import Model, ModelConfig, Rope, decode, new_state, prefill
 from reference.layers import activate
-from tests.small import random_weights, small_config, small_model
+from tests.small import random_weights, small_config, small_model, with_norms
 
 IDS = np.random.default_rng(1).integers(0, 50, 40)
 
@@ -57,25 +56,15 @@ def by_hand(model: Model, ids: np.ndarray) -> np.ndarray:
                         for j in range(first, t + 1)
                     ]
                 )
+                scores = scores if c.score_cap is None else c.score_cap * np.tanh(scores / c.score_cap)
                 weights = np.exp(scores - scores.max())
                 out[t, head] = weights / weights.sum() @ v[first : t + 1, kv]
         x = x + c.residual_scale * norm(out.reshape(len(ids), -1) @ layer.w_o.T, layer.post_attention_norm)
         h = norm(x, layer.ffn_norm)
         out = (activate(h @ layer.w_gate.T, c.activation) * (h @ layer.w_up.T)) @ layer.w_down.T
         x = x + c.residual_scale * norm(out, layer.post_ffn_norm)
-    return norm(x, w.final_norm) @ w.output.T * c.logit_scale
-
-
-def with_norms(model: Model, before: bool) -> Model:
-    """The model with norms after both halves of a block, and before them or not."""
-    rng = np.random.default_rng(3)
-
-    def normed(layer: LayerWeights) -> LayerWeights:
-        after = {name: rng.standard_normal(model.config.width) for name in ("post_attention_norm", "post_ffn_norm")}
-        return replace(layer, **after, **({} if before else {"attention_norm": None, "ffn_norm": None}))
-
-    layers = tuple(normed(layer) for layer in model.weights.layers)
-    return replace(model, weights=replace(model.weights, layers=layers))
+    logits = norm(x, w.final_norm) @ w.output.T * c.logit_scale
+    return logits if c.logit_cap is None else c.logit_cap * np.tanh(logits / c.logit_cap)
 
 
 FACTORS = {"short_factors": (1.0, 1.5, 2.0, 3.0), "long_factors": (2.0, 3.0, 4.0, 5.0)}
@@ -92,6 +81,7 @@ MODELS = {
     "a quarter of a head turns, by long factors": small_model(
         ropes=(Rope(1e4, share=0.25), Rope(9.0, "longrope", 2.0, 1, attention_factor=1.2, **FACTORS)), head_dim=8
     ),
+    "caps": small_model(score_cap=0.4, logit_cap=1.1, logit_scale=1.5, window=9),
     "factors": small_model(embedding_scale=7.0, residual_scale=0.3, logit_scale=0.125, attention_scale=0.2),
     "scaled embedding, gelu": small_model(embedding_scale=math.sqrt(32), activation="gelu_tanh", attention_scale=0.2),
 }

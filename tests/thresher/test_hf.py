@@ -128,10 +128,14 @@ def test_masks_are_refused(named: dict[str, Any], message: str) -> None:
         model(torch.from_numpy(IDS), **named)
 
 
-def test_capped_scores_are_refused() -> None:
-    model = wrap(random_model(transformers.Gemma2Config(**SMALL, attn_logit_softcapping=30.0)))
-    with torch.no_grad(), pytest.raises(ValueError, match="attention: got softcap, wanted none"):
-        model(torch.from_numpy(IDS))
+def test_scores_are_capped_with_our_cache_and_without() -> None:
+    ids, model = torch.from_numpy(IDS), random_model(transformers.Gemma2Config(**SMALL, attn_logit_softcapping=0.5))
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        wanted = model(ids).logits
+        model.set_attn_implementation("thresher")
+        for named in ({"use_cache": False}, {"past_key_values": Cache(model.config)}):
+            torch.testing.assert_close(model(ids, **named).logits, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_are_refused() -> None:

@@ -11,6 +11,7 @@ from reference import Compensator, Expert, Mixture, Predictor
 from thresher.verify.drawing import PAIRS, PRODUCTS, Case, Drawing
 
 WORK = 150_000_000  # multiplications of a product, so that the reference answers in a moment
+CAPS = st.none() | st.sampled_from([0.7, 3.0, 50.0])  # of scores
 ACTS = st.sampled_from(["silu", "gelu_tanh"])
 
 
@@ -24,6 +25,7 @@ def _attended(d: Drawing, *, window: bool, values: bool, most: int = PAIRS) -> C
     k = d.vectors("k", kv_heads, keys, dim, size=tilt)
     places = d.positions(kv_heads, tokens, keys)
     options: dict[str, Any] = {"scale": d.pick("scale", st.none() | st.just(0.5 / dim**0.5))}
+    options["cap"] = d.pick("cap", CAPS)
     if window:
         options["window"] = d.pick("window", st.none() | st.integers(1, 9) | st.integers(1, keys + 5))
     v = (d.normal(kv_heads, keys, dim, size=d.size("values")),) if values else ()
@@ -85,6 +87,7 @@ def quoka_attention(d: Drawing) -> Case:
     k_positions = np.concatenate([before, np.broadcast_to(own, (kv_heads, tokens))], axis=1)
     first = int(own[0]) if d.perhaps("first position alone") else d.integers(own)
     options = {"budget": d.budget(past), "n_queries": d.pick("n_queries", st.integers(1, 40))}
+    options["cap"] = d.pick("cap", CAPS)
     if d.perhaps("protect"):
         options["sinks"] = d.pick("sinks", st.integers(0, options["budget"] // 2))
         options["recent"] = d.pick("recent", st.integers(0, options["budget"] // 2))

@@ -248,7 +248,7 @@ class Checker:
         k, v = (np.take_along_axis(exact(x), columns[:, :, None], axis=1) for x in (k, v))
         q_positions = convert(q_positions, exact)
         positions = q_positions, np.take_along_axis(exact(k_positions), columns, axis=1)
-        wanted = reference.attention(exact(q), k, v, *positions)
+        wanted = reference.attention(exact(q), k, v, *positions, cap=case.options["cap"])
         got = self.run("quoka_attention", *case.arguments, **case.options)
         shaped(got, wanted)
         self.rows(got, wanted)

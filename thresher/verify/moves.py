@@ -16,7 +16,7 @@ from reference import (
     Sampling,
     Weights,
 )
-from thresher.verify.cases import ACTS, gated_ffn, kept_besides
+from thresher.verify.cases import ACTS, CAPS, gated_ffn, kept_besides
 from thresher.verify.cases import linear as one_map
 from thresher.verify.drawing import PRODUCTS, Case, Drawing
 from thresher.verify.life import STEPS
@@ -121,7 +121,7 @@ def attention_each(d: Drawing) -> Case:
         tokens = d.pick(f"T {n}", st.just(1) | st.integers(1, 40))
         q, k, v = d.vectors(f"q {n}", heads, tokens, dim), d.normal(kv_heads, keys, dim), d.normal(kv_heads, keys, dim)
         reads.append((q, k, v, *d.positions(kv_heads, tokens, keys)))
-    return d.case(reads, window=d.pick("window", st.none() | st.integers(1, 300)))
+    return d.case(reads, window=d.pick("window", st.none() | st.integers(1, 300)), cap=d.pick("cap", CAPS))
 
 
 def select_keys_each(d: Drawing) -> Case:

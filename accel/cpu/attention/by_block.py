@@ -23,6 +23,7 @@ from accel.cpu.attention.softmax import (
     add_sums,
     at_edge,
     bound_columns,
+    cap_scores,
     final_sums,
     forget,
     hide,
@@ -136,6 +137,7 @@ def _attend_block(one, kv, part, first_token, here, at):
                     k_kind, vectors, count, dim, packed_keys, right, fresh_scores, at.plan, together, c > 0, count,
                     old_scores, at.weights, old_state,
                 )  # fmt: skip
+                cap_scores(count, vectors * LANES, fresh_scores, 4 * WIDTH, real(one.cap))
                 if edge:
                     some = min(WIDTH, columns - c)
                     bound_columns(seen, c, some, here, first_token, start, at.ends)

@@ -10,7 +10,7 @@ from numba.extending import register_jitable
 
 from accel.cpu.attention.hidden_values import all_numbers
 from accel.cpu.attention.reads import find, group_of, read_at
-from accel.cpu.attention.softmax import NOTHING, SLACK
+from accel.cpu.attention.softmax import NOTHING, SLACK, cap_scores
 from accel.cpu.attention.sums import SETTLE, collect, settle
 from accel.cpu.linear.rows import ahead, copy_row, list_rows, padded, power, product, widen
 from accel.cpu.linear.unit import KEYS
@@ -179,6 +179,7 @@ def _attend_few(one, kv, part, at):
             list_rows(at.coming, one.v + kv * one.v_head, one.v_row, start, count, picked)
             fetched = count
         score_few(at, columns, one.k_kind, count, dim, fetched)
+        cap_scores(columns, count, at.scores, SCORE_ROW, real(one.cap))
         for r in range(columns):
             low, last = seen[r % tokens, 0] - start, min(seen[r % tokens, 1] - start, count)
             _soften(at.scores + r * SCORE_ROW, low, last, count, dim, r, at)

@@ -35,28 +35,33 @@ def attention(
     *,
     scale: float | None = None,
     window: int | None = None,
+    cap: float | None = None,
 ) -> np.ndarray:
     """Attention output: q (H, T, D), k and v (KV, S, D), q_positions (T,), k_positions (KV, S) -> (H, T, D) float32.
 
     As `reference.attention`, computed in float32 from any stored dtype. In memory the heads of a token are neighbours.
     """
-    return _attended([(q, k, v, q_positions, k_positions)], scale, window)[0].transpose(1, 0, 2)
+    return _attended([(q, k, v, q_positions, k_positions)], scale, window, cap)[0].transpose(1, 0, 2)
 
 
 def attention_each(
-    reads: Sequence[tuple[Any, Any, Any, Any, Any]], *, scale: float | None = None, window: int | None = None
+    reads: Sequence[tuple[Any, Any, Any, Any, Any]],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
 ) -> list[np.ndarray]:
     """Several calls of `attention` in one: (q, k, v, q_positions, k_positions) each -> (T, H·D) each."""
-    return [out.reshape(len(out), out.shape[1] * out.shape[2]) for out in _attended(reads, scale, window)]
+    return [out.reshape(len(out), out.shape[1] * out.shape[2]) for out in _attended(reads, scale, window, cap)]
 
 
 def _attended(
-    reads: Sequence[tuple[Any, Any, Any, Any, Any]], scale: float | None, window: int | None
+    reads: Sequence[tuple[Any, Any, Any, Any, Any]], scale: float | None, window: int | None, cap: float | None
 ) -> list[np.ndarray]:
     """The outputs (T, H, D) of all reads."""
     for read in reads:
-        contract.attention(*read, scale, window)
-    laid = lay_out([(q, k, asked, held) for q, k, _, asked, held in reads], scale, window)
+        contract.attention(*read, scale, window, cap)
+    laid = lay_out([(q, k, asked, held) for q, k, _, asked, held in reads], scale, window, cap)
     outputs = [fresh(one.tokens, one.heads, one.dim) for one in laid]
     run(laid, [where_it_stands(read[2])[0] for read in reads], outputs)
     return outputs

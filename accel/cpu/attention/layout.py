@@ -30,12 +30,20 @@ class Laid:
     """One read, whose arguments fit."""
 
     def __init__(
-        self, q: Any, k: Any, q_positions: Any, k_positions: Any, scale: float | None, window: int | None
+        self,
+        q: Any,
+        k: Any,
+        q_positions: Any,
+        k_positions: Any,
+        scale: float | None,
+        window: int | None,
+        cap: float | None,
     ) -> None:
         (self.heads, self.tokens, self.dim), (self.kv, self.keys, _) = q.shape, k.shape
         self.group = self.heads // self.kv
         self.q, (self.k, self.columns) = readable(q), where_it_stands(k)
         self.scale = (1 / math.sqrt(self.dim) if scale is None else float(scale)) * LOG2E
+        self.cap = float(cap or 0) * LOG2E
         self.bounds = bounds(q_positions, self.tokens, k_positions, window)  # (KV or 1, T, 2)
         self.few = self.tokens * self.group <= FEW
         self.block = self.tokens if self.few else min(self.tokens, max(1, MOST_COLUMNS // self.group))  # tokens
@@ -69,12 +77,15 @@ class Laid:
             address(self.bounds), self.bounds.strides[0] if len(self.bounds) > 1 else 0, *target,
             0 if partial is None else address(partial), address(stats), self.heads, self.kv, self.tokens, self.keys,
             self.dim, self.block, self.blocks, self.parts, self.span, int(np.float64(self.scale).view(np.int64)),
+            int(np.float64(self.cap).view(np.int64)),
         )  # fmt: skip
 
 
-def lay_out(reads: Sequence[tuple[Any, Any, Any, Any]], scale: float | None, window: int | None) -> list[Laid]:
+def lay_out(
+    reads: Sequence[tuple[Any, Any, Any, Any]], scale: float | None, window: int | None, cap: float | None
+) -> list[Laid]:
     """All reads (q, k, q_positions, k_positions) of one call, their work shared out."""
-    laid = [Laid(*read, scale, window) for read in reads]
+    laid = [Laid(*read, scale, window, cap) for read in reads]
     for few in (False, True):
         some = [one for one in laid if one.few == few and one.items]
         keys = sum(one.items * one.keys for one in some)  # that all items read, before any are shared out

@@ -48,6 +48,7 @@ class Read(NamedTuple):
     parts: int  # ranges of keys
     span: int  # keys per range
     scale: int  # log2(e) times the scale, a float64
+    cap: int  # log2(e) times the cap, a float64, 0 where there is none
 
 
 WORDS = len(Read._fields)

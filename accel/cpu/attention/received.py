@@ -20,7 +20,7 @@ from accel.cpu.attention.by_key import FEW, SCORE_ROW, few_places, score_few, wi
 from accel.cpu.attention.call import run
 from accel.cpu.attention.layout import lay_out
 from accel.cpu.attention.reads import group_of, read_at
-from accel.cpu.attention.softmax import at_edge, bound_columns, hide
+from accel.cpu.attention.softmax import at_edge, bound_columns, cap_scores, hide
 from accel.cpu.linear.rows import list_rows, padded
 from accel.cpu.linear.unit import KEYS, WIDTH, multiply_packing, right_size, vectors_of
 from accel.cpu.runtime.arrays import address
@@ -53,10 +53,11 @@ def attention_mass(
     *,
     scale: float | None = None,
     window: int | None = None,
+    cap: float | None = None,
 ) -> np.ndarray:
     """Attention that each key receives, Σ_t a_tj, from shapes as in `attention` -> (H, S) float32."""
-    contract.attention_mass(q, k, q_positions, k_positions, scale, window)
-    laid = lay_out([(q, k, q_positions, k_positions)], scale, window)
+    contract.attention_mass(q, k, q_positions, k_positions, scale, window, cap)
+    laid = lay_out([(q, k, q_positions, k_positions)], scale, window, cap)
     (one,), (stats,) = laid, run(laid, None, None)
     mass = np.zeros((one.heads, one.keys), np.float32)
     if mass.size * one.items == 0:
@@ -154,6 +155,7 @@ def _mass_of_block(one, kv, part, first_token, mass, places):
                 columns, vectors = min(WIDTH, here - c), vectors_of(here - c)
                 right = at.queries + 4 * (g * each + c) // WIDTH * right_size(dim)
                 multiply_packing(kind, 1, vectors, count, dim, packed, 0, right, at.scores, 4 * WIDTH, at.plan)
+                cap_scores(count, vectors * LANES, at.scores, 4 * WIDTH, real(one.cap))
                 if edge:
                     bound_columns(seen, c, columns, here, first_token, start, at.ends)
                     hide(vectors, count, at.scores, at.ends)
@@ -200,6 +202,7 @@ def _mass_of_few(one, kv, part, mass, at):
         list_rows(at.lines, keys, one.k_row, start, count, picked)
         list_rows(at.coming, keys, one.k_row, start + KEYS, after, picked)
         score_few(at, group * tokens, one.k_kind, count, dim, after)
+        cap_scores(group * tokens, count, at.scores, SCORE_ROW, real(one.cap))
         for r in range(group * tokens):
             row, token, head = at.scores + r * SCORE_ROW, r % tokens, kv * group + r // tokens
             low, last = max(seen[token, 0] - start, 0), min(seen[token, 1] - start, count)

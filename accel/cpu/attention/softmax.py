@@ -14,11 +14,14 @@ from accel.cpu.attention.sums import add_exactly
 from accel.cpu.linear.unit import KEYS, WIDTH
 from accel.cpu.simd import (
     LANES,
+    LOG2E,
     any_above,
     exp2,
     floats_at,
+    fma,
     larger,
     load,
+    smaller,
     splat,
     store,
     where_above,
@@ -46,6 +49,32 @@ def bound_columns(seen, first_column, columns, here, first_token, start, ends):
         token = first_token + (first_column + i) % here
         for side in range(2):
             edges[side, i] = min(max(seen[token, side] - start, -1), KEYS)
+
+
+@njit(forceinline=True)
+def _tanh(y):
+    """tanh y: for |y| ≤ 1 y · (10395 + 1260 y² + 21 y⁴) / (10395 + 4725 y² + 210 y⁴ + y⁶), the sixth convergent of its
+    continued fraction y/(1 + y²/(3 + y²/(5 + …))), off by 1e-9 of it at most; beyond, 1 - 2 / (1 + e^2y)."""
+    square = y * y
+    over = (
+        fma(fma(splat(np.float32(21.0)), square, splat(np.float32(1260.0))), square, splat(np.float32(10395.0)))
+    ) * y
+    under = fma(square + splat(np.float32(210.0)), square, splat(np.float32(4725.0)))
+    under = fma(under, square, splat(np.float32(10395.0)))
+    growth = exp2(smaller(y, splat(np.float32(20.0))) * splat(np.float32(2 * LOG2E)))
+    one = splat(np.float32(1.0))
+    return where_above(square, np.float32(1.0), one - (one + one) / (one + growth), over / under)
+
+
+@njit
+def cap_scores(rows, columns, scores, step, cap):
+    """cap · tanh(s / cap) in the place of every score s, rows `step` bytes apart; nothing where the cap is 0."""
+    if cap > 0.0:
+        top, rate = splat(np.float32(cap)), splat(np.float32(1.0 / cap))
+        for i in range(rows):
+            for j in range(0, columns, LANES):
+                at = scores + step * i + 4 * j
+                store(at, _tanh(load(at) * rate) * top)
 
 
 @njit

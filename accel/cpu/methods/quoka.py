@@ -141,18 +141,19 @@ def quoka_attention(
     budget: int,
     n_queries: int,
     scale: float | None = None,
+    cap: float | None = None,
     sinks: int = 0,
     recent: int = 0,
 ) -> np.ndarray:
     """Attention over the `budget` best of the first `past` columns and all later ones, shapes as in `attention`."""
-    sizes = contract.quoka_attention(q, k, v, q_positions, k_positions, past, budget, scale)
+    sizes = contract.quoka_attention(q, k, v, q_positions, k_positions, past, budget, scale, cap)
     if past > budget:
         places = k_positions[:, :past]
         kept = select_keys(q, k[:, :past], budget, n_queries, sinks=sinks, recent=recent, positions=places)
         columns = with_chunk(kept, past, sizes["S"])
         chosen = (Chosen(x, columns) for x in (k, v, k_positions))
         k, v, k_positions = chosen  # type: ignore[assignment]
-    return attention(q, k, v, q_positions, k_positions, scale=scale)
+    return attention(q, k, v, q_positions, k_positions, scale=scale, cap=cap)
 
 
 def _slots(q: np.ndarray, kv_heads: int, n_queries: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from numba import cuda
 from accel.cuda.attention.merge import merge
 from accel.cuda.ptx.numbers import wide
 from accel.cuda.runtime.arrays import F32, Array, empty
+from accel.cuda.runtime.capped import capped
 from accel.cuda.runtime.kernels import blocks, device, kernel
 from accel.cuda.runtime.reduce import THREADS, block_max, block_sum
 
@@ -22,7 +23,7 @@ SPAN = 4096  # keys of a part at most
 MOST_DIM = 512
 
 
-def attend(q: Array, k: Array, v: Array, ranges: Array, scale: float, out: Array) -> None:
+def attend(q: Array, k: Array, v: Array, ranges: Array, scale: float, cap: float | None, out: Array) -> None:
     """q (H, T, D), k and v (KV, S, D), ranges (KV, T, 2) -> out (T, H, D)."""
     (heads, tokens, dim), kv_heads = q.shape, k.shape[0]
     if dim > MOST_DIM:
@@ -30,21 +31,21 @@ def attend(q: Array, k: Array, v: Array, ranges: Array, scale: float, out: Array
     parts = blocks(k.shape[1], SPAN)
     rows = heads // kv_heads * tokens
     part, stats = empty((1, parts, kv_heads, rows, dim), F32), empty((1, parts, kv_heads, rows, 2), F32)
-    _attend[(tokens, heads, parts), THREADS](q, k, v, ranges, float(scale), part[0], stats[0])
+    _attend[(tokens, heads, parts), THREADS](q, k, v, ranges, float(scale), float(cap or 0), part[0], stats[0])
     merge(part, stats, out, 1.0)
 
 
 @device
-def score(q, k, head, t, kv, j):
-    """q_t · k_j of one head."""
+def score(q, k, head, t, kv, j, scale, cap):
+    """scale · q_t · k_j of one head, capped unless the cap is 0."""
     s = np.float32(0)
     for d in range(q.shape[2]):
         s += wide(q[head, t, d]) * wide(k[kv, j, d])
-    return s
+    return capped(s * np.float32(scale), np.float32(cap))
 
 
 @kernel
-def _attend(q, k, v, ranges, scale, part, stats):
+def _attend(q, k, v, ranges, scale, cap, part, stats):
     weights = cuda.shared.array(THREADS, np.float32)
     memory = cuda.shared.array(THREADS, np.float32)
     sums = cuda.shared.array(MOST_DIM, np.float32)
@@ -64,7 +65,7 @@ def _attend(q, k, v, ranges, scale, part, stats):
         j = start + thread
         s = np.float32(-3e38)
         if j < stop:
-            s = score(q, k, head, t, kv, j) * np.float32(scale)
+            s = score(q, k, head, t, kv, j, scale, cap)
         highest = block_max(s, memory)
         if not highest > peak:
             highest = peak

@@ -45,28 +45,35 @@ def attention(
     *,
     scale: float | None = None,
     window: int | None = None,
+    cap: float | None = None,
 ) -> Array:
     """Attention output: q (H, T, D), k and v (KV, S, D), q_positions (T,) or the first, k_positions (KV, S) ->
     (H, T, D), stored as the values are."""
-    (rows,) = _attend([(q, k, v, q_positions, k_positions)], scale, window)
+    (rows,) = _attend([(q, k, v, q_positions, k_positions)], scale, window, cap)
     return rows.axes(1, 0, 2)
 
 
 def attention_each(
-    reads: Sequence[tuple[Any, Any, Any, Any, Any]], *, scale: float | None = None, window: int | None = None
+    reads: Sequence[tuple[Any, Any, Any, Any, Any]],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
 ) -> list[Array]:
     """Several calls of `attention`, with their own T and S -> (T, H·D) each, the heads of a token side by side."""
-    return [rows.join(1) for rows in _attend(reads, scale, window)]  # type: ignore[misc]
+    return [rows.join(1) for rows in _attend(reads, scale, window, cap)]  # type: ignore[misc]
 
 
-def _attend(reads: Sequence[tuple[Any, ...]], scale: float | None, window: int | None) -> list[Array]:
+def _attend(
+    reads: Sequence[tuple[Any, ...]], scale: float | None, window: int | None, cap: float | None
+) -> list[Array]:
     """(T, H, D) for each read."""
     found, last = [], None
     for read in reads:
         q, k, v, q_positions, k_positions = read
         kind = (*[(x.shape, x.dtype) for x in (q, k, v, k_positions)], type(q_positions))
         if kind != last or kind[-1] is not int:  # chunks that share a pass are alike: one check serves them
-            contract.attention(q, k, v, q_positions, k_positions, scale, window)
+            contract.attention(q, k, v, q_positions, k_positions, scale, window, cap)
         last = kind
         found.append(_read(q, k, v, q_positions, k_positions, window))
     outs: list[Array] = []
@@ -76,8 +83,10 @@ def _attend(reads: Sequence[tuple[Any, ...]], scale: float | None, window: int |
         out = empty((len(run) * tokens, heads, dim), first.v.dtype, activation=True)
         rate = 1 / math.sqrt(dim) if scale is None else scale
         if out.size and first.size:
-            quick = on_tensor_cores(first.k, rate) and first.v.dtype == first.k.dtype
-            (_on_tensor_cores if quick else _portable)(run, rate, window, out)
+            if cap is None and on_tensor_cores(first.k, rate) and first.v.dtype == first.k.dtype:
+                _on_tensor_cores(run, rate, window, out)
+            else:  # a soft cap is the portable kernel's alone
+                _portable(run, rate, window, cap, out)
         elif out.size:
             put(zeros(out.shape, out.dtype), out)
         outs += out.split(0, len(run))
@@ -172,7 +181,7 @@ def _splits(blocks: int) -> int:
     return max(1, min(machine().processors // blocks, 64))
 
 
-def _portable(run: list[Read], scale: float, window: int | None, out: Array) -> None:
+def _portable(run: list[Read], scale: float, window: int | None, cap: float | None, out: Array) -> None:
     tokens = run[0].q.shape[1]
     for n, read in enumerate(run):
         k, v = read.k, read.v
@@ -181,4 +190,4 @@ def _portable(run: list[Read], scale: float, window: int | None, out: Array) -> 
         ranges = read.ranges
         if ranges is None:
             ranges = own_ranges(read.start or 0, tokens, k.shape[0], window)
-        by_row.attend(read.q, k, v, ranges, scale, out[n * tokens : (n + 1) * tokens])
+        by_row.attend(read.q, k, v, ranges, scale, cap, out[n * tokens : (n + 1) * tokens])

@@ -24,10 +24,17 @@ from reference import contract
 
 
 def attention_mass(
-    q: Array, k: Any, q_positions: Any, k_positions: Any, *, scale: float | None = None, window: int | None = None
+    q: Array,
+    k: Any,
+    q_positions: Any,
+    k_positions: Any,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
 ) -> Array:
     """Attention that each key receives: q (H, T, D), k (KV, S, D), positions as in `attention` -> (H, S) float32."""
-    sizes = contract.attention_mass(q, k, q_positions, k_positions, scale, window)
+    sizes = contract.attention_mass(q, k, q_positions, k_positions, scale, window, cap)
     heads, tokens, kv_heads, size = (sizes[axis] for axis in ("H", "T", "KV", "S"))
     out = empty((heads, size), F32)
     if not out.size:
@@ -35,7 +42,7 @@ def attention_mass(
     start, ranges = what_is_seen(q_positions, k_positions, tokens, window)
     rate = 1 / math.sqrt(sizes["D"]) if scale is None else scale
     keys = plain(k)
-    if tokens and on_tensor_cores(keys, rate):
+    if tokens and cap is None and on_tensor_cores(keys, rate):  # a soft cap is the portable kernels' alone
         from accel.cuda.attention import received_tensor
 
         q, keys = (lined(x) for x in (q if q.dtype == F32 else cast(q, keys.dtype), keys))
@@ -45,13 +52,13 @@ def attention_mass(
         ranges = own_ranges(start or 0, tokens, kv_heads, window)
     stats = empty((heads, max(tokens, 1), 2), F32)
     if tokens:
-        _peaks[(tokens, heads), THREADS](q, keys, ranges, float(rate), stats)
-    _mass[(blocks(size, THREADS), heads), THREADS](q, keys, ranges, float(rate), stats, out)
+        _peaks[(tokens, heads), THREADS](q, keys, ranges, float(rate), float(cap or 0), stats)
+    _mass[(blocks(size, THREADS), heads), THREADS](q, keys, ranges, float(rate), float(cap or 0), stats, out)
     return out
 
 
 @kernel
-def _peaks(q, k, ranges, scale, stats):
+def _peaks(q, k, ranges, scale, cap, stats):
     memory = cuda.shared.array(THREADS, np.float32)
     sums = cuda.shared.array(THREADS, np.float64)
     t, head, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
@@ -59,7 +66,7 @@ def _peaks(q, k, ranges, scale, stats):
     peak, total = np.float32(-3e38), 0.0
     j = ranges[kv, t, 0] + thread
     while j < ranges[kv, t, 1]:
-        s = score(q, k, head, t, kv, j) * np.float32(scale)
+        s = score(q, k, head, t, kv, j, scale, cap)
         if not s <= peak:
             total *= math.exp(peak - s)
             peak = s
@@ -72,13 +79,13 @@ def _peaks(q, k, ranges, scale, stats):
 
 
 @kernel
-def _mass(q, k, ranges, scale, stats, out):
+def _mass(q, k, ranges, scale, cap, stats, out):
     j, head = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     kv = head // (q.shape[0] // k.shape[0])
     if j < k.shape[1]:
         total = 0.0
         for t in range(q.shape[1]):
             if ranges[kv, t, 0] <= j and j < ranges[kv, t, 1]:
-                s = score(q, k, head, t, kv, j) * np.float32(scale)
+                s = score(q, k, head, t, kv, j, scale, cap)
                 total += math.exp(s - stats[head, t, 0]) / stats[head, t, 1]
         out[head, j] = total

@@ -112,17 +112,18 @@ def quoka_attention(
     budget: int,
     n_queries: int,
     scale: float | None = None,
+    cap: float | None = None,
     sinks: int = 0,
     recent: int = 0,
 ) -> Array:
     """Attention over the `budget` best of the first `past` columns and all later ones, shapes as in `attention`."""
-    size = contract.quoka_attention(q, k, v, q_positions, k_positions, past, budget, scale)["S"]
+    size = contract.quoka_attention(q, k, v, q_positions, k_positions, past, budget, scale, cap)["S"]
     if past > budget:
         places = plain(k_positions)[:, :past]
         kept = select_keys(q, k[:, :past], budget, n_queries, sinks=sinks, recent=recent, positions=places)
         columns = with_chunk(kept, past, size)
         k, v, k_positions = (Chosen(x, columns) for x in (k, v, k_positions))
-    return attention(q, k, v, q_positions, k_positions, scale=scale)
+    return attention(q, k, v, q_positions, k_positions, scale=scale, cap=cap)
 
 
 def _select_of_growing(

@@ -16,10 +16,12 @@ from accel.cuda.runtime.reduce import THREADS
 from reference import contract
 
 
-def tova_scores(q: Array, k: Any, q_positions: Any, k_positions: Any, *, scale: float | None = None) -> Array:
+def tova_scores(
+    q: Array, k: Any, q_positions: Any, k_positions: Any, *, scale: float | None = None, cap: float | None = None
+) -> Array:
     """Attention row of the last query: q (H, T, D), k (KV, S, D), positions as in `attention` -> (H, S) float32."""
-    contract.tova_scores(q, k, q_positions, k_positions, scale)
-    return _newest_mass(q, k, q_positions, k_positions, 1, scale)
+    contract.tova_scores(q, k, q_positions, k_positions, scale, cap)
+    return _newest_mass(q, k, q_positions, k_positions, 1, scale, cap)
 
 
 def snapkv_scores(
@@ -31,10 +33,11 @@ def snapkv_scores(
     window: int = 32,
     kernel: int = 5,
     scale: float | None = None,
+    cap: float | None = None,
 ) -> Array:
     """Attention of the last min(window, T) queries, summed, then averaged along the keys: shapes as above -> (H, S)."""
-    contract.snapkv_scores(q, k, q_positions, k_positions, window, kernel, scale)
-    mass = _newest_mass(q, k, q_positions, k_positions, window, scale)
+    contract.snapkv_scores(q, k, q_positions, k_positions, window, kernel, scale, cap)
+    mass = _newest_mass(q, k, q_positions, k_positions, window, scale, cap)
     out = empty(mass.shape, F32)
     if out.size:
         _pool[(blocks(out.shape[1], THREADS), len(out)), THREADS](mass, kernel, out)
@@ -64,11 +67,13 @@ def last_queries(held: Array | None, q: Array, window: int) -> Array:
     return out
 
 
-def _newest_mass(q: Array, k: Any, q_positions: Any, k_positions: Any, count: int, scale: float | None) -> Array:
+def _newest_mass(
+    q: Array, k: Any, q_positions: Any, k_positions: Any, count: int, scale: float | None, cap: float | None
+) -> Array:
     """attention_mass of the last `count` queries."""
     skipped = max(q.shape[1] - count, 0)
     newest = q_positions + skipped if isinstance(q_positions, int) else q_positions[skipped:]
-    return attention_mass(q[:, skipped:], k, newest, k_positions, scale=scale)
+    return attention_mass(q[:, skipped:], k, newest, k_positions, scale=scale, cap=cap)
 
 
 @kernel
