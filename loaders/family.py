@@ -58,8 +58,8 @@ EMBEDDING, FINAL_NORM = "embed_tokens.weight", "norm.weight"
 BESIDE = ("rotary_emb.inv_freq",)  # ends of tensors that older checkpoints stored and that are computed anew
 MOST_LAYERS = 100_000  # far beyond any model, and no danger to memory before the file's tensors have been counted
 
-# For these keys null is a value: no window, as many as heads, the width over the heads, no latent. For all others it means left
-# out.
+# For these keys null is a value: no window, as many as heads, the width over the heads, no latent. For all others
+# it means left out.
 NULL_IS_A_VALUE = frozenset({"sliding_window", "num_key_value_heads", "head_dim", "q_lora_rank"})
 
 # What Hugging Face assumes where a config.json is silent, unless the family says otherwise.

@@ -2,7 +2,8 @@
 
 Every tensor is checked for its shape and for NaN and infinity, and cast to the dtype asked for; one that is stored so
 already stays a view of its file. Norms and biases are small and enter sums directly, and a router decides by small
-differences, so they are never narrower than float32. A tensor that nobody reads is refused: it is part of another model than the config tells of.
+differences, so they are never narrower than float32. A tensor that nobody reads is refused: it is part of another model
+than the config tells of.
 
 Where the config says that output and embedding are one, the file still decides, as in transformers: it may hold the
 two under one name or the other, or an output of its own that differs.

@@ -73,7 +73,9 @@ def _layers(model: Model, chunks: Sequence[Chunk]) -> Any:
     for n, w in enumerate(weights.layers):
         normed = backend.rms_norm(x, w.attention_norm, eps=config.rms_eps)
         project = _heads if config.latent is None else latent_heads
-        q, k, v = project(backend, config, w, normed, rotations.get(config.ropes[n]))  # (H, ΣT, D), (KV, ΣT, D) twice
+        rope = config.ropes[n]
+        rotation = None if rope is None else rotations[rope]
+        q, k, v = project(backend, config, w, normed, rotation)  # (H, ΣT, D), (KV, ΣT, D) twice
         out = backend.linear(attend(model, n, chunks, q, k, v), w.w_o, w.b_o)
         if w.post_attention_norm is not None:
             out = backend.rms_norm(out, w.post_attention_norm, eps=config.rms_eps)

@@ -74,7 +74,7 @@ def concatenate(parts: Sequence[Array]) -> Array:
 
 
 def join_dims(x: Array, y: Array, width: int) -> Array:
-    """Heads whose dimensions are those of x, then those of y, then zeros: (H, T, D), (H or 1, T, R) -> (H, T, width)."""
+    """Heads whose dimensions are those of x, of y, then zeros: (H, T, D), (H or 1, T, R) -> (H, T, width)."""
     contract.join_dims(x, y, width)
     x, y = plain(x), plain(y)
     heads, rows, dim = x.shape

@@ -1,5 +1,5 @@
-"""deepseek_v3: latent attention, and after the first layers mixtures of experts with sigmoid scores, groups, a bias that
-corrects the choice, and a shared expert.
+"""deepseek_v3: latent attention, and after the first layers mixtures of experts with sigmoid scores, groups, a bias
+that corrects the choice, and a shared expert.
 
 A file has several weights in one tensor: W_q and its rotated part head by head, W_k and W_v head by head, W_dkv above
 W_kr. They are taken apart here; where a model turns neighbouring dimensions (2i, 2i + 1), its rows are put in the order
