@@ -29,6 +29,7 @@ from reference import (
     Caote,
     FastForward,
     KeyDiff,
+    Latent,
     Mixture,
     Model,
     Policy,
@@ -110,12 +111,14 @@ def logits(model: Model, policy: Policy) -> tuple[np.ndarray, State]:
 
 def forward() -> str:
     """Every policy, and a window, against the reference in float64: what was wrong."""
-    for name, policy in {**POLICIES, "window": Policy(), "experts": Policy()}.items():
+    for name, policy in {**POLICIES, "window": Policy(), "experts": Policy(), "latent": Policy()}.items():
         shape: dict[str, Any] = {"biases": name == "dense"}
         if name == "window":
             shape = {"window": 5}
         if name == "experts":
             shape = {"mixture": Mixture((True,), 4, 2, 3, shared_width=2, groups=2, groups_chosen=1, score="sigmoid")}
+        if name == "latent":
+            shape = {"latent": Latent(5, 2, 2, 3, query_rank=4), "kv_heads": 2}
         fields = TINY | shape
         meant = small_model(**fields)
         wanted, there = logits(meant, policy)

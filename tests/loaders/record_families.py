@@ -1,15 +1,17 @@
 """Records what transformers computes for the small models of `cases`:
 
-    python -m tests.loaders.record_families
+    python -m tests.loaders.record_families [beginning of a case's name …]
 
-writes families.npz beside this file: for every case the config.json that transformers saved, the name and shape of
-every tensor in its file, a prompt, logits after some of its tokens, and the tokens generated greedily after it. The
-weights are drawn anew from the names wherever they are needed. Needs torch and transformers.
+records those cases, or all, and writes families.npz beside this file: for every case the config.json that transformers
+saved, the name and shape of every tensor in its file, a prompt, logits after some of its tokens, and the tokens
+generated greedily after it. The weights are drawn anew from the names wherever they are needed. Needs torch and
+transformers.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -87,8 +89,11 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, list[int]]:
 
 
 def main() -> None:
-    arrays = {}
-    for name, (family, config) in CASES.items():
+    wanted = [name for name in CASES if not sys.argv[1:] or name.startswith(tuple(sys.argv[1:]))]
+    arrays = dict(np.load(RECORDED)) if sys.argv[1:] else {}
+    arrays = {key: x for key, x in arrays.items() if key.partition("/")[0] not in wanted}
+    for name in wanted:
+        family, config = CASES[name]
         with tempfile.TemporaryDirectory() as folder:
             model, shapes = build(family, config, Path(folder))
             saved = (Path(folder) / "model/config.json").read_text()
