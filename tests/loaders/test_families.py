@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+import accel.cpu
 import reference
 from loaders import load_checkpoint
 from loaders.families import FAMILIES, family_of
@@ -21,10 +23,10 @@ NORMS = ("attention_norm", "post_attention_norm", "ffn_norm", "post_ffn_norm", "
 CHUNK = 32  # so that chunks end inside the prompt and inside windows
 
 
-def run(directory: Path, ids: np.ndarray) -> tuple[np.ndarray, list[int]]:
+def run(directory: Path, ids: np.ndarray, backend: ModuleType = reference) -> tuple[np.ndarray, list[int]]:
     """What `transformers` did in the recording: logits after every token of the prompt, then NEW greedy tokens."""
     checkpoint = load_checkpoint(directory)
-    model = Model(checkpoint.config, checkpoint.weights, reference)
+    model = Model(checkpoint.config, backend.prepare_weights(checkpoint.weights), backend)
     state = reference.new_state(model)
     logits = reference.prefill(model, state, ids, every=True, chunk=CHUNK)
     greedy: list[int] = []
@@ -48,6 +50,30 @@ def test_equals_recorded(case: str, tmp_path: Path) -> None:
     wanted = RECORDED[f"{case}/logits"]
     np.testing.assert_allclose(logits[ROWS], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
     assert greedy == RECORDED[f"{case}/greedy"].tolist()
+
+
+@pytest.mark.parametrize(
+    "case", ["mixtral-window", "qwen3_moe-some-dense", "deepseek_v3-two-shared", "axk1-three-layers", "axk1-yarn"]
+)
+def test_experts_and_latents_equal_what_is_recorded_on_the_cpu(case: str, tmp_path: Path) -> None:
+    config, shapes = (json.loads(str(RECORDED[f"{case}/{part}"])) for part in ("config", "shapes"))
+    tensors = {name: draw(name, tuple(shape)) for name, shape in shapes.items()}
+    logits, greedy = run(write_checkpoint(tmp_path, config, tensors), prompt(config), accel.cpu)
+    wanted = RECORDED[f"{case}/logits"]
+    np.testing.assert_allclose(logits[ROWS], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+    assert greedy == RECORDED[f"{case}/greedy"].tolist()
+
+
+def test_a_release_of_axk1_may_leave_out_what_it_does_not_need(tmp_path: Path) -> None:
+    """The bias of its router, which is then zero; and it may bring a norm that a dense layer does not use."""
+    config, shapes = (json.loads(str(RECORDED[f"axk1-latents/{part}"])) for part in ("config", "shapes"))
+    tensors = {name: draw(name, tuple(shape)) for name, shape in shapes.items()}
+    zeroed = {name: np.zeros_like(x) if name.endswith("correction_bias") else x for name, x in tensors.items()}
+    wanted, _ = run(write_checkpoint(tmp_path / "zeros", config, zeroed), prompt(config))
+    lacking = {name: x for name, x in tensors.items() if not name.endswith("correction_bias")}
+    lacking["model.layers.0.post_mlp_layernorm.weight"] = np.ones(config["hidden_size"], np.float32)
+    older = {**config, "model_type": "AXK1"}
+    np.testing.assert_array_equal(run(write_checkpoint(tmp_path / "older", older, lacking), prompt(config))[0], wanted)
 
 
 @pytest.fixture(scope="module")
