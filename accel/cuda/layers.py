@@ -161,8 +161,10 @@ def _make_sure_of(wanted: int, dtype: np.dtype) -> None:
 
 
 def _joined(arrays: Sequence[Any]) -> Sequence[Any]:
-    """Host arrays of one type on the device, under each other; others as they are."""
+    """Host arrays of one type and width on the device, under each other; others as they are."""
     if any(not isinstance(array, np.ndarray) or array.dtype != arrays[0].dtype for array in arrays):
+        return arrays
+    if any(array.shape[1:] != arrays[0].shape[1:] for array in arrays):
         return arrays
     dtype = stored(arrays[0].dtype)
     whole = empty((sum(map(len, arrays)), *arrays[0].shape[1:]), dtype)

@@ -153,3 +153,12 @@ def test_what_is_missing_or_too_many_is_named(tmp_path: Path) -> None:
     dense = {**config, "model_type": "qwen3"}
     with pytest.raises(ValueError, match="num_local_experts: got 3, wanted false or null"):
         load_checkpoint(write_checkpoint(tmp_path / "dense", dense, apart))
+
+
+@pytest.mark.parametrize("experts", [10**9, 2**50])
+def test_more_experts_than_tensors_is_one_line(tmp_path: Path, experts: int) -> None:
+    config = {**CONFIGS["qwen3_moe"], "num_local_experts": experts}
+    with pytest.raises(
+        ValueError, match=r"got 38 tensors, wanted at least \d+ for the experts that the config tells of"
+    ):
+        load_checkpoint(write_checkpoint(tmp_path, config, tensors("qwen3_moe")))

@@ -232,13 +232,14 @@ def test_positions_that_a_scaled_rotation_reaches(scaling: dict[str, Any], writt
 
 
 def test_every_module_of_families_is_registered() -> None:
-    assert set(FAMILIES) == {"llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text", "smollm3", "ministral"}
+    dense = {"llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text", "smollm3", "ministral"}
+    assert set(FAMILIES) == dense | {"mixtral", "qwen3_moe", "deepseek_v3", "axk1", "AXK1"}
 
 
 @pytest.mark.parametrize("model_type", ["mamba", None, 7])
 def test_unknown_family_lists_those_supported(model_type: Any, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {**LLAMA, "model_type": model_type}, {})
-    wanted = rf"config.json: model_type: got {model_type!r}, wanted .* gemma3, gemma3_text, llama, ministral, mistral, "
+    wanted = rf"config.json: model_type: got {model_type!r}, wanted .* gemma3, .*llama, ministral, mistral, mixtral, "
     with pytest.raises(ValueError, match=wanted):
         load_checkpoint(tmp_path)
 
@@ -280,6 +281,17 @@ def test_unknown_family_lists_those_supported(model_type: Any, tmp_path: Path) -
         ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, "final_logit_softcapping: got 30.0, wanted"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention: got True"),
         ({"model_type": "gemma3", "text_config": 3}, "text_config: got 3, wanted an object"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": 1}, "mlp_only_layers: got 1, wanted a list of layers"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 9}, "chosen: got 9 experts per token, wanted at most the 8"),
+        ({"model_type": "axk1", "n_group": 7}, "config.json: groups: got 7, wanted a number that divides 192"),
+        ({"model_type": "deepseek_v3", "scoring_func": "softmax"}, "scoring_func: got 'softmax', wanted sigmoid"),
+        ({"model_type": "deepseek_v3", "kv_lora_rank": 0}, "kv_lora_rank: got 0, wanted a whole number"),
+        (
+            {"model_type": "deepseek_v3", "qk_rope_head_dim": 3},
+            "config.json: rotated: got 3 dimensions, wanted an even",
+        ),
+        ({"model_type": "axk1", "mlp_layer_types": ["sparse"]}, "mlp_layer_types: got .* wanted a list of sparse or"),
+        ({"model_type": "axk1", "quantization_config": {"quant_method": "fp8"}}, "quantization_config: got .*fp8"),
     ],
 )
 def test_what_is_not_supported_is_named(change: dict[str, Any], wanted: str) -> None:
