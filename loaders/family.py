@@ -59,8 +59,8 @@ EMBEDDING, FINAL_NORM = "embed_tokens.weight", "norm.weight"
 BESIDE = ("rotary_emb.inv_freq",)  # ends of tensors that older checkpoints stored and that are computed anew
 MOST_LAYERS = 100_000  # far beyond any model, and no danger to memory before the file's tensors have been counted
 
-# For these keys null is a value: no window, as many as heads, the width over the heads, no latent, no cap. For all others
-# it means left out.
+# For these keys null is a value: no window, as many as heads, the width over the heads, no latent, no cap. For all
+# others it means left out.
 NULL_IS_A_VALUE = frozenset({"sliding_window", "num_key_value_heads", "head_dim", "q_lora_rank", *CAPS})
 
 # What Hugging Face assumes where a config.json is silent, unless the family says otherwise.
@@ -105,8 +105,8 @@ class Family:
     rows in that order, and a config's `attention_bias` adds `biases`; norm weights are stored as w for `norm_offset` +
     w; `bodies` are the prefixes that embedding, layers and last norm may stand under, each with the name of the output
     matrix beside it; tensors that start with one of `other_parts` belong to parts of a larger model that are left out;
-    `text_config` picks the language model's config out of a larger one. In a mixture of experts the names of the FFN are
-    those of `mixture_names`; `made` gives the weights that are parts of a tensor; a file `may_lack` some weights, and
+    `text_config` picks the language model's config out of a larger one. In a mixture of experts the names of the FFN
+    are those of `mixture_names`; `made` gives the weights that are parts of a tensor; a file `may_lack` some weights, and
     have tensors that end in `unread` to no purpose; `parts` are keys of UNSUPPORTED that this family has a part for.
     """
 

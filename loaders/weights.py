@@ -2,7 +2,8 @@
 
 Every tensor is checked for its shape and for NaN and infinity, and cast to the dtype asked for; one that is stored so
 already stays a view of its file. Norms and biases are small and enter sums directly, and a router decides by small
-differences, so they are never narrower than float32. A tensor that nobody reads is refused: it is part of another model than the config tells of.
+differences, so they are never narrower than float32. A tensor that nobody reads is refused: it is part of another model
+than the config tells of.
 
 Where the config says that output and embedding are one, the file still decides, as in transformers: it may hold the
 two under one name or the other, or an output of its own that differs.
@@ -38,6 +39,7 @@ class WeightReader:
         body, output = family.body(self._stored, str(source.path))
         names = {"embedding": body + EMBEDDING, "output": output, "final_norm": body + FINAL_NORM}
         self._shapes = model_shapes(config)
+        self._enough_tensors()
         for n in range(config.layers):
             self._shapes |= {f"{n}.{weight}": shape for weight, shape in layer_shapes(config, n).items()}
             own = family.tensors_of(settings, config, n)
@@ -53,6 +55,16 @@ class WeightReader:
                 if self.names[one] not in self._stored:
                     self.names[one] = self.names[other]
         self._refuse_others()
+
+    def _enough_tensors(self) -> None:
+        """A config may tell of so many experts that even their names would not fit into memory."""
+        mixture = self._config.mixture
+        wanted = 0 if mixture is None else 3 * mixture.experts * sum(mixture.layers)
+        require(
+            wanted <= len(self._stored),
+            f"{self._source.path}: got {len(self._stored)} tensors, wanted at least {wanted} for the experts that the "
+            "config tells of",
+        )
 
     def read_all(self, dtype: np.dtype) -> Weights:
         """All weights, matrices as `dtype`, int8 meaning `Int8`; a tied output is the embedding itself. Raises

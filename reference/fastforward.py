@@ -105,6 +105,11 @@ def layer_densities(importance: np.ndarray | Sequence[float], density: float) ->
     return densities
 
 
+def check_dense(config: ModelConfig) -> None:
+    """ValueError for a mixture of experts, of whose neurons the router has chosen already."""
+    require(config.mixture is None, "ffn: got FastForward for a mixture of experts, wanted a model of dense FFNs")
+
+
 @dataclass(frozen=True)
 class Block:
     """What the FFN of one layer is given of one sequence: at most `FastForward.block` tokens.
@@ -182,9 +187,8 @@ class FastForward:
         return self
 
     def check(self, config: ModelConfig) -> None:
-        """ValueError unless the weights that it needs are there, loaded, and belong to a model of this shape, whose
-        layers are no mixtures: of experts, the router has chosen already."""
-        require(config.mixture is None, "ffn: got FastForward for a mixture of experts, wanted a model of dense FFNs")
+        """ValueError unless the weights that it needs are there, loaded, and belong to a model of this shape."""
+        check_dense(config)
         require(
             self.weights is not None or self.neurons != "predictor",
             "weights: got none, wanted trained FastForward weights for neurons='predictor' "

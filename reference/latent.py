@@ -3,16 +3,16 @@
 For a token x (E,), with a query latent where the model has one:
 
     queries   c_q = RMSNorm(W_dq x)                 q_h = [ W_q,h c_q ; rot(W_qr,h c_q) ]
-    keys      c   = RMSNorm(W_dkv x)                k_h = [ W_k,h c   ; rot(W_kr x) ]        the rotated part is all heads'
+    keys      c   = RMSNorm(W_dkv x)                k_h = [ W_k,h c   ; rot(W_kr x) ]     rotated once for all heads
     values    v_h = W_v,h c
 
 rot turns a vector by its token's position; what stands before it is not turned. Afterwards attention is that of any
 model with as many key-value heads as heads: keys and values stand in the cache as attention reads them, so that
 budgets, evicting and selecting mean what they mean everywhere.
 
-The cache could hold c and the rotated part alone, 576 numbers per token and layer in DeepSeek-V3 instead of 49,152, with
-W_k and W_v moved into the query and the output. Then all heads would share their keys: one choice of tokens for all,
-by other cosines. docs/mixtures.md has what either costs.
+The cache could hold c and the rotated part alone, 576 numbers per token and layer in DeepSeek-V3 instead of 49,152,
+with W_k and W_v moved into the query and the output. Then all heads would share their keys: one choice of tokens for
+all, by other cosines. docs/mixtures.md has what either costs.
 
 W_v has rows of zeros after each head's own where values are narrower than keys, and W_o columns of zeros, so that keys
 and values are equally wide for every kernel: such columns add nothing to any sum.

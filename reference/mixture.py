@@ -3,8 +3,8 @@
 For a token x (E,), with a router R (X, E) and a bias b (X,) that steers the choice alone:
 
     scores    s = softmax(R x)  or  σ(R x)
-    groups    the experts stand in groups of neighbours; a group weighs the sum of the two best s + b in it, and only the
-              best groups are open to choice
+    groups    the experts stand in groups of neighbours; a group weighs the sum of the two best s + b in it, and only
+              the best groups are open to choice
     choice    M = the K open experts of the highest s + b
     shares    g_e = scale · s_e          or, normalised,  scale · s_e / Σ_{i ∈ M} s_i
     output    y = Σ_{e ∈ M} g_e FFN_e(x) + FFN_shared(x)
@@ -36,7 +36,7 @@ TINY = 1e-20  # so that scores that are all 0 have shares of 0
 
 
 def route(logits: np.ndarray, bias: np.ndarray | None = None, *, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
-    """The experts of every token and their shares: logits (T, X) = R x, bias (X,) -> (T, K) int64 ascending, and (T, K).
+    """The experts of every token and their shares: logits (T, X), bias (X,) -> (T, K) int64 ascending, and (T, K).
 
     Raises ValueError for shapes that do not fit each other or the mixture.
     """
@@ -63,7 +63,7 @@ def mixture_ffn(
 ) -> np.ndarray:
     """Σ_{e ∈ chosen} share_e FFN_e(x) for every token: x (T, E), X experts, chosen and shares (T, K) -> (T, E).
 
-    chosen: integers that ascend in every row. ValueError for shapes that do not fit, and for an expert that is not there.
+    chosen: integers that ascend in every row. ValueError for shapes that do not fit, and an expert that is not there.
     """
     contract.mixture_ffn(x, experts, chosen, shares, act)
     x = widen(x)

@@ -63,9 +63,12 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Latent:
-    """The widths of latent attention (reference/latent.py). A head has `unrotated` + `rotated` dimensions of queries and
-    keys and `value_dim` of values; keys and values come from a latent of `rank` numbers, queries from one of `query_rank`,
-    or straight from the hidden state where that is None. `eps` is of the norms of the latents."""
+    """The widths of latent attention (reference/latent.py).
+
+    A head has `unrotated` + `rotated` dimensions of queries and keys, and `value_dim` of values. Keys and values come
+    from a latent of `rank` numbers, queries from one of `query_rank`, or from the hidden state itself where that is
+    None. `eps` is of the norms of the latents.
+    """
 
     rank: int
     unrotated: int

@@ -7,7 +7,6 @@ it runs in milliseconds. The chapters in docs/ and the tests use it.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from reference.config import ModelConfig, Rope
 from reference.model import Model
-from reference.weights import OPTIONAL, LayerWeights, Weights, layer_shapes, model_shapes
+from reference.weights import OPTIONAL, USUAL, LayerWeights, Weights, layer_shapes, model_shapes
 
 BIASES = ("b_q", "b_k", "b_v", "q_norm", "k_norm", "router_bias", "b_kv_down", "b_k_rotated", "b_q_down")
 
@@ -52,21 +51,21 @@ def toy_config(
     **fields: Any,
 ) -> ModelConfig:
     """The shape of a small Llama; `fields` replace any other field of `ModelConfig`. ValueError as there."""
-    config = ModelConfig(
-        family="llama",
-        layers=layers,
-        width=width,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        ffn_width=ffn_width,
-        vocab_size=vocab_size,
-        max_positions=max_positions,
-        ropes=(Rope(10_000.0),) * layers,
-        windows=(window,) * layers,
-        attention_scale=head_dim**-0.5,
-    )
-    return replace(config, **fields)
+    shape: dict[str, Any] = {
+        "family": "llama",
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "ffn_width": ffn_width,
+        "vocab_size": vocab_size,
+        "max_positions": max_positions,
+        "ropes": (Rope(10_000.0),) * layers,
+        "windows": (window,) * layers,
+        "attention_scale": head_dim**-0.5,
+    }
+    return ModelConfig(**(shape | fields))
 
 
 def random_weights(config: ModelConfig, *, seed: int = 0, dtype: str = "float64", biases: bool = False) -> Weights:
@@ -81,7 +80,7 @@ def random_weights(config: ModelConfig, *, seed: int = 0, dtype: str = "float64"
             return (1 + 0.1 * rng.standard_normal(shape)).astype(dtype)
         return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(dtype)
 
-    optional = BIASES if biases else ()
+    optional = (*USUAL, *BIASES) if biases else USUAL
     layers = tuple(
         LayerWeights.of(
             {

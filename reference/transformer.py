@@ -77,7 +77,9 @@ def _layers(model: Model, chunks: Sequence[Chunk]) -> Any:
     for n, w in enumerate(weights.layers):
         normed = norm(x, w.attention_norm)
         project = _heads if config.latent is None else latent_heads
-        q, k, v = project(backend, config, w, normed, rotations.get(config.ropes[n]))  # (H, ΣT, D), (KV, ΣT, D) twice
+        rope = config.ropes[n]
+        rotation = None if rope is None else rotations[rope]
+        q, k, v = project(backend, config, w, normed, rotation)  # (H, ΣT, D), (KV, ΣT, D) twice
         out = backend.linear(attend(model, n, chunks, q, k, v), w.w_o, w.b_o)
         x = backend.add(x, norm(out, w.post_attention_norm), scale=config.residual_scale)
 

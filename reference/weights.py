@@ -116,6 +116,7 @@ OPTIONAL = frozenset(f.name for f in fields(LayerWeights) if f.default is None) 
     *FFN,
     *("router", "w_kv_down", "kv_down_norm", "w_k_rotated", "w_q_down", "q_down_norm", "w_q_rotated"),
 }
+USUAL = ("attention_norm", "ffn_norm")  # which most families have, and OLMo 2 has not
 WITHOUT_LATENT = ("b_q", "b_k", "b_v", "q_norm", "k_norm")  # what latent attention has nothing like
 
 
@@ -171,11 +172,12 @@ def latent_shapes(latent: Latent, heads: int, width: int) -> dict[str, tuple[int
 
 
 def parameters(config: ModelConfig) -> int:
-    """The numbers that a model of this shape has been trained with, without those of optional weights, which a shape
-    does not tell of, and without zeros that only fill."""
+    """The numbers that a model of this shape has been trained with: with the usual norms, without other optional weights,
+    which a shape does not tell of, and without zeros that only fill."""
     shapes = [shape for name, shape in model_shapes(config).items() if not (config.tied and name == "output")]
     for n in range(config.layers):
-        shapes += [shape for name, shape in layer_shapes(config, n).items() if name not in OPTIONAL]
+        named = layer_shapes(config, n).items()
+        shapes += [shape for name, shape in named if name not in OPTIONAL or name in USUAL]
     filled = 0
     if config.latent is not None:
         per_head = config.head_dim - config.latent.value_dim

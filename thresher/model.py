@@ -21,6 +21,7 @@ from loaders.fastforward import fingerprint
 from loaders.generation import Suggested
 from reference import CHUNK, FastForward, Model, ModelConfig, Policy, Sampling
 from reference.checks import one_of, require
+from reference.fastforward import check_dense
 from reference.state import check_tokens
 from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settings
 from thresher.kernels import compile_kernels
@@ -299,6 +300,7 @@ class LanguageModel:
         policy = policy or Policy()
         ffn = policy.ffn
         if isinstance(ffn, FastForward):
+            check_dense(self.config)
             ffn = replace(ffn, weights=weights_for(ffn, self._fingerprint, self.checkpoint.path))
         overrides = {layer: self._ready(inner) for layer, inner in policy.overrides.items()}
         return replace(policy, ffn=ffn, overrides=overrides)

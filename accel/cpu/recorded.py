@@ -186,7 +186,7 @@ class Step:
             held: Any = chunk.state.cache.layers[0]
             k, v, at = (x[:, : chunk.first + 1] for x in (held._k, held._v, held._positions))
             q = self._queries[0][:, i : i + 1]
-            one = lay_out([(q, k, chunk.first, Consecutive(at, 0))], model.config.attention_scale, None)[0]
+            one = lay_out([(q, k, chunk.first, Consecutive(at, 0))], model.config.attention_scale, None, None)[0]
             partial = fresh(one.parts, one.heads, 1, one.dim) if one.parts > 1 else None
             stats = np.empty((one.parts, one.heads, 1, 2), np.float32)
             self._table[:, i] = one.words(v, self._attended[i : i + 1], partial, stats)

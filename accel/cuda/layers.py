@@ -88,7 +88,7 @@ def concatenate(parts: Sequence[Array]) -> Array:
 
 
 def join_dims(x: Array, y: Array, width: int) -> Array:
-    """Heads whose dimensions are those of x, then those of y, then zeros: (H, T, D), (H or 1, T, R) -> (H, T, width)."""
+    """Heads whose dimensions are those of x, of y, then zeros: (H, T, D), (H or 1, T, R) -> (H, T, width)."""
     contract.join_dims(x, y, width)
     x, y = plain(x), plain(y)
     heads, rows, dim = x.shape
@@ -175,8 +175,10 @@ def _make_sure_of(wanted: int, dtype: np.dtype) -> None:
 
 
 def _joined(arrays: Sequence[Any]) -> Sequence[Any]:
-    """Host arrays of one type on the device, under each other; others as they are."""
+    """Host arrays of one type and width on the device, under each other; others as they are."""
     if any(not isinstance(array, np.ndarray) or array.dtype != arrays[0].dtype for array in arrays):
+        return arrays
+    if any(array.shape[1:] != arrays[0].shape[1:] for array in arrays):
         return arrays
     dtype = stored(arrays[0].dtype)
     whole = empty((sum(map(len, arrays)), *arrays[0].shape[1:]), dtype)

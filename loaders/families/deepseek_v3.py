@@ -1,5 +1,5 @@
-"""deepseek_v3: latent attention, and after the first layers mixtures of experts with sigmoid scores, groups, a bias that
-corrects the choice, and a shared expert.
+"""deepseek_v3: latent attention, and after the first layers mixtures of experts with sigmoid scores, groups, a bias
+that corrects the choice, and a shared expert.
 
 A file has several weights in one tensor: W_q and its rotated part head by head, W_k and W_v head by head, W_dkv above
 W_kr. They are taken apart here; where a model turns neighbouring dimensions (2i, 2i + 1), its rows are put in the order
@@ -9,7 +9,7 @@ of halves (i, i + R/2), as `rotate` turns them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -80,13 +80,20 @@ def made(settings: Settings) -> Mapping[str, Made]:
     """The weights that are parts of a file's tensors."""
     latent, heads, width = _latent(settings), settings.whole("num_attention_heads"), settings.whole("hidden_size")
     plain, turned, value = latent.unrotated, latent.rotated, latent.value_dim
-    order = np.arange(turned)
-    if settings.flag("rope_interleave", True):
-        order = order.reshape(-1, 2).T.reshape(-1)  # 0, 2, 4, …, then 1, 3, 5, …
+    neighbours = settings.flag("rope_interleave", True)
 
-    def of_heads(size: int, rows: np.ndarray) -> np.ndarray:
-        """These rows of every head of so many."""
-        return (np.arange(heads)[:, None] * size + rows).reshape(-1)
+    def in_halves(x: np.ndarray) -> np.ndarray:
+        """Rotated rows (…, R, in), of which 0, 2, 4, … go before 1, 3, 5, … where neighbours are turned."""
+        return np.concatenate([x[..., ::2, :], x[..., 1::2, :]], axis=-2) if neighbours else x
+
+    def of_heads(x: np.ndarray, first: int, stop: int, *, rotated: bool = False) -> np.ndarray:
+        """These rows of every head: (H·n, in) -> (H·(stop - first), in)."""
+        rows = x.reshape(heads, -1, x.shape[1])[:, first:stop]
+        return (in_halves(rows) if rotated else rows).reshape(-1, x.shape[1])
+
+    def shared(x: np.ndarray) -> np.ndarray:
+        """The rotated rows below the latent's, of a matrix or of a bias."""
+        return in_halves(x[latent.rank :].reshape(turned, -1)).reshape(turned, *x.shape[1:])
 
     def filled(x: np.ndarray) -> np.ndarray:
         """Heads of values (H, v, …) with zeros up to D: (H·D, …)."""
@@ -104,9 +111,9 @@ def made(settings: Settings) -> Mapping[str, Made]:
     down, up = "self_attn.kv_a_proj_with_mqa", ("self_attn.kv_b_proj.weight", (heads * (plain + value), latent.rank))
     of_query = w_q, (heads * (plain + turned), query)
     found = {
-        "w_q": Made(*of_query, _rows(of_heads(plain + turned, np.arange(plain)))),
-        "w_q_rotated": Made(*of_query, _rows(of_heads(plain + turned, plain + order))),
-        "w_k": Made(*up, _rows(of_heads(plain + value, np.arange(plain)))),
+        "w_q": Made(*of_query, lambda x: of_heads(x, 0, plain)),
+        "w_q_rotated": Made(*of_query, lambda x: of_heads(x, plain, plain + turned, rotated=True)),
+        "w_k": Made(*up, lambda x: of_heads(x, 0, plain)),
         "w_v": Made(*up, values),
         "w_o": Made("self_attn.o_proj.weight", (width, heads * value), output),
     }
@@ -114,14 +121,9 @@ def made(settings: Settings) -> Mapping[str, Made]:
     for kind, letter, tail in (("weight", "w", (width,)), ("bias", "b", ())):
         if letter == "w" or settings.flag("attention_bias"):
             stored = f"{down}.{kind}", (latent.rank + turned, *tail)
-            found[f"{letter}_kv_down"] = Made(*stored, _rows(np.arange(latent.rank)))
-            found[f"{letter}_k_rotated"] = Made(*stored, _rows(latent.rank + order))
+            found[f"{letter}_kv_down"] = Made(*stored, lambda x: x[: latent.rank])
+            found[f"{letter}_k_rotated"] = Made(*stored, shared)
     return found
-
-
-def _rows(index: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """What takes these rows of a tensor."""
-    return lambda x: x[index]
 
 
 def _latent(settings: Settings) -> Latent:

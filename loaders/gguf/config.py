@@ -216,7 +216,7 @@ def _llama3(theta: float, head_dim: int, file: GGUFFile) -> dict[str, Any]:
 
 
 def _experts(arch: str, metadata: Settings) -> dict[str, Any]:
-    """What a mixture's config says besides. llama.cpp lets the shares of Qwen3's experts add up to 1, as its models do."""
+    """What a mixture's config says besides. llama.cpp lets the shares of Qwen3's experts add up to 1."""
     at = _of(arch)
     if not metadata.get(at(Keys.LLM.EXPERT_COUNT)):
         return {}

@@ -29,6 +29,7 @@ from reference import (
     Caote,
     FastForward,
     KeyDiff,
+    Latent,
     Mixture,
     Model,
     Policy,
@@ -115,8 +116,14 @@ def logits(model: Model, policy: Policy) -> tuple[np.ndarray, State]:
 def forward() -> str:
     """Every policy, and a window, against the reference in float64: what was wrong."""
     experts = Mixture((True,), 4, 2, 3, shared_width=2, groups=2, groups_chosen=1, score="sigmoid")
-    own = {"window": {"window": 5}, "dense": {"biases": True}, "caps and factors": BENT, "experts": {"mixture": experts}}
-    more = {name: Policy() for name in ("window", "norms after", "experts")}
+    own: dict[str, dict[str, Any]] = {
+        "window": {"window": 5},
+        "dense": {"biases": True},
+        "caps and factors": BENT,
+        "experts": {"mixture": experts},
+        "latent": {"latent": Latent(5, 2, 2, 3, query_rank=4), "kv_heads": 2},
+    }
+    more = {name: Policy() for name in ("window", "norms after", "experts", "latent")}
     for name, policy in (POLICIES | more | {"caps and factors": POLICIES["caote over tova"]}).items():
         fields: dict[str, Any] = TINY | own.get(name, {})
         meant = with_norms(small_model(**fields), before=False) if name == "norms after" else small_model(**fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from loaders import load_checkpoint
 from loaders.gguf import convert
 from reference import Int8, Model
 from tests.loaders import gguf_files
-from tests.loaders.files import draw, write_checkpoint
+from tests.loaders.files import draw, write_checkpoint, write_safetensors
 
+RECORDED = np.load(Path(__file__).with_name("families.npz"))
 EXPERTS, WIDTH, FFN = 3, gguf_files.WIDTH, 64
 SIZES = {
     "hidden_size": WIDTH,
@@ -153,3 +155,48 @@ def test_what_is_missing_or_too_many_is_named(tmp_path: Path) -> None:
     dense = {**config, "model_type": "qwen3"}
     with pytest.raises(ValueError, match="num_local_experts: got 3, wanted false or null"):
         load_checkpoint(write_checkpoint(tmp_path / "dense", dense, apart))
+
+
+@pytest.mark.parametrize("experts", [10**9, 2**50])
+def test_more_experts_than_tensors_is_one_line(tmp_path: Path, experts: int) -> None:
+    config = {**CONFIGS["qwen3_moe"], "num_local_experts": experts}
+    with pytest.raises(
+        ValueError, match=r"got 38 tensors, wanted at least \d+ for the experts that the config tells of"
+    ):
+        load_checkpoint(write_checkpoint(tmp_path, config, tensors("qwen3_moe")))
+
+
+def adapted(directory: Path, tensors: dict[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+    """Writes an adapter of these matrices to the directory, and returns all tensors with its products added."""
+    factors, changed, rng = {}, dict(tensors), np.random.default_rng(3)
+    for name in names:
+        out, width = tensors[name].shape
+        a, b = rng.standard_normal((2, width)), rng.standard_normal((out, 2)) / 4
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        factors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+        changed[name] = (tensors[name] + 3 / 2 * b @ a).astype(np.float32)
+    directory.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "bias": "none", "init_lora_weights": True}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    write_safetensors(directory / "adapter_model.safetensors", factors, dtype="float32")
+    return changed
+
+
+@pytest.mark.parametrize("kind", ["experts", "latents"])
+def test_adapters_of_experts_and_of_latents(tmp_path: Path, kind: str) -> None:
+    if kind == "experts":  # stored in one tensor
+        config, whole = CONFIGS["qwen3_moe"], tensors("qwen3_moe")
+        names = ["mlp.experts.1.up_proj", "mlp.experts.2.down_proj", "self_attn.k_proj"]
+    else:  # parts of whose tensors are several weights
+        config, shapes = (json.loads(str(RECORDED[f"deepseek_v3-latents/{part}"])) for part in ("config", "shapes"))
+        whole = {name: draw(name, tuple(shape)) for name, shape in shapes.items()}
+        names = ["self_attn.kv_b_proj", "self_attn.q_b_proj", "self_attn.o_proj", "mlp.shared_experts.up_proj"]
+    changed = adapted(tmp_path / "adapter", whole, [f"model.layers.1.{name}.weight" for name in names])
+    stored = stacks(whole, fused=True) if kind == "experts" else whole
+    base = write_checkpoint(tmp_path / "base", config, stored)
+    got = load_checkpoint(base, adapter=tmp_path / "adapter").weights.layers[1].arrays()
+    wanted = load_checkpoint(write_checkpoint(tmp_path / "changed", config, changed)).weights.layers[1].arrays()
+    before = load_checkpoint(base).weights.layers[1].arrays()
+    assert sum(not np.array_equal(got[name], before[name]) for name in got) >= len(names)
+    for name, array in got.items():
+        np.testing.assert_allclose(array, wanted[name], rtol=0, atol=1e-6, err_msg=name)

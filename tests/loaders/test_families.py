@@ -56,6 +56,18 @@ def test_equals_recorded(case: str, tmp_path: Path) -> None:
         assert greedy == RECORDED[f"{case}/greedy"].tolist()
 
 
+def test_a_release_of_axk1_may_leave_out_what_it_does_not_need(tmp_path: Path) -> None:
+    """The bias of its router, which is then zero; and it may bring a norm that a dense layer does not use."""
+    config, shapes = (json.loads(str(RECORDED[f"axk1-latents/{part}"])) for part in ("config", "shapes"))
+    tensors = {name: draw(name, tuple(shape)) for name, shape in shapes.items()}
+    zeroed = {name: np.zeros_like(x) if name.endswith("correction_bias") else x for name, x in tensors.items()}
+    wanted, _ = run(write_checkpoint(tmp_path / "zeros", config, zeroed), prompt(config))
+    lacking = {name: x for name, x in tensors.items() if not name.endswith("correction_bias")}
+    lacking["model.layers.0.post_mlp_layernorm.weight"] = np.ones(config["hidden_size"], np.float32)
+    older = {**config, "model_type": "AXK1"}
+    np.testing.assert_array_equal(run(write_checkpoint(tmp_path / "older", older, lacking), prompt(config))[0], wanted)
+
+
 @pytest.fixture(scope="module")
 def transformers_engine() -> Any:
     pytest.importorskip("torch")
@@ -213,13 +225,14 @@ def test_positions_that_a_scaled_rotation_reaches(scaling: dict[str, Any], writt
 
 def test_every_module_of_families_is_registered() -> None:
     llamas = {"llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3"}
-    assert set(FAMILIES) == {*llamas, "gemma2", "gemma3", "gemma3_text", "granite", "olmo2", "phi3"}
+    others = {"gemma2", "gemma3", "gemma3_text", "granite", "olmo2", "phi3"}
+    assert set(FAMILIES) == llamas | others | {"mixtral", "qwen3_moe", "deepseek_v3", "axk1", "AXK1"}
 
 
 @pytest.mark.parametrize("model_type", ["mamba", None, 7])
 def test_unknown_family_lists_those_supported(model_type: Any, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {**LLAMA, "model_type": model_type}, {})
-    wanted = rf"config.json: model_type: got {model_type!r}, wanted .* gemma3, gemma3_text, llama, ministral, mistral, "
+    wanted = rf"config.json: model_type: got {model_type!r}, wanted .* gemma3, .*llama, ministral, mistral, mixtral, "
     with pytest.raises(ValueError, match=wanted):
         load_checkpoint(tmp_path)
 
@@ -275,6 +288,17 @@ def test_unknown_family_lists_those_supported(model_type: Any, tmp_path: Path) -
         ({"model_type": "gemma2", "final_logit_softcapping": 0}, "logit_cap: got 0.0, wanted a positive number"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention: got True"),
         ({"model_type": "gemma3", "text_config": 3}, "text_config: got 3, wanted an object"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": 1}, "mlp_only_layers: got 1, wanted a list of layers"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 9}, "chosen: got 9 experts per token, wanted at most the 8"),
+        ({"model_type": "axk1", "n_group": 7}, "config.json: groups: got 7, wanted a number that divides 192"),
+        ({"model_type": "deepseek_v3", "scoring_func": "softmax"}, "scoring_func: got 'softmax', wanted sigmoid"),
+        ({"model_type": "deepseek_v3", "kv_lora_rank": 0}, "kv_lora_rank: got 0, wanted a whole number"),
+        (
+            {"model_type": "deepseek_v3", "qk_rope_head_dim": 3},
+            "config.json: rotated: got 3 dimensions, wanted an even",
+        ),
+        ({"model_type": "axk1", "mlp_layer_types": ["sparse"]}, "mlp_layer_types: got .* wanted a list of sparse or"),
+        ({"model_type": "axk1", "quantization_config": {"quant_method": "fp8"}}, "quantization_config: got .*fp8"),
     ],
 )
 def test_what_is_not_supported_is_named(change: dict[str, Any], wanted: str) -> None:

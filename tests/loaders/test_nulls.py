@@ -13,7 +13,7 @@ import reference
 from loaders import load_checkpoint
 from loaders.families import family_of
 from reference import Model, ModelConfig
-from tests.loaders.cases import SHAPES
+from tests.loaders.cases import LATENT, SHAPES
 
 SIZE = {
     "hidden_size": 32,
@@ -38,6 +38,10 @@ OWN: dict[str, dict[str, Any]] = {
     "granite": {"logits_scaling": 2.0, "residual_multiplier": 0.5},
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 16},
     "phi3": {"sliding_window": 8},
+    "mixtral": {"sliding_window": 8, "num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+    "deepseek_v3": LATENT,
+    "axk1": LATENT,
 }
 KEYS = (
     *("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq", "hidden_act", "hidden_activation"),

@@ -22,7 +22,9 @@ LEAST = 8  # width: a norm over one or two numbers near zero makes rounding diff
 FAMILIES = (
     *("llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3"),
     *("gemma2", "gemma3_text", "olmo2", "granite", "phi3"),
+    *("mixtral", "qwen3_moe", "deepseek_v3", "axk1"),
 )
+LATENT = ("deepseek_v3", "axk1")
 CAPS = st.none() | st.sampled_from([0.5, 3.0])
 
 
@@ -76,13 +78,13 @@ def configs(draw: Any) -> tuple[str, dict[str, Any]]:
         "rope_parameters": rotation,
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
     }
-    if family not in ("mistral", "ministral", "qwen2", "phi3"):
+    if family not in ("mistral", "ministral", "qwen2", "phi3", "mixtral"):
         config["attention_bias"] = draw(st.booleans())
-    if family not in ("llama", "olmo2", "granite"):
+    if family not in ("llama", "olmo2", "granite", *LATENT):
         config["sliding_window"] = window
-    if family in ("mistral", "phi3"):
+    if family in ("mistral", "phi3", "mixtral"):
         config["sliding_window"] = draw(st.sampled_from([None, window]))
-    if family in ("qwen2", "qwen3", "smollm3"):
+    if family in ("qwen2", "qwen3", "qwen3_moe", "smollm3"):
         config["use_sliding_window"] = draw(st.booleans())
     if family in ("qwen2", "qwen3"):
         config["max_window_layers"] = draw(st.integers(0, 3))
@@ -103,7 +105,53 @@ def configs(draw: Any) -> tuple[str, dict[str, Any]]:
         local = {"rope_type": "default", "rope_theta": draw(number(50, 1e5))}
         config["rope_parameters"] = {"full_attention": rotation, "sliding_attention": local}
         config |= {"sliding_window_pattern": draw(st.integers(1, 4)), "query_pre_attn_scalar": draw(st.integers(1, 64))}
+    if family in ("mixtral", "qwen3_moe"):
+        config |= draw(experts(family))
+    if family in LATENT:
+        del config["head_dim"]
+        config |= draw(latents(family, config["num_hidden_layers"]))
+        config["num_key_value_heads"] = config["num_attention_heads"]
     return family, config
+
+
+@st.composite
+def experts(draw: Any, family: str) -> dict[str, Any]:
+    """A mixture of experts with a softmax router."""
+    count = draw(st.integers(1, 9))
+    config = {"num_local_experts": count, "num_experts_per_tok": draw(st.integers(1, count))}
+    if family == "qwen3_moe":
+        config |= {"norm_topk_prob": draw(st.booleans()), "decoder_sparse_step": draw(st.integers(1, 3))}
+        config |= {"mlp_only_layers": draw(st.sampled_from([[], [0], [1, 2]]))}
+        config |= {"moe_intermediate_size": draw(st.integers(LEAST, 24))}
+    return config
+
+
+@st.composite
+def latents(draw: Any, family: str, layers: int) -> dict[str, Any]:
+    """Latent attention, and a mixture with groups."""
+    groups, each = draw(st.integers(1, 3)), draw(st.integers(2, 4))
+    kept = draw(st.integers(1, groups))
+    config = {
+        "n_routed_experts": groups * each,
+        "n_group": groups,
+        "topk_group": kept,
+        "num_experts_per_tok": draw(st.integers(1, kept * each)),
+        "n_shared_experts": draw(st.integers(1, 2)),
+        "moe_intermediate_size": draw(st.integers(LEAST, 24)),
+        "norm_topk_prob": draw(st.booleans()),
+        "routed_scaling_factor": draw(number(0.5, 3)),
+        "q_lora_rank": draw(st.integers(LEAST, 24)),
+        "kv_lora_rank": draw(st.integers(LEAST, 24)),
+        "qk_rope_head_dim": 2 * draw(st.integers(2, 8)),
+        "qk_nope_head_dim": draw(st.integers(1, 12)),
+        "v_head_dim": draw(st.integers(1, 30)),
+        "rope_interleave": draw(st.booleans()),
+    }
+    if family == "axk1":
+        kinds = st.lists(st.sampled_from(["dense", "sparse"]), min_size=layers, max_size=layers)
+        return config | {"mlp_layer_types": draw(kinds)}
+    query = draw(st.sampled_from([None, config["q_lora_rank"]]))
+    return config | {"first_k_dense_replace": draw(st.integers(0, 3)), "q_lora_rank": query}
 
 
 def check(engine: Any, directory: Path, case: tuple[str, dict[str, Any]], seed: int) -> None:

@@ -30,8 +30,9 @@ from loaders import Checkpoint, load_checkpoint
 from loaders.catalogue import find
 from loaders.fastforward import fingerprint, save_fastforward
 from loaders.tensors import TensorFile, write_tensors
-from reference import Compensator, FastForward, FastForwardLayer, FastForwardWeights, Model, Predictor, layer_densities
+from reference import Compensator, FastForwardLayer, FastForwardWeights, Model, Predictor, layer_densities
 from reference.checks import one_of, require, whole
+from reference.fastforward import check_dense
 from reference.fitting import densities_by_damage
 from reference.neurons import check_density
 from thresher.fit import activations, corpus, damage
@@ -106,7 +107,7 @@ def fastforward(
     check_backend(joblib_backend)
     told, out = progress or Progress(), Path(out)
     checkpoint = load_checkpoint(find(os.fspath(model)))
-    FastForward(density, neurons="oracle").check(checkpoint.config)  # whether it means anything for this model
+    check_dense(checkpoint.config)
     positions = checkpoint.config.max_positions
     require(context <= positions, f"context: got {context}, wanted at most the model's {positions} positions")
     documents = read_documents(data) if data else corpus.documents(told.download)

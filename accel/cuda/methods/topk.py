@@ -2,11 +2,11 @@
 
 A score becomes a whole number of 32 bits in the same order, what is protected the highest of all. The number at the cut
 is found digit by digit: a pass over a row counts how often each digit occurs among the scores that share the digits
-found so far, and the digit at which the count from above reaches the budget is the next. A last pass writes the columns:
-those above the cut, and of those at the cut the first ones.
+found so far, and the digit at which the count from above reaches the budget is the next. A last pass writes the
+columns: those above the cut, and of those at the cut the first ones.
 
-A row of up to SHORT columns is one block's, in one launch, by digits of 8 bits. Its scores are held in shared memory, so
-that they are read once. Scores are often alike in their first bits, and all threads would wait for one counter: digits
+A row of up to SHORT columns is one block's, in one launch, by digits of 8 bits. Its scores are held in shared memory,
+so that they are read once. Scores are often alike in their first bits, and all threads would wait for one counter: digits
 are those of the distance to the lowest score, from the first bit on that the highest has, and counters have copies.
 
 A longer row is shared out among several blocks, in parts of neighbouring columns, by digits of 11, 11 and 10 bits, and
@@ -17,8 +17,8 @@ every pass is a launch:
     count
     write   every block finds the last digit, and from the counts of the parts before its own where its columns go
 
-Nothing is added up in an order that could change. What limits it: for short rows the waits of a block's threads for each
-other, else the launches, and reading a row four times, from the cache for all but the longest.
+Nothing is added up in an order that could change. What limits it: for short rows the waits of a block's threads for
+each other, else the launches, and reading a row four times, from the cache for all but the longest.
 """
 
 from __future__ import annotations
