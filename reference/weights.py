@@ -172,8 +172,8 @@ def latent_shapes(latent: Latent, heads: int, width: int) -> dict[str, tuple[int
 
 
 def parameters(config: ModelConfig) -> int:
-    """The numbers that a model of this shape has been trained with: with the usual norms, without other optional weights,
-    which a shape does not tell of, and without zeros that only fill."""
+    """The numbers that a model of this shape has been trained with. The usual norms count; other optional weights, of
+    which a shape does not tell, and zeros that only fill do not."""
     shapes = [shape for name, shape in model_shapes(config).items() if not (config.tied and name == "output")]
     for n in range(config.layers):
         named = layer_shapes(config, n).items()

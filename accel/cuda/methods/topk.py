@@ -6,8 +6,9 @@ found so far, and the digit at which the count from above reaches the budget is 
 columns: those above the cut, and of those at the cut the first ones.
 
 A row of up to SHORT columns is one block's, in one launch, by digits of 8 bits. Its scores are held in shared memory,
-so that they are read once. Scores are often alike in their first bits, and all threads would wait for one counter: digits
-are those of the distance to the lowest score, from the first bit on that the highest has, and counters have copies.
+so that they are read once. Scores are often alike in their first bits, and all threads would wait for one counter:
+digits are those of the distance to the lowest score, from the first bit on that the highest has, and counters have
+copies.
 
 A longer row is shared out among several blocks, in parts of neighbouring columns, by digits of 11, 11 and 10 bits, and
 every pass is a launch:
