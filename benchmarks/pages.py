@@ -1,7 +1,7 @@
 """The tables of the pages in docs, from the recorded results: `python -m benchmarks.pages`.
 
-A table stands between one of the comments `<!-- rows: NAME -->`, `<!-- curve: NAME, CURVE -->`,
-`<!-- quality: NAME, TASK, LENGTH, QUESTION -->` and `<!-- answers: SCRIPT, NAME -->`, and `<!-- end -->`.
+A table stands between a comment and `<!-- end -->`. The comment is `<!-- rows: NAME -->`, `<!-- curve: NAME, CURVE -->`,
+`<!-- answers: SCRIPT, NAME -->`, or `<!-- quality: NAME, TASK, LENGTH, QUESTION -->`, also with `gains` for `quality`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from benchmarks import mixing, quality, sources, voting
 from benchmarks.common import RESULTS
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = (DOCS / "performance.md", DOCS / "answers.md")
+PAGES = (DOCS / "performance.md", DOCS / "answers.md", DOCS / "results.md")
+QUALITY = {"quality": quality.block, "gains": quality.gains_block}
 ANSWERS = {"voting": voting.block, "sources": sources.block, "mixing": mixing.block}
-BLOCK = re.compile(r"(<!-- (rows|curve|quality|answers): ([\w.-]+)(?:, (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- (rows|curve|quality|gains|answers): ([\w.-]+)(?:, (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def filled(page: str) -> str:
     """The page with every table as the results have it now."""
 
     def table(block: re.Match[str]) -> str:
-        if block[2] == "quality":
-            return block[1] + "\n".join([*quality.block(block[3], *block[4].split(", ")), ""]) + block[5]
+        if block[2] in QUALITY:
+            return block[1] + "\n".join([*QUALITY[block[2]](block[3], *block[4].split(", ")), ""]) + block[5]
         if block[2] == "answers":
             return block[1] + "\n".join([*ANSWERS[block[3]](block[4]), ""]) + block[5]
         told = json.loads((RESULTS / f"{block[3]}.json").read_text(encoding="utf-8"))

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
+from reference import Caote
 from thresher.cli.show import cell_progress
 from thresher.evaluation.folder import load
 from thresher.evaluation.methods import policy as spelled
-from thresher.evaluation.metrics import grouped, summarise
+from thresher.evaluation.metrics import grouped, interval, summarise
 from thresher.evaluation.run import Progress, evaluate
 
 QUALITY = RESULTS / "quality"
@@ -50,11 +51,62 @@ def write_record(name: str, meta: dict[str, Any], rows: list[dict[str, Any]], *,
     asked = grouped(rows, ("task", "length", "document", "ask", "question"))
     methods = max(map(len, asked.values()))
     whole = [row for members in asked.values() if len(members) == methods for row in members]
-    told = {"meta": meta, "complete": complete, "answers": len(whole), "groups": summarise(whole)}
+    told = {
+        "meta": meta,
+        "complete": complete,
+        "answers": len(whole),
+        "groups": summarise(whole),
+        "gains": gains(whole),
+    }
     QUALITY.mkdir(parents=True, exist_ok=True)
     path = QUALITY / f"{name}.json"
     path.write_text(json.dumps(told, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What CAOTE gains over the method that it stands on, question by question, for each suite of tasks."""
+    about = ("task", "length", "document", "ask", "question")
+    scores = {(row["method"], *(row[name] for name in about)): row["score"] for row in rows if "score" in row}
+    found = []
+    suites = [{**row, "suite": row["task"].partition("/")[0]} for row in rows if _base(row["method"])]
+    for (suite, length, question, method), members in grouped(
+        suites, ("suite", "length", "question", "method")
+    ).items():
+        base = _base(method)
+        pairs = [
+            (f"{row['task']} {row['document']}", row["score"] - scores[base, *(row[name] for name in about)])
+            for row in members
+        ]
+        low, high = interval(pairs)
+        group = {"task": suite, "length": length, "question": question, "method": method, "base": base}
+        found.append(
+            {**group, "n": len(pairs), "mean": sum(x for _, x in pairs) / len(pairs), "low": low, "high": high}
+        )
+    return found
+
+
+def _base(method: str) -> str | None:
+    """The method that CAOTE stands on, with the same budget."""
+    evict = spelled(method).evict
+    return f"{evict.base}:budget={evict.budget}" if isinstance(evict, Caote) else None
+
+
+def gains_block(name: str, task: str, length: str, question: str) -> list[str]:
+    """A table of a record: what CAOTE gains, a line per base and form, a column per budget."""
+    told = json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8"))
+    of_task = [g for g in told["gains"] if (g["task"], g["length"], g["question"]) == (task, int(length), question)]
+    budgets = sorted({share for g in of_task for share in _shares(g["method"])}, reverse=True)
+    lines: dict[str, dict[float, str]] = {}
+    for gain in of_task:
+        cell = f"{100 * gain['mean']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
+        form = f"{'FastCAOTE' if 'fast=true' in gain['method'] else 'CAOTE'} over {gain['base'].partition(':')[0]}"
+        lines.setdefault(form, {})[_shares(gain["method"])[0]] = cell
+    header = ["", *(f"{100 * share:g} %" for share in budgets)]
+    body = [
+        f"| {form} | " + " | ".join(cells.get(share, "") for share in budgets) + " |" for form, cells in lines.items()
+    ]
+    return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *body, "", f"*n = {of_task[0]['n']} questions*"]
 
 
 def block(name: str, task: str, length: str, question: str) -> list[str]:

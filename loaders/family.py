@@ -107,7 +107,8 @@ class Family:
     matrix beside it; tensors that start with one of `other_parts` belong to parts of a larger model that are left out;
     `text_config` picks the language model's config out of a larger one. In a mixture of experts the names of the FFN
     are those of `mixture_names`; `made` gives the weights that are parts of a tensor; a file `may_lack` some weights,
-    and have tensors that end in `unread` to no purpose; `parts` are keys of UNSUPPORTED that this family has a part for.
+    and have tensors that end in `unread` to no purpose; `parts` are keys of UNSUPPORTED that this family has a part
+    for.
     """
 
     model_type: str
