@@ -111,6 +111,9 @@ def configs(draw: Any) -> tuple[str, dict[str, Any]]:
         del config["head_dim"]
         config |= draw(latents(family, config["num_hidden_layers"]))
         config["num_key_value_heads"] = config["num_attention_heads"]
+        pairs = config["qk_rope_head_dim"] // 2
+        for name in {"short_factor", "long_factor"} & set(rotation):  # one for each pair that turns
+            rotation[name] = (rotation[name] * pairs)[:pairs]
     return family, config
 
 
