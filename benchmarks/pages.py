@@ -1,7 +1,9 @@
 """The tables of the pages in docs, from the recorded results: `python -m benchmarks.pages`.
 
-A table stands between a comment and `<!-- end -->`. The comment is `<!-- rows: NAME -->`, `<!-- curve: NAME, CURVE -->`,
-`<!-- answers: SCRIPT, NAME -->`, or `<!-- quality: NAME, TASK, LENGTH, QUESTION -->`, also with `gains` for `quality`.
+A table stands between a comment and `<!-- end -->`. The comment is one of these, and `gains` is written like `quality`:
+
+    <!-- rows: NAME -->                     <!-- quality: NAME, TASK, LENGTH, QUESTION -->
+    <!-- curve: NAME, CURVE -->             <!-- answers: SCRIPT, NAME -->
 """
 
 from __future__ import annotations

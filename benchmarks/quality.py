@@ -60,7 +60,11 @@ def write_record(name: str, meta: dict[str, Any], rows: list[dict[str, Any]], *,
     }
     QUALITY.mkdir(parents=True, exist_ok=True)
     path = QUALITY / f"{name}.json"
-    path.write_text(json.dumps(told, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    lines = []  # an entry a line
+    for key, part in told.items():
+        entries = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in part) if isinstance(part, list) else ""
+        lines.append(f"{json.dumps(key)}: " + (f"[\n{entries}]" if entries else json.dumps(part, ensure_ascii=False)))
+    path.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
     return path
 
 
