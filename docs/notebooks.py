@@ -33,6 +33,7 @@ TAGS = {" real": "skip-execution", " picture": "hide-input"}  # of a cell, by th
 INSIDE = r"(?:(?!```).*\n)*"
 PRINTED = re.compile(rf"^```python\n({INSIDE})```\n\n```text\n({INSIDE})```\n", re.MULTILINE)
 IMAGE = re.compile(r"^!\[[^]]*\]\(pictures/.*\)\n", re.MULTILINE)
+BESIDE = re.compile(r"^!\[[^]]*\]\((?!https?:).*\)\n\n?", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[([^]]+)\]\((?!https?:)[^)]+\)")  # to a page beside the chapter
 
 
@@ -59,10 +60,12 @@ def cell(code: str, tag: str) -> str:
 
 
 def notebook(name: str) -> Any:
-    """A chapter as a notebook that can lie anywhere: what links to other pages only names them."""
+    """A chapter as a notebook that can lie anywhere: what links to other pages only names them, and it has the pictures
+    that it draws itself."""
     import jupytext
 
-    title, rest = LINK.sub(r"\1", (DOCS / f"{name}.md").read_text(encoding="utf-8")).split("\n", 1)
+    text = BESIDE.sub("", (DOCS / f"{name}.md").read_text(encoding="utf-8"))
+    title, rest = LINK.sub(r"\1", text).split("\n", 1)
     return jupytext.reads(cells(f"{title}\n\n{NEEDS}{rest}"), fmt="md:myst")
 
 
