@@ -57,10 +57,19 @@ def to_tensor(array: Any) -> torch.Tensor:
 
 
 def _arrays(x: Any) -> Any:
-    """An argument with arrays for its tensors, those of a predictor or compensator too."""
+    """An argument with arrays for its tensors, those of a predictor, a compensator or a list of experts too."""
     if isinstance(x, torch.Tensor):
         return to_array(x)
+    if isinstance(x, list | tuple):
+        return type(x)(map(_arrays, x))
     return replace(x, **{name: to_array(t) for name, t in _fields(x).items()}) if _fields(x) else x
+
+
+def _tensors(x: Any) -> list[torch.Tensor]:
+    """The tensors of an argument."""
+    if isinstance(x, list | tuple):
+        return [tensor for part in x for tensor in _tensors(part)]
+    return [x] if isinstance(x, torch.Tensor) else list(_fields(x).values())
 
 
 def _fields(x: Any) -> dict[str, torch.Tensor]:
@@ -69,13 +78,12 @@ def _fields(x: Any) -> dict[str, torch.Tensor]:
     return {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
 
 
-def _on_tensors(name: str) -> Callable[..., torch.Tensor]:
+def _on_tensors(name: str) -> Callable[..., Any]:
     @wraps(getattr(reference, name))
-    def function(*args: Any, **named: Any) -> torch.Tensor:
-        given = [*args, *named.values()]
-        tensors = [x for x in given if isinstance(x, torch.Tensor)] + [t for x in given for t in _fields(x).values()]
-        meant = getattr(backend_for(*tensors), name)
-        return to_tensor(meant(*map(_arrays, args), **{key: _arrays(x) for key, x in named.items()}))
+    def function(*args: Any, **named: Any) -> Any:
+        meant = getattr(backend_for(*_tensors([*args, *named.values()])), name)
+        found = meant(*map(_arrays, args), **{key: _arrays(x) for key, x in named.items()})
+        return tuple(map(to_tensor, found)) if isinstance(found, tuple) else to_tensor(found)
 
     function.__module__ = __name__
     return function

@@ -12,13 +12,16 @@ torch = pytest.importorskip("torch", reason="wanted the extra `transformers`")
 import reference
 import thresher.torch
 from reference.backend import FUNCTIONS
+from reference.parts import Mixture
 from reference.predictor import Predictor
+from reference.weights import Expert
 
 RNG = np.random.default_rng(0)
 Q, K, V = (RNG.standard_normal(shape) for shape in ((4, 5, 16), (2, 40, 16), (2, 40, 16)))
 POSITIONS = np.broadcast_to(np.arange(40), (2, 40))
 X, GATE, UP, DOWN = (RNG.standard_normal(shape) for shape in ((5, 32), (48, 32), (48, 32), (32, 48)))
 PREDICTOR = Predictor(RNG.standard_normal(32), RNG.standard_normal((32, 4)), RNG.standard_normal((4, 48)))
+CHOSEN = np.array([[0], [1], [1], [0], [1]])
 CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "attention": ((Q, K, V, np.arange(35, 40), POSITIONS), {"window": 9}),
     "attention_mass": ((Q, K, 35, POSITIONS), {}),
@@ -40,6 +43,8 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "linear": ((X, GATE), {}),
     "gated_ffn": ((X, GATE, UP, DOWN), {}),
     "embed": ((np.array([3, 1, 4]), GATE), {}),
+    "route": ((RNG.standard_normal((5, 6)), RNG.standard_normal(6)), {"mixture": Mixture((True,), 6, 2, 48)}),
+    "mixture_ffn": ((X, [Expert(GATE, UP, DOWN), Expert(UP, GATE, DOWN)], CHOSEN, np.full((5, 1), 0.5)), {}),
 }
 
 
@@ -48,8 +53,10 @@ def tensors(x: Any, dtype: Any = torch.float32) -> Any:
     if isinstance(x, np.ndarray):
         found = torch.from_numpy(np.array(x))
         return found.to(dtype) if found.is_floating_point() else found
-    if isinstance(x, Predictor):
-        return Predictor(*(tensors(getattr(x, name)) for name in x.__dataclass_fields__))
+    if isinstance(x, list):
+        return [tensors(part) for part in x]
+    if isinstance(x, Predictor | Expert):
+        return type(x)(*(tensors(getattr(x, name)) for name in x.__dataclass_fields__))
     return x
 
 
@@ -64,13 +71,15 @@ def test_it_means_what_the_reference_means(name: str) -> None:
     wanted = getattr(reference, name)(*args, **named)
     given = [tensors(x) for x in args]
     got = getattr(thresher.torch, name)(*given, **{key: tensors(x) for key, x in named.items()})
-    assert isinstance(got, torch.Tensor)
-    assert tuple(got.shape) == wanted.shape
-    if wanted.dtype.kind == "i":
-        assert got.dtype == torch.int64
-        np.testing.assert_array_equal(got.numpy(), wanted)
-    else:
-        assert np.linalg.norm(got.numpy() - wanted) <= 1e-5 * np.linalg.norm(wanted)
+    several = isinstance(wanted, tuple)
+    for ours, theirs in zip(got, wanted, strict=True) if several else [(got, wanted)]:
+        assert isinstance(ours, torch.Tensor)
+        assert tuple(ours.shape) == theirs.shape
+        if theirs.dtype.kind == "i":
+            assert ours.dtype == torch.int64
+            np.testing.assert_array_equal(ours.numpy(), theirs)
+        else:
+            assert np.linalg.norm(ours.numpy() - theirs) <= 1e-5 * np.linalg.norm(theirs)
     for before, after in zip(args, given, strict=True):
         if isinstance(before, np.ndarray):
             assert torch.equal(after, tensors(before))
