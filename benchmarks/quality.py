@@ -17,6 +17,7 @@ from benchmarks.common import RESULTS
 from reference import Caote
 from thresher.cli.show import cell_progress
 from thresher.evaluation.folder import load
+from thresher.evaluation.methods import named
 from thresher.evaluation.methods import policy as spelled
 from thresher.evaluation.metrics import grouped, interval, summarise
 from thresher.evaluation.run import Progress, evaluate
@@ -128,7 +129,8 @@ def table(told: dict[str, Any], task: str, length: int, question: str) -> list[s
     perplexity."""
     groups = [g for g in told["groups"] if (g["task"], g["length"], g["question"]) == (task, length, question)]
     budgets = sorted({share for g in groups for share in _shares(g["method"])}, reverse=True)
-    lines: dict[str, dict[float, str]] = {}
+    # in the order of the grid, since an interrupted run has its answers in any order
+    lines: dict[str, dict[float, str]] = {_family(method): {} for method in named(METHODS + TRAINED)}
     for group in groups:
         shares = _shares(group["method"])
         lines.setdefault(_family(group["method"]), {})[min(shares, default=1.0)] = _cell(group)
@@ -143,7 +145,7 @@ def table(told: dict[str, Any], task: str, length: int, question: str) -> list[s
     body = [
         f"| {name} | " + " | ".join(cells.get(share, "") for share in budgets) + " |"
         for name, cells in lines.items()
-        if name != "dense"
+        if name != "dense" and cells
     ]
     return [told_first, "", f"| {' | '.join(header)} |", "|" + "---|" * len(header), *body]
 
