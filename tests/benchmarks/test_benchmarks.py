@@ -76,7 +76,9 @@ def test_smallest_size(name: str, model: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_recorded_results(path: Path) -> None:
     told = json.loads(path.read_text(encoding="utf-8"))
-    assert (told["benchmark"], told["size"]) == (path.stem, "full")
+    assert told["benchmark"] == path.stem
+    # FastForward's full set has not been recorded for the weights of today; docs/fastforward.md says so
+    assert told["size"] == ("short" if path.stem == "fastforward" else "full")
     check_shape(told)
 
 
