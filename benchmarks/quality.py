@@ -74,7 +74,11 @@ def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     about = ("task", "length", "document", "ask", "question")
     scores = {(row["method"], *(row[name] for name in about)): row["score"] for row in rows if "score" in row}
     found = []
-    suites = [{**row, "suite": row["task"].partition("/")[0]} for row in rows if _base(row["method"])]
+    suites = [
+        {**row, "suite": row["task"].partition("/")[0]}
+        for row in rows
+        if "score" in row and (_base(row["method"]), *(row[name] for name in about)) in scores
+    ]
     for (suite, length, question, method), members in grouped(
         suites, ("suite", "length", "question", "method")
     ).items():
