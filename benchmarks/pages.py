@@ -4,6 +4,7 @@ A table stands between a comment and `<!-- end -->`. The comment is one of these
 
     <!-- rows: NAME -->                     <!-- quality: NAME, TASK, LENGTH, QUESTION -->
     <!-- curve: NAME, CURVE -->             <!-- answers: SCRIPT, NAME -->
+                                            <!-- tasks: NAME, LENGTH, QUESTION -->
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from benchmarks.common import RESULTS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (DOCS / "performance.md", DOCS / "answers.md", DOCS / "results.md")
-QUALITY = {"quality": quality.block, "gains": quality.gains_block}
+QUALITY = {"quality": quality.block, "gains": quality.gains_block, "tasks": quality.tasks_block}
 ANSWERS = {"voting": voting.block, "sources": sources.block, "mixing": mixing.block}
 BLOCK = re.compile(
-    r"(<!-- (rows|curve|quality|gains|answers): ([\w.-]+)(?:, (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (rows|curve|quality|gains|tasks|answers): ([\w.-]+)(?:, (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL
 )
 
 

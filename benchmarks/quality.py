@@ -38,6 +38,13 @@ METHODS = [
     *(f"{name}{',' if ':' in name else ':'}budget={share}" for name in EVICTIONS for share in (0.75, 0.5, 0.25)),
     "quoka:budget=0.125 + keydiff:budget=0.5",
 ]
+COMPARED = [  # task by task
+    "dense",
+    "quoka:n_queries=128,budget=0.25",
+    "quoka:n_queries=128,budget=0.125",
+    *(f"{name},budget=0.5" for name in ("caote:base=snapkv", "recent:sinks=4")),
+    *(f"{name}:budget=0.5" for name in ("keydiff", "snapkv", "tova", "h2o")),
+]
 TRAINED = ["fastforward:density=0.7", "fastforward:density=0.5"]  # for a model that has weights
 
 
@@ -118,6 +125,21 @@ def gains_block(name: str, task: str, length: str, question: str) -> list[str]:
     return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *body, "", f"*n = {of_task[0]['n']} questions*"]
 
 
+def tasks_block(name: str, length: str, question: str) -> list[str]:
+    """A table of a record: scores in percent, a line per task, a column per method of COMPARED."""
+    told = json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8"))
+    groups = [g for g in told["groups"] if (g["length"], g["question"]) == (int(length), question) and "/" in g["task"]]
+    scores = {(g["task"], g["method"]): g["score"] for g in groups}
+    methods = list(named(COMPARED))
+    header = ["task", *(f"{_family(m)} {100 * min(_shares(m)):g} %" if _shares(m) else m for m in methods)]
+    body = [
+        f"| {task.partition('/')[2]} | " + " | ".join(f"{100 * scores[task, m]:.0f}" for m in methods) + " |"
+        for task in dict.fromkeys(g["task"] for g in groups)
+    ]
+    count = next(g["n"] for g in groups)
+    return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *body, "", f"*n = {count} questions of each task*"]
+
+
 def block(name: str, task: str, length: str, question: str) -> list[str]:
     """A table of a record, with the line that says how it was made."""
     told = json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8"))
@@ -179,7 +201,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> None:
     evaluate(
         arguments.model,
         tasks=arguments.tasks.split(","),
-        methods=METHODS + TRAINED * arguments.trained,
+        methods=arguments.methods or METHODS + TRAINED * arguments.trained,
         lengths=[int(text) for text in arguments.lengths.split(",")],
         limit=arguments.limit,
         questions=arguments.questions.split(","),
@@ -198,6 +220,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="4096")
     parser.add_argument("--limit", type=int, default=12, help="documents per task and length")
     parser.add_argument("--questions", default="known")
+    parser.add_argument("--methods", help='as for thresher eval, "dense; …"; default: the whole grid')
     parser.add_argument("--trained", action="store_true", help="FastForward too: the model has weights")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--dtype", default="bfloat16")

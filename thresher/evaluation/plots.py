@@ -191,7 +191,9 @@ def _score_over_budget(panel: Any, rows: list[Row], looks: dict[str, Any]) -> No
         else:
             panel.errorbar(x, y, (down, up), label=name, markersize=4, capsize=2, linewidth=1, **looks[name])
     panel.set_xscale("log", base=2)
-    panel.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.2g}")
+    percent = sorted({round(100 * x, 1) for name, points in lines.items() if name != DENSE for x, *_ in points})
+    panel.set_xticks([x / 100 for x in percent], [f"{x:g}" for x in percent])
+    panel.minorticks_off()
     panel.set_xlabel("budget, % of the prompt's tokens")
 
 
@@ -205,7 +207,7 @@ def _score_over_time(panel: Any, rows: list[Row], looks: dict[str, Any]) -> None
         panel.errorbar(*at, [[down], [up]], label=name, linestyle="", markersize=4, capsize=2, **looks[name])
         if name != DENSE:
             panel.annotate(
-                f"{100 * _mean(members, share):.2g} %",
+                f"{round(100 * _mean(members, share), 1):g} %",
                 (times[-1], score),
                 (4, -9),
                 textcoords="offset points",
