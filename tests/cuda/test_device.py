@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import reference
+from tests.loaders.cases import CASES
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -367,3 +368,11 @@ def test_a_state_is_saved_and_goes_on_elsewhere(tmp_path: Path) -> None:
     for model in (there, here):
         assert list(model.generate(thresher.State.load(tmp_path / "state"), max_new_tokens=5)) == wanted
     assert list(here.generate(state, max_new_tokens=5)) == wanted
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_family_gives_what_transformers_gives(case: str, tmp_path: Path) -> None:
+    import accel.cuda
+    from tests.loaders.test_families import CHUNK, PROMPT, check_recorded
+
+    check_recorded(case, tmp_path, (accel.cuda, CHUNK), (accel.cuda, PROMPT))

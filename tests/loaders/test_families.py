@@ -30,10 +30,10 @@ def run(
     checkpoint = load_checkpoint(directory)
     model = Model(checkpoint.config, backend.prepare_weights(checkpoint.weights), backend)
     state = reference.new_state(model)
-    logits = reference.prefill(model, state, ids, every=True, chunk=chunk)
+    logits = backend.to_numpy(reference.prefill(model, state, ids, every=True, chunk=chunk))
     greedy: list[int] = []
     for _ in range(NEW):
-        greedy.append(int(state.logits.argmax()))
+        greedy.append(int(backend.to_numpy(state.logits).argmax()))
         reference.decode(model, [state], greedy[-1:])
     return logits, greedy
 
@@ -43,17 +43,22 @@ def parse(config: dict[str, Any]) -> ModelConfig:
     return family.model_config(family.settings(config, "config.json"))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_equals_recorded(case: str, tmp_path: Path) -> None:
-    """By the reference in chunks, and by the CPU's kernels in one."""
+def check_recorded(case: str, folder: Path, *runs: tuple[ModuleType, int]) -> None:
+    """A backend, reading in chunks of so many tokens, gives the logits and greedy tokens that were recorded."""
     config, shapes = (json.loads(str(RECORDED[f"{case}/{part}"])) for part in ("config", "shapes"))
     offset = norm_offset(config["model_type"])
     tensors = {name: draw(name, tuple(shape), norm_offset=offset) for name, shape in shapes.items()}
-    directory, wanted = write_checkpoint(tmp_path, config, tensors), RECORDED[f"{case}/logits"]
-    for backend, chunk in ((reference, CHUNK), (cpu, PROMPT)):
+    directory, wanted = write_checkpoint(folder, config, tensors), RECORDED[f"{case}/logits"]
+    for backend, chunk in runs:
         logits, greedy = run(directory, prompt(config), backend, chunk)
         np.testing.assert_allclose(logits[ROWS], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
         assert greedy == RECORDED[f"{case}/greedy"].tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_recorded(case: str, tmp_path: Path) -> None:
+    """By the reference in chunks, and by the CPU's kernels in one."""
+    check_recorded(case, tmp_path, (reference, CHUNK), (cpu, PROMPT))
 
 
 def test_a_release_of_axk1_may_leave_out_what_it_does_not_need(tmp_path: Path) -> None:
