@@ -6,9 +6,9 @@ found so far, and the digit at which the count from above reaches the budget is 
 columns: those above the cut, and of those at the cut the first ones.
 
 A row of up to SHORT columns is one block's, in one launch, by digits of 8 bits. Its scores are held in shared memory,
-so that they are read once. Scores are often alike in their first bits, and all threads would wait for one counter:
-digits are those of the distance to the lowest score, from the first bit on that the highest has, and counters have
-copies.
+so that they are read once. They are often alike in their first digit: a counter has copies, lest all threads wait for
+one. In the end a thread counts what it keeps of some neighbouring columns, and writes them behind what the threads
+before it keep.
 
 A longer row is shared out among several blocks, in parts of neighbouring columns, by digits of 11, 11 and 10 bits, and
 every pass is a launch:
@@ -18,8 +18,9 @@ every pass is a launch:
     count
     write   every block finds the last digit, and from the counts of the parts before its own where its columns go
 
-Nothing is added up in an order that could change. What limits it: for short rows the waits of a block's threads for
-each other, else the launches, and reading a row four times, from the cache for all but the longest.
+Nothing is added up in an order that could change. What limits it: for short rows the whole numbers that one
+multiprocessor computes with in a cycle, else the launches, and reading a row four times, from the cache for all but the
+longest.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from accel.cuda.ptx.numbers import bits, digit, wide
+from accel.cuda.ptx.numbers import digit, ordered, wide
 from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.ptx.warp import warp_max, warp_sum_to
+from accel.cuda.ptx.warp import warp_sum, warp_sum_to
 from accel.cuda.runtime.arrays import I32, I64, Array, empty
 from accel.cuda.runtime.errors import NAN_SCORE, note, word
 from accel.cuda.runtime.kernels import device, kernel
@@ -56,7 +57,6 @@ BYTE, COPIES = 256, 1 if SIMULATED else 4  # digits of 8 bits, and of each of th
 PITCH = BYTE + 8  # between copies: what a warp counts at once then lies in different banks
 COUNTERS = COPIES * PITCH
 OF_BYTE = max(BYTE // KEEPERS, 1)  # digits that a thread adds up
-COUNTS, OF_COUNTS = HELD * KEEPING, max(HELD * KEEPING // KEEPERS, 1)  # a warp's counts, and those of a thread
 LEAST = 2 if SIMULATED else 4096  # columns of a part
 MOST_PARTS = 16  # of a row: every block adds up their counts
 BLOCKS = 12 if SIMULATED else 256  # that all rows are shared out among, about two for every multiprocessor
@@ -132,10 +132,7 @@ def _place(x, row, i, past, sinks, recent, positions, word):
     """A score's place among all float32, as 0 … 2³² - 1: -0 and 0 are one, what is protected is the last."""
     if math.isnan(x):
         note(word, NAN_SCORE)
-    found = bits(x)
-    if x == 0:
-        found = 0
-    place = found ^ 0xFFFFFFFF if found & 0x80000000 else found | 0x80000000
+    place = np.int64(ordered(x))
     if i >= past - recent:
         place = 0xFFFFFFFF
     if sinks > 0 and positions[row, i] < sinks:
@@ -242,28 +239,19 @@ def _write_columns(
         i += AHEAD * WARP
 
 
-def _sum_before(warps: int) -> Any:
-    """The device function (own, memory): the sum of what the threads of a block before this one have, of whom those in
-    the first so many warps have something. `memory` is a shared array of `warps` numbers."""
-
-    @device
-    def sum_before(own, memory):
-        warp, upto = cuda.threadIdx.x // WARP, warp_sum_to(own)
-        before = upto - own
-        if warp < warps and cuda.threadIdx.x % WARP == WARP - 1:
-            memory[warp] = upto
-        cuda.syncthreads()
-        if warp < warps:
-            for w in range(warps):
-                if w < warp:
-                    before += memory[w]
-        return before
-
-    return sum_before
-
-
-_before_digit = _sum_before(min(BYTE // WARP, KEEPING))
-_before_count = _sum_before(min(COUNTS // WARP, KEEPING))
+@device
+def _sum_before(own, memory):
+    """The sum of what the threads of the block before this one have; `memory` is a shared array, a number for a warp."""
+    warp, lane = cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP
+    upto = warp_sum_to(own)
+    if lane == WARP - 1:
+        memory[warp] = upto
+    cuda.syncthreads()
+    others, w = 0, lane
+    while w < warp:
+        others += memory[w]
+        w += WARP
+    return warp_sum(others) + upto - own
 
 
 @device
@@ -276,10 +264,10 @@ def _counted(counters, d):
 
 
 @device
-def _next_digit(places, turns, low, left, prefix, need, counters, sums, found):
-    """Add to the prefix the first digit of the `left` bits after it, and find how many of those with it are needed ->
+def _next_digit(places, turns, level, prefix, need, counters, sums, found):
+    """Add the digit of a level, the first being 0, to the prefix, and find how many of those with it are needed ->
     found[0 … 1]."""
-    thread, shift = cuda.threadIdx.x, max(left - 8, 0)
+    thread, shift = cuda.threadIdx.x, 24 - 8 * level
     i = thread
     while i < COUNTERS:
         counters[i] = 0
@@ -287,92 +275,70 @@ def _next_digit(places, turns, low, left, prefix, need, counters, sums, found):
     cuda.syncthreads()
     copy = (thread % COPIES) * PITCH
     for turn in range(turns):
-        place = places[turn * KEEPERS + thread] - low
-        if digit(place, left, 32) == prefix:
-            cuda.atomic.add(counters, copy + digit(place, shift, left - shift), 1)
+        place = places[turn * KEEPERS + thread]
+        if digit(place, shift + 8, 32) == prefix:
+            cuda.atomic.add(counters, copy + digit(place, shift, 8), 1)
     cuda.syncthreads()
     first, total = thread * OF_BYTE, 0
     if first < BYTE:
         for n in range(OF_BYTE):  # from the highest digit down
             total += _counted(counters, first + n)
-    higher = _before_digit(total, sums)
+    higher = _sum_before(total, sums)
     if higher < need and need <= higher + total:
         d, count = first, _counted(counters, first)
         while higher + count < need:
             higher += count
             d += 1
             count = _counted(counters, d)
-        found[0], found[1] = (prefix << (left - shift)) | (BYTE - 1 - d), need - higher
+        found[0], found[1] = (prefix << 8) | (BYTE - 1 - d), need - higher
     cuda.syncthreads()
 
 
 @kernel(threads=KEEPERS, shared=4 * SHORT)
 def _keep(scores, first, step, ends, sinks, recent, positions, out, word):
     places = cuda.shared.array(SHORT if SIMULATED else 0, np.uint32)
-    counters = cuda.shared.array(COUNTERS, np.int32)  # and in the end counts
+    counters = cuda.shared.array(COUNTERS, np.int32)
     sums = cuda.shared.array(KEEPING, np.int32)
-    found = cuda.shared.array(2, np.int64)
-    ends_of = cuda.shared.array(2, np.int64)  # the highest place, and how far the lowest is from the last of all
+    found = cuda.shared.array(2, np.uint32)
     asked = cuda.local.array(AHEAD, np.float32)
     row, chunk, thread = cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
-    warp, lane = thread // WARP, thread % WARP
     past, line, kept = _end(first + chunk * step, ends), scores[chunk, row], out[chunk, row]
     turns = (past + KEEPERS - 1) // KEEPERS
-    if thread < 2:
-        ends_of[thread] = 0
-    cuda.syncthreads()
-    high, deep = 0, 0
     i = thread
     while i < past:
         for u in range(AHEAD):
             asked[u] = wide(line[min(i + u * KEEPERS, past - 1)])
         for u in range(AHEAD):
             if i + u * KEEPERS < past:
-                place = _place(asked[u], row, i + u * KEEPERS, past, sinks, recent, positions, word)
-                places[i + u * KEEPERS] = place
-                high, deep = max(high, place), max(deep, LOW - place)
+                places[i + u * KEEPERS] = _place(asked[u], row, i + u * KEEPERS, past, sinks, recent, positions, word)
         i += AHEAD * KEEPERS
-    high, deep = warp_max(high), warp_max(deep)
-    if lane == 0:
-        cuda.atomic.max(ends_of, 0, high)
-        cuda.atomic.max(ends_of, 1, deep)
-    cuda.syncthreads()
-    low, i = LOW - ends_of[1], (turns - 1) * KEEPERS + thread
+    i = (turns - 1) * KEEPERS + thread
     if i >= past:
-        places[i] = low  # as if there were more of the lowest, behind all others
-    left = 32 - cuda.clz(np.uint32(ends_of[0] - low))
-    cut, need = np.int64(0), np.int64(kept.shape[0])
-    while left > 0:
-        _next_digit(places, turns, low, left, cut, need, counters, sums, found)
-        cut, need, left = found[0], found[1], left - 8
-    cuda.syncthreads()
-    cut += low
-    for turn in range(turns):  # for each turn and warp, how many are above the cut and, 16 bits further up, at it
-        place = np.int64(places[turn * KEEPERS + thread])
-        highers, sames = votes(place > cut), votes(place == cut)
-        if lane == 0:
-            counters[turn * KEEPING + warp] = cuda.popc(highers) | cuda.popc(sames) << 16
-    cuda.syncthreads()
-    own, total = thread * OF_COUNTS, 0
-    stop = min(own + OF_COUNTS, turns * KEEPING)
-    for n in range(own, stop):
-        total += counters[n]
-    before = _before_count(total, sums)
-    for n in range(own, stop):
-        total = counters[n]
-        counters[n] = before
-        before += total
-    cuda.syncthreads()
-    earlier = (1 << lane) - 1
-    for turn in range(turns):
-        i = turn * KEEPERS + thread
-        place, before = np.int64(places[i]), counters[turn * KEEPING + warp]
-        highers, sames = votes(place > cut), votes(place == cut)
-        own, equals = (before & 0xFFFF) + cuda.popc(highers & earlier), (before >> 16) + cuda.popc(sames & earlier)
+        places[i] = 0  # no number's is lower
+    cut, need = np.uint32(0), np.uint32(kept.shape[0])
+    for level in range(4):
+        _next_digit(places, turns, level, cut, need, counters, sums, found)
+        cut, need = found[0], found[1]
+    own = turns | 1  # columns of a thread: an odd number, so that those of a warp come from different banks
+    start, count = min(thread * own, past), 0
+    stop = min(start + own, past)
+    for i in range(start, stop):  # how many are above the cut and, 16 bits further up, at it
+        place = places[i]
         if place > cut:
-            kept[own + min(equals, need)] = i
-        if place == cut and equals < need:
-            kept[own + equals] = min(i, past - 1)
+            count += 1
+        if place == cut:
+            count += 1 << 16
+    before = _sum_before(count, sums)
+    higher, same = before & 0xFFFF, before >> 16
+    for i in range(start, stop):
+        place = places[i]
+        if place > cut:
+            kept[higher + min(same, need)] = i
+            higher += 1
+        if place == cut:
+            if same < need:
+                kept[higher + same] = i
+            same += 1
 
 
 @device
