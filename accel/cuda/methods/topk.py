@@ -241,7 +241,7 @@ def _write_columns(
 
 @device
 def _sum_before(own, memory):
-    """The sum of what the threads of the block before this one have; `memory` is a shared array, a number for a warp."""
+    """The sum of what the block's threads before this one have; `memory` is a shared array, a number for each warp."""
     warp, lane = cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP
     upto = warp_sum_to(own)
     if lane == WARP - 1:
