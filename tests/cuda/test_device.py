@@ -151,6 +151,32 @@ def test_attention_received_is_right_key_by_key(
     np.testing.assert_allclose(got, exact, rtol=1e-2, atol=1e-37)
 
 
+@pytest.mark.parametrize("dim", [128, 256])
+@pytest.mark.parametrize("cap", [0.7, 50.0, 1e6])
+@pytest.mark.parametrize(("tokens", "size", "group", "window"), [(1, 1000, 4, None), (70, 300, 3, 100)])
+def test_a_soft_cap_bends_scores_on_tensor_cores(
+    dim: int, cap: float, tokens: int, size: int, group: int, window: int | None
+) -> None:
+    """From scores that the cap hardly touches to those that are all but equal to it."""
+    from accel.cuda import attention, attention_mass, to_backend, to_numpy
+    from accel.cuda.attention import ampere, hopper, received_tensor
+    from accel.cuda.runtime.tiers import tier
+
+    q, k, v = random(2 * group, tokens, dim), random(2, size, dim), random(2, size, dim)
+    q[:2] *= 8
+    places = np.arange(size - tokens, size), np.broadcast_to(np.arange(size), (2, size))
+    options = {"cap": cap, "window": window}
+    there, exact = [to_backend(x) for x in (q, k, v, *places)], [x.astype(np.float64) for x in (q, k, v)]
+    wanted = reference.attention(*exact, *places, **options)
+    got = to_numpy(attention(*there, **options))
+    apart = np.linalg.norm(got - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
+    assert apart.max() < 1e-2
+    mass = reference.attention_mass(*exact[:2], *places, **options)
+    np.testing.assert_allclose(to_numpy(attention_mass(*there[:2], *there[3:], **options)), mass, rtol=1e-2, atol=1e-37)
+    cores = hopper if tier() == "wgmma" else ampere
+    assert all(one.keys for one in (cores.attend(dim, "bf16", True), *received_tensor.kernels(dim, "bf16", True)))
+
+
 def test_chosen_columns_are_read_where_they_stand() -> None:
     """Chunks that share a pass, in one launch, against attention over the columns gathered."""
     from accel.cuda import attention_each, new_cache, select_keys_each, to_backend, to_numpy, with_chunk
