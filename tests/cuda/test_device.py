@@ -67,21 +67,47 @@ def test_mma_is_a_matrix_product_in_the_layout_drawn(dim: int, n: int, tiles: in
     np.testing.assert_allclose(to_numpy(second), more, rtol=0, atol=1e-5 * np.abs(more).max())
 
 
-@pytest.mark.parametrize("size", [1_100, 8_192, 14_336, 14_337, 65_537, 140_001])
+@pytest.mark.parametrize("size", [1_100, 8_192, 14_336, 15_360, 15_361, 65_537, 140_001])
 @pytest.mark.parametrize("values", ["different", "few", "equal"])
 def test_rows_of_one_block_and_of_many_are_ranked(size: int, values: str) -> None:
-    """Ties across the borders of blocks, columns beyond 2^16, chunks that end within a block."""
+    """Ties across the borders of blocks and threads, both infinities and zeros, columns beyond 2^16, chunks that end
+    within a block."""
     from accel.cuda import to_backend, to_numpy
     from accel.cuda.methods.topk import keep_top_each
 
     scores = np.random.default_rng(size).standard_normal((3, 2, size)).astype(np.float32)
     if values != "different":
         scores = np.round(scores) if values == "few" else np.full_like(scores, -0.3)
+        scores[np.abs(scores) > 1] *= np.inf
     for budget in (1, 1_000, size // 2, size - 40):
         got = to_numpy(keep_top_each(to_backend(scores), size - 40, 20, budget, 0, 1, None))
         for chunk, row in enumerate(scores):
             wanted = reference.keep_top(row[:, : size - 40 + 20 * chunk], budget, recent=1)
             assert np.array_equal(got[chunk], wanted)
+
+
+@pytest.mark.parametrize("size", [1, 33, 1_024, 1_025, 2_048, 15_360])
+def test_protected_columns_of_a_row_of_one_block(size: int) -> None:
+    from accel.cuda import keep_top, to_backend, to_numpy
+
+    rng = np.random.default_rng(size)
+    scores = rng.standard_normal((3, size)).round(1).astype(np.float32)
+    places = np.sort(np.stack([rng.permutation(2 * size)[:size] for _ in scores]), axis=1)
+    for budget in {1, (size + 1) // 2, size}:
+        options = {"sinks": budget // 5, "recent": budget // 2, "positions": places}
+        wanted = reference.keep_top(scores, budget, **options)
+        got = keep_top(to_backend(scores), budget, **options | {"positions": to_backend(places)})
+        assert np.array_equal(to_numpy(got), wanted)
+
+
+def test_there_may_be_more_long_rows_than_blocks() -> None:
+    """A model without groups, and many chunks to a pass."""
+    from accel.cuda import to_backend, to_numpy
+    from accel.cuda.methods.topk import keep_top_each
+
+    scores = np.random.default_rng(0).standard_normal((5, 60, 15_400)).astype(np.float32)
+    got = to_numpy(keep_top_each(to_backend(scores), 15_400, 0, 100, 0, 0, None))
+    assert all(np.array_equal(kept, reference.keep_top(rows, 100)) for kept, rows in zip(got, scores, strict=True))
 
 
 @pytest.mark.parametrize("dim", [64, 80, 128, 256])

@@ -24,7 +24,7 @@ from reference import contract
 from reference.caote import GUARD
 from reference.contract import JOINS
 
-PART = 64  # tokens that a block sums
+PART, PARTS = 64, 64  # least tokens that a block sums, and most blocks of a head
 AHEAD = 8  # numbers that a thread asks for at once, or it would wait for each
 WARPS = THREADS // WARP  # tokens that a block weighs, one to a warp
 
@@ -37,9 +37,9 @@ def caote_scores(h: Array, v: Array, *, fast: bool = False, group: str = "mean")
     if scores.size:
         sums, tops = empty((heads, 2), F64), empty((heads,), I64)
         _shares[heads, THREADS](h, sums, tops, word())
-        parts = blocks(size, PART)
+        parts = min(blocks(size, PART), PARTS)
         partial, outputs = empty((parts, heads, 2, dim), F64), empty((heads, 2, dim), F64)
-        _sum_values[(parts, heads), THREADS](h, v, tops, partial)
+        _sum_values[(parts, heads), THREADS](h, v, tops, blocks(size, parts), partial)
         _outputs[heads, THREADS](h, v, sums, tops, partial, int(fast), outputs)
         grid = blocks(size, WARPS), sizes["KV"]
         _caote[grid, THREADS](h, v, sums, tops, outputs, int(fast), JOINS.index(group), scores)
@@ -79,11 +79,11 @@ def _shares(h, sums, tops, word):
 
 
 @kernel
-def _sum_values(h, v, tops, partial):
+def _sum_values(h, v, tops, each, partial):
     part, head, d = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
     kv = head // (h.shape[0] // v.shape[0])
     values, shares = cuda.local.array(AHEAD, np.float32), cuda.local.array(AHEAD, np.float32)
-    start, stop, top = part * PART, min((part + 1) * PART, v.shape[1]), tops[head]
+    start, stop, top = part * each, min((part + 1) * each, v.shape[1]), tops[head]
     while d < v.shape[2]:
         weighed, plain = 0.0, 0.0
         i = start

@@ -5,10 +5,9 @@ is found digit by digit: a pass over a row counts how often each digit occurs am
 found so far, and the digit at which the count from above reaches the budget is the next. A last pass writes the
 columns: those above the cut, and of those at the cut the first ones.
 
-A row of up to SHORT columns is one block's, in one launch, by digits of 8 bits. Its scores are held in shared memory,
-so that they are read once. They are often alike in their first digit: a counter has copies, lest all threads wait for
-one. In the end a thread counts what it keeps of some neighbouring columns, and writes them behind what the threads
-before it keep.
+A row of up to SHORT columns is one block's, in one launch, by digits of 8 bits. Scores are read once, in whole lines,
+and change hands in shared memory, so that each thread has some neighbouring columns in its registers: what it keeps of
+them stands behind what the threads before it keep, and leaves the block in whole lines again.
 
 A longer row is shared out among several blocks, in parts of neighbouring columns, by digits of 11, 11 and 10 bits, and
 every pass is a launch:
@@ -18,9 +17,8 @@ every pass is a launch:
     count
     write   every block finds the last digit, and from the counts of the parts before its own where its columns go
 
-Nothing is added up in an order that could change. What limits it: for short rows the whole numbers that one
-multiprocessor computes with in a cycle, else the launches, and reading a row four times, from the cache for all but the
-longest.
+Nothing is added up in an order that could change. What limits it: for short rows the instructions of one
+multiprocessor, else the launches, and reading a row four times, from the cache for all but the longest.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from accel.cuda.ptx.numbers import digit, ordered, wide
+from accel.cuda.ptx.numbers import ordered, upper, wide
 from accel.cuda.ptx.simulator import SIMULATED
 from accel.cuda.ptx.warp import warp_sum, warp_sum_to
 from accel.cuda.runtime.arrays import I32, I64, Array, empty
@@ -49,14 +47,13 @@ DIGIT = 8 if SIMULATED else 11  # bits
 DIGITS = 1 << DIGIT
 LEVELS = -(-32 // DIGIT)
 EACH, PAIRS = DIGITS // THREADS, DIGITS // 2 // THREADS  # digits that a thread adds up, and pairs of them
-LOW = 0xFFFFFFFF
-KEEPERS, HELD = (2, 2) if SIMULATED else (1024, 14)  # threads of a block that ranks alone; scores for each of them
-SHORT = KEEPERS * HELD  # columns of such a row: 56 KB, where the least that a device has for a block is 64
-KEEPING = KEEPERS // WARP  # warps
-BYTE, COPIES = 256, 1 if SIMULATED else 4  # digits of 8 bits, and of each of their counters
-PITCH = BYTE + 8  # between copies: what a warp counts at once then lies in different banks
-COUNTERS = COPIES * PITCH
-OF_BYTE = max(BYTE // KEEPERS, 1)  # digits that a thread adds up
+LOW, NONE, LEAST_PLACE, LAST = 0xFFFFFFFF, np.uint32(0), np.uint32(1), np.uint32(0xFFFFFFFF)
+KEEPERS, HELD = (2, 3) if SIMULATED else (1024, 15)  # threads of a block that ranks alone; columns of each, odd
+ASKED = HELD // 3  # scores that such a thread asks for before it looks at the first
+SHORT = KEEPERS * HELD  # columns of such a row: 60 KB, where the least that a device has for a block is 64
+KEEPING, OF_WARPS = KEEPERS // WARP, KEEPERS // WARP**2 or 1  # warps, and their sums that a thread adds up
+BYTE, COUNTERS = 256, 512  # digits of 8 bits, and counters of two levels' digits
+OF_LANE = BYTE // WARP  # of them that a thread of one warp adds up
 LEAST = 2 if SIMULATED else 4096  # columns of a part
 MOST_PARTS = 16  # of a row: every block adds up their counts
 BLOCKS = 12 if SIMULATED else 256  # that all rows are shared out among, about two for every multiprocessor
@@ -90,10 +87,10 @@ def keep_top_each(
     ends = _everywhere() if new is None else new
     places = plain(positions) if positions is not None and sinks else empty((scores.shape[1], 0), I64)
     (chunks, rows), longest = scores.shape[:2], past + (scores.shape[0] - 1) * step
-    parts = min(-(-longest // LEAST), BLOCKS // (chunks * rows), MOST_PARTS)
-    if longest <= SHORT or parts < 2:
+    if longest <= SHORT:
         _keep[(1, rows, chunks), KEEPERS](scores, past, step, ends, sinks, recent, places, out, noted)
         return whole
+    parts = max(1, min(-(-longest // LEAST), BLOCKS // (chunks * rows), MOST_PARTS))
     span, grid = -(-longest // parts), (parts, rows, chunks)
     counts, above = empty((LEVELS, chunks, rows, parts, DIGITS // 2), I64), empty((LEVELS, chunks, rows, parts), I32)
     found = empty((LEVELS, chunks, rows, 2), I64)
@@ -122,22 +119,21 @@ def _end(past, ends):
 
 
 @device
-def _order(line, row, i, past, sinks, recent, positions, word):
-    """A score's place among all float32: see `_place`."""
-    return _place(wide(line[i]), row, i, past, sinks, recent, positions, word)
+def _place(x, newest, sinks, positions, row, i):
+    """A score's place among all float32, as 1 … 2³² - 1: -0 and 0 are one, what is protected is the last."""
+    place = max(ordered(x), LEAST_PLACE)
+    if newest or (sinks > 0 and positions[row, i] < sinks):
+        place = LAST
+    return place
 
 
 @device
-def _place(x, row, i, past, sinks, recent, positions, word):
-    """A score's place among all float32, as 0 … 2³² - 1: -0 and 0 are one, what is protected is the last."""
+def _order(line, row, i, past, sinks, recent, positions, word):
+    """The place of a score where it stands. A NaN is noted."""
+    x = wide(line[i])
     if math.isnan(x):
         note(word, NAN_SCORE)
-    place = np.int64(ordered(x))
-    if i >= past - recent:
-        place = 0xFFFFFFFF
-    if sinks > 0 and positions[row, i] < sinks:
-        place = 0xFFFFFFFF
-    return place
+    return np.int64(_place(x, i >= past - recent, sinks, positions, row, i))
 
 
 @device
@@ -247,98 +243,102 @@ def _sum_before(own, memory):
     if lane == WARP - 1:
         memory[warp] = upto
     cuda.syncthreads()
-    others, w = 0, lane
-    while w < warp:
-        others += memory[w]
-        w += WARP
+    others = 0
+    for n in range(OF_WARPS):
+        if lane + n * WARP < warp:
+            others += memory[np.uint32(lane + n * WARP)]
     return warp_sum(others) + upto - own
 
 
 @device
-def _counted(counters, d):
-    """How often the digit BYTE - 1 - d was counted."""
+def _next_digit(counters, first, cut, shift, need, found):
+    """One warp: the digit at which the count from above reaches `need`, added to the cut, and how many are needed of
+    it -> found[0 … 1]. Digit d was counted in counters[first + d]."""
+    counts = cuda.local.array(OF_LANE, np.int32)
+    highest = BYTE - 1 - cuda.threadIdx.x * OF_LANE  # of this thread
     total = 0
-    for copy in range(COPIES):
-        total += counters[copy * PITCH + BYTE - 1 - d]
-    return total
-
-
-@device
-def _next_digit(places, turns, level, prefix, need, counters, sums, found):
-    """Add the digit of a level, the first being 0, to the prefix, and find how many of those with it are needed ->
-    found[0 … 1]."""
-    thread, shift = cuda.threadIdx.x, 24 - 8 * level
-    i = thread
-    while i < COUNTERS:
-        counters[i] = 0
-        i += KEEPERS
-    cuda.syncthreads()
-    copy = (thread % COPIES) * PITCH
-    for turn in range(turns):
-        place = places[turn * KEEPERS + thread]
-        if digit(place, shift + 8, 32) == prefix:
-            cuda.atomic.add(counters, copy + digit(place, shift, 8), 1)
-    cuda.syncthreads()
-    first, total = thread * OF_BYTE, 0
-    if first < BYTE:
-        for n in range(OF_BYTE):  # from the highest digit down
-            total += _counted(counters, first + n)
-    higher = _sum_before(total, sums)
-    if higher < need and need <= higher + total:
-        d, count = first, _counted(counters, first)
-        while higher + count < need:
-            higher += count
-            d += 1
-            count = _counted(counters, d)
-        found[0], found[1] = (prefix << 8) | (BYTE - 1 - d), need - higher
-    cuda.syncthreads()
+    for n in range(OF_LANE):
+        counts[n] = counters[np.uint32(first + highest - n)]
+        total += counts[n]
+    higher = warp_sum_to(total) - total
+    for n in range(OF_LANE):
+        if higher < need and need <= higher + counts[n]:
+            found[0], found[1] = cut | (highest - n) << shift, need - higher
+        higher += counts[n]
 
 
 @kernel(threads=KEEPERS, shared=4 * SHORT)
 def _keep(scores, first, step, ends, sinks, recent, positions, out, word):
-    places = cuda.shared.array(SHORT if SIMULATED else 0, np.uint32)
+    memory = cuda.shared.array(SHORT if SIMULATED else 0, np.uint32)  # places, and in the end columns
     counters = cuda.shared.array(COUNTERS, np.int32)
     sums = cuda.shared.array(KEEPING, np.int32)
     found = cuda.shared.array(2, np.uint32)
-    asked = cuda.local.array(AHEAD, np.float32)
+    asked = cuda.local.array(ASKED, np.float32)
+    places = cuda.local.array(HELD, np.uint32)
     row, chunk, thread = cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
     past, line, kept = _end(first + chunk * step, ends), scores[chunk, row], out[chunk, row]
-    turns = (past + KEEPERS - 1) // KEEPERS
+    wrong = False
     i = thread
     while i < past:
-        for u in range(AHEAD):
-            asked[u] = wide(line[min(i + u * KEEPERS, past - 1)])
-        for u in range(AHEAD):
-            if i + u * KEEPERS < past:
-                places[i + u * KEEPERS] = _place(asked[u], row, i + u * KEEPERS, past, sinks, recent, positions, word)
-        i += AHEAD * KEEPERS
-    i = (turns - 1) * KEEPERS + thread
-    if i >= past:
-        places[i] = 0  # no number's is lower
+        left, free = np.int32(past - i), np.int32(max(past - recent, 0) - i)
+        for u in range(ASKED):
+            asked[u] = wide(line[np.uint32(i + (u * KEEPERS if u * KEEPERS < left else 0))])
+        for u in range(ASKED):
+            there = np.uint32(i + (u * KEEPERS if u * KEEPERS < left else 0))
+            wrong = wrong or math.isnan(asked[u])
+            place = _place(asked[u], u * KEEPERS >= free, sinks, positions, row, there)
+            memory[np.uint32(i + u * KEEPERS)] = place  # beyond the row's end too, where nobody looks
+        i += ASKED * KEEPERS
+    if wrong:
+        note(word, NAN_SCORE)
+    for n in range(-(-BYTE // KEEPERS)):
+        if thread + n * KEEPERS < BYTE:
+            counters[np.uint32(thread + n * KEEPERS)] = 0
+    cuda.syncthreads()
+    own = ((past + KEEPERS - 1) // KEEPERS) | 1  # columns of a thread: odd, so that a warp's lie in different banks
+    start = thread * own
+    count = np.int32(min(max(past - start, 0), own))
+    for n in range(HELD):
+        places[n] = memory[np.uint32(start + n)]
+        if n >= count:
+            places[n] = NONE
     cut, need = np.uint32(0), np.uint32(kept.shape[0])
     for level in range(4):
-        _next_digit(places, turns, level, cut, need, counters, sums, found)
+        half, shift, limit = level % 2 * BYTE, 24 - 8 * level, upper(LAST, 8 * level)
+        for n in range(HELD):
+            rest = places[n] ^ cut  # without the digits found, if it has them
+            if rest <= limit:
+                cuda.atomic.add(counters, np.uint32(half + upper(rest, shift)), 1)
+        cuda.syncthreads()
+        if thread < WARP:
+            _next_digit(counters, half, cut, shift, need, found)
+        else:
+            for n in range(-(-BYTE // (KEEPERS - WARP))):
+                i = thread - WARP + n * (KEEPERS - WARP)
+                if i < BYTE:
+                    counters[np.uint32(BYTE - half + i)] = 0
+        cuda.syncthreads()
         cut, need = found[0], found[1]
-    own = turns | 1  # columns of a thread: an odd number, so that those of a warp come from different banks
-    start, count = min(thread * own, past), 0
-    stop = min(start + own, past)
-    for i in range(start, stop):  # how many are above the cut and, 16 bits further up, at it
-        place = places[i]
-        if place > cut:
-            count += 1
-        if place == cut:
-            count += 1 << 16
-    before = _sum_before(count, sums)
-    higher, same = before & 0xFFFF, before >> 16
-    for i in range(start, stop):
-        place = places[i]
-        if place > cut:
-            kept[higher + min(same, need)] = i
-            higher += 1
-        if place == cut:
-            if same < need:
-                kept[higher + same] = i
-            same += 1
+    tally = np.int32(0)
+    for n in range(HELD):  # how many are above the cut and, 16 bits further up, at it
+        if places[n] > cut:
+            tally = np.int32(tally + 1)
+        if places[n] == cut:
+            tally = np.int32(tally + 0x10000)
+    before = _sum_before(tally, sums)
+    same = np.uint32(before >> 16)
+    at = np.uint32((before & 0xFFFF) + min(same, need))
+    for n in range(HELD):
+        if places[n] > cut or (places[n] == cut and same < need):
+            memory[at] = start + n
+            at = np.uint32(at + 1)
+        if places[n] == cut:
+            same = np.uint32(same + 1)
+    cuda.syncthreads()
+    i = thread
+    while i < kept.shape[0]:
+        kept[np.uint32(i)] = memory[np.uint32(i)]
+        i += KEEPERS
 
 
 @device

@@ -37,9 +37,9 @@ if SIMULATED:
         found = int(np.float32(x + np.float32(0)).view(np.uint32))
         return np.uint32(found ^ 0xFFFFFFFF if found & 0x80000000 else found | 0x80000000)
 
-    def digit(x: Any, shift: Any, count: Any) -> Any:
-        """`count` of the bits of a whole number of 32 bits, from bit `shift` on; 0 beyond its end."""
-        return np.uint32((int(x) >> int(shift)) & ((1 << int(count)) - 1))
+    def upper(x: Any, shift: Any) -> Any:
+        """The bits of a whole number of 32 bits from bit `shift` on."""
+        return np.uint32(int(x) >> int(shift))
 
 else:
     from llvmlite import ir
@@ -93,13 +93,13 @@ else:
         return types.uint32(types.float32), generate
 
     @intrinsic
-    def digit(typing: Any, x: Any, shift: Any, count: Any) -> Any:
-        """`count` of the bits of a whole number of 32 bits, from bit `shift` on; 0 beyond its end."""
+    def upper(typing: Any, x: Any, shift: Any) -> Any:
+        """The bits of a whole number of 32 bits from bit `shift` on."""
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return assembly(builder, I32, arguments, "bfe.u32 $0, $1, $2, $3;", "=r,r,r,r", pure=True)
+            return builder.lshr(*arguments)
 
-        return types.uint32(types.uint32, types.uint32, types.uint32), generate
+        return types.uint32(types.uint32, types.uint32), generate
 
     @intrinsic
     def exp2(typing: Any, x: Any) -> Any:
