@@ -182,10 +182,14 @@ def shared_out() -> str:
     rng = np.random.default_rng(0)
     shared = (23, 2, 9, 0, 0), (20, 0, 19, 2, 3), (17, 1, 1, 0, 1), (12, 3, 6, 3, 0)
     alone = (1, 0, 1, 0, 0), (3, 0, 1, 0, 0), (4, 1, 2, 0, 0), (5, 0, 3, 2, 1), (6, 2, 4, 0, 2)
-    for rows, size, step, budget, sinks, recent in (*[(2, *one) for one in (*shared, *alone)], (7, 9, 1, 5, 1, 1)):
+    for rows, size, step, budget, sinks, recent in (
+        *[(2, *one) for one in (*shared, *alone)],
+        (7, 9, 1, 5, 1, 1),
+        (9, 6, 0, 3, 1, 0),
+    ):
         few = np.array([-np.inf, -1, -0.0, 0, 1, np.inf], np.float32)
         scores = rng.choice(few[:: rng.integers(1, 3)], (2, rows, size))
-        places = np.sort(rng.choice(40, (rows, size)), axis=1)
+        places = np.sort(rng.permuted(np.tile(np.arange(2 * size), (rows, 1)), axis=1)[:, :size], axis=1)
         there = [accel.cuda.to_backend(x) for x in (scores, places)]
         got = accel.cuda.to_numpy(keep_top_each(there[0], size - step, step, budget, sinks, recent, there[1]))
         for chunk, lines in enumerate(scores):
