@@ -138,7 +138,7 @@ def test_keydiff_in_pieces_is_assembled(arch: str) -> None:
     from accel.cuda.runtime.kernels import assemble
 
     add, score, _ = kernels(128, "bf16")
-    for kernel, key in ((add, (*[int] * 8, (F64, 3))), (score, (int,) * 9)):
+    for kernel, key in ((add, (*[int] * 8, (F64, 3))), (score, (*[int] * 6, (F64, 3), int, int))):
         _, report = assemble(kernel.text(key, arch), arch)
         assert not complaints(report), report
 

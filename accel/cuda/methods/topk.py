@@ -253,7 +253,8 @@ def _sum_before(own, memory):
 @device
 def _next_digit(counters, first, cut, shift, need, found):
     """One warp: the digit at which the count from above reaches `need`, added to the cut, and how many are needed of
-    it -> found[0 … 1]. Digit d was counted in counters[first + d]."""
+    it -> found[0 … 1]. Where all are, the cut is just below them, and none is needed of it. Digit d was counted in
+    counters[first + d]."""
     counts = cuda.local.array(OF_LANE, np.int32)
     highest = BYTE - 1 - cuda.threadIdx.x * OF_LANE  # of this thread
     total = 0
@@ -262,8 +263,11 @@ def _next_digit(counters, first, cut, shift, need, found):
         total += counts[n]
     higher = warp_sum_to(total) - total
     for n in range(OF_LANE):
-        if higher < need and need <= higher + counts[n]:
-            found[0], found[1] = cut | (highest - n) << shift, need - higher
+        place, still = cut | (highest - n) << shift, need - higher
+        if still > 0 and still <= counts[n]:
+            if still == counts[n] and place > 0:
+                place, still = place - 1, 0
+            found[0], found[1] = place, still
         higher += counts[n]
 
 
@@ -303,7 +307,8 @@ def _keep(scores, first, step, ends, sinks, recent, positions, out, word):
         if n >= count:
             places[n] = NONE
     cut, need = np.uint32(0), np.uint32(kept.shape[0])
-    for level in range(4):
+    level = 0
+    while need > 0 and level < 4:
         half, shift, limit = level % 2 * BYTE, 24 - 8 * level, upper(LAST, 8 * level)
         for n in range(HELD):
             rest = places[n] ^ cut  # without the digits found, if it has them
@@ -319,6 +324,7 @@ def _keep(scores, first, step, ends, sinks, recent, positions, out, word):
                     counters[np.uint32(BYTE - half + i)] = 0
         cuda.syncthreads()
         cut, need = found[0], found[1]
+        level += 1
     tally = np.int32(0)
     for n in range(HELD):  # how many are above the cut and, 16 bits further up, at it
         if places[n] > cut:
