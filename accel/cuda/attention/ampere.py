@@ -116,7 +116,7 @@ def attend(dim: int, form: str, capped: bool) -> Kernel:
     @kernel(name=f"attend_{dim}_{form}{'_capped' if capped else ''}", threads=THREADS, shared=SHARED)
     def attend(
         q, q_chunk, q_head, q_token, q_wide, k, k_head, k_row, v, v_head, v_row, columns, columns_chunk, columns_head,
-        kept, own, own_chunk, bounds, before, window, held, tokens, group, by_group, scale, bent, splits, by_splits,
+        kept, own, own_chunk, bounds, before, window, held, tokens, group, by_group, scale, by, splits, by_splits,
         out, out_wide, part, stats,
     ):  # fmt: skip
         base = (shared_address(cuda.shared.array(0, dtype=np.uint8)) + 1023) & ~1023
@@ -178,7 +178,7 @@ def attend(dim: int, form: str, capped: bool) -> Kernel:
                 read_rows(s_v + to, values, v_row, place, kept, own_start, following, last)
             copies_commit()
             score(s, q_at, k_at + slot * TILE)
-            bend(s, bent)
+            bend(s, by)
             if at < highest_lo or at + KEYS > lowest_hi:
                 mask(s, 0, 0, row0, at + column, head, tokens, by_group, before, held, window, bounds)
                 mask(s, 0, 1, row0, at + column, head, tokens, by_group, before, held, window, bounds)

@@ -87,7 +87,7 @@ def attend(dim: int, form: str, capped: bool) -> Kernel:
     @kernel(name=f"attend_{dim}_{form}{'_capped' if capped else ''}", threads=THREADS, shared=SHARED, feature="a")
     def attend(
         q, q_chunk, q_head, q_token, q_wide, k, k_head, k_row, v, v_head, v_row, columns, columns_chunk, columns_head,
-        kept, own, own_chunk, bounds, before, window, held, tokens, group, by_group, scale, bent, splits, by_splits,
+        kept, own, own_chunk, bounds, before, window, held, tokens, group, by_group, scale, by, splits, by_splits,
         out, out_wide, part, stats,
     ):  # fmt: skip
         base = (shared_address(cuda.shared.array(0, dtype=np.uint8)) + 1023) & ~1023
@@ -195,7 +195,7 @@ def attend(dim: int, form: str, capped: bool) -> Kernel:
                     slot = 0
                     phase ^= 1
 
-                bend(s, bent)
+                bend(s, by)
                 at = start + n * KEYS
                 if at < highest_lo or at + KEYS > lowest_hi:
                     a0, b0 = lo0 - at - column, hi0 - at - column

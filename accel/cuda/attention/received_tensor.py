@@ -3,7 +3,7 @@
     peaks    the rows are queries, all heads of a group folded as in ampere.py: each row's peak m and sum l over a part
              of the keys; `join` makes one of the parts
     mass     the rows are 128 keys, which stay in shared memory while the queries of each head pass by, 64 at a time:
-             mass_j = Σ_t 2^(x_tj - m_t) / l_t,     x = rate · q·k
+             mass_j = Σ_t 2^(x_tj - m_t) / l_t,     x = rate · q·k, or rate · tanh(by · q·k) under a soft cap
 
 so that every sum is over what one thread, or four neighbours, have in registers. Weights are float32 throughout, since
 eviction is decided by the smallest of them.
@@ -97,7 +97,7 @@ def kernels(dim: int, form: str, capped: bool) -> tuple[Kernel, Kernel]:
     @kernel(name=f"peaks_{named}", threads=THREADS, shared=1024 + Q_TILE + 2 * TILE)
     def peaks(
         q, q_head, q_token, q_wide, k, k_head, k_row, bounds, before, window, held, tokens, group, by_group, scale,
-        bent, found,
+        by, found,
     ):  # fmt: skip
         base = (shared_address(cuda.shared.array(0, dtype=np.uint8)) + 1023) & ~1023
         s_k = base + Q_TILE
@@ -136,7 +136,7 @@ def kernels(dim: int, form: str, capped: bool) -> tuple[Kernel, Kernel]:
                 read_rows(to, keys, k_row, 0, 0, 0, at + KEYS + line, held - 1)
             copies_commit()
             score(s, q_at, k_at + slot * TILE)
-            bend(s, bent)
+            bend(s, by)
             if at < highest_lo or at + KEYS > lowest_hi:
                 a0, b0, a1, b1 = lo0 - at - column, hi0 - at - column, lo1 - at - column, hi1 - at - column
                 for i in range(KEYS // 8):
@@ -176,7 +176,7 @@ def kernels(dim: int, form: str, capped: bool) -> tuple[Kernel, Kernel]:
 
     @kernel(name=f"mass_{named}", threads=THREADS, shared=1024 + HELD_TILE + Q_TILE)
     def received(
-        q, q_head, q_token, q_wide, k, k_head, k_row, bounds, before, window, held, tokens, group, scale, bent, stats,
+        q, q_head, q_token, q_wide, k, k_head, k_row, bounds, before, window, held, tokens, group, scale, by, stats,
         out, out_head,
     ):  # fmt: skip
         peak = cuda.shared.array(QUERIES, np.float32)
@@ -218,7 +218,7 @@ def kernels(dim: int, form: str, capped: bool) -> tuple[Kernel, Kernel]:
                             peak[thread], gain[thread] = -LOWEST, float32(0)
                     cuda.syncthreads()
                     score_held(s, k_at, q_at)
-                    bend_held(s, bent)
+                    bend_held(s, by)
                     if first < highest_lo or first + HELD > lowest_hi:
                         for i in range(QUERIES // 8):
                             for j in range(2):
