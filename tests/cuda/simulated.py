@@ -180,11 +180,11 @@ def shared_out() -> str:
     """Rows that several blocks share: ties across their borders, chunks that end within one, what is protected; rows of
     one block with ties at the cut, and more long rows than there are blocks."""
     rng = np.random.default_rng(0)
-    shared = (23, 2, 9, 0, 0), (20, 0, 19, 2, 3), (17, 1, 1, 0, 1), (12, 3, 6, 3, 0)
+    shared = (23, 2, 9, 0, 0), (20, 0, 19, 2, 3), (17, 1, 1, 0, 1), (22, 3, 6, 3, 0)
     alone = (1, 0, 1, 0, 0), (3, 0, 1, 0, 0), (4, 1, 2, 0, 0), (5, 0, 3, 2, 1), (6, 2, 4, 0, 2)
     for rows, size, step, budget, sinks, recent in (
         *[(2, *one) for one in (*shared, *alone)],
-        (7, 9, 1, 5, 1, 1),
+        (7, 19, 0, 5, 1, 1),
         (9, 6, 0, 3, 1, 0),
     ):
         few = np.array([-np.inf, -1, -0.0, 0, 1, np.inf], np.float32)

@@ -71,9 +71,12 @@ needs_compiler = pytest.mark.skipif(
 def test_portable_kernels_are_assembled(simulated: list[dict[str, Any]]) -> None:
     """Each kernel for the types that the simulator called it with, for every architecture in turn."""
     from accel.cuda.ffn import predictor
+    from accel.cuda.methods import topk_block
     from accel.cuda.runtime.kernels import Kernel, assemble
 
     predictor.products("plain")
+    for size in topk_block.SIZES:
+        topk_block.keeper(*size)
     known = {kernel.name: kernel for kernel in Kernel.known}
     found = {name: keys[0] for one in simulated for name, keys in one["keys"].items()}
     assert len(found) > 30

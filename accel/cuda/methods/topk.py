@@ -5,9 +5,7 @@ is found digit by digit: a pass over a row counts how often each digit occurs am
 found so far, and the digit at which the count from above reaches the budget is the next. A last pass writes the
 columns: those above the cut, and of those at the cut the first ones.
 
-A row of up to SHORT columns is one block's, in one launch, by digits of 8 bits. Scores are read once, in whole lines,
-and change hands in shared memory, so that each thread has some neighbouring columns in its registers: what it keeps of
-them stands behind what the threads before it keep, and leaves the block in whole lines again.
+A row that fits in the shared memory of one block is ranked by it (topk_block.py).
 
 A longer row is shared out among several blocks, in parts of neighbouring columns, by digits of 11, 11 and 10 bits, and
 every pass is a launch:
@@ -17,8 +15,8 @@ every pass is a launch:
     count
     write   every block finds the last digit, and from the counts of the parts before its own where its columns go
 
-Nothing is added up in an order that could change. What limits it: for short rows the instructions of one
-multiprocessor, else the launches, and reading a row four times, from the cache for all but the longest.
+Nothing is added up in an order that could change. What limits it: the launches, and reading a row four times, from
+the cache for all but the longest.
 """
 
 from __future__ import annotations
@@ -30,9 +28,10 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from accel.cuda.ptx.numbers import ordered, upper, wide
+from accel.cuda.methods import topk_block
+from accel.cuda.methods.topk_block import place_of, row_end
+from accel.cuda.ptx.numbers import wide
 from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.ptx.warp import warp_sum, warp_sum_to
 from accel.cuda.runtime.arrays import I32, I64, Array, empty
 from accel.cuda.runtime.errors import NAN_SCORE, note, word
 from accel.cuda.runtime.kernels import device, kernel
@@ -47,13 +46,7 @@ DIGIT = 8 if SIMULATED else 11  # bits
 DIGITS = 1 << DIGIT
 LEVELS = -(-32 // DIGIT)
 EACH, PAIRS = DIGITS // THREADS, DIGITS // 2 // THREADS  # digits that a thread adds up, and pairs of them
-LOW, NONE, LEAST_PLACE, LAST = 0xFFFFFFFF, np.uint32(0), np.uint32(1), np.uint32(0xFFFFFFFF)
-KEEPERS, HELD = (2, 3) if SIMULATED else (1024, 15)  # threads of a block that ranks alone; columns of each, odd
-ASKED = HELD // 3  # scores that such a thread asks for before it looks at the first
-SHORT = KEEPERS * HELD  # columns of such a row: 60 KB, where the least that a device has for a block is 64
-KEEPING, OF_WARPS = KEEPERS // WARP, KEEPERS // WARP**2 or 1  # warps, and their sums that a thread adds up
-BYTE, COUNTERS = 256, 512  # digits of 8 bits, and counters of two levels' digits
-OF_LANE = BYTE // WARP  # of them that a thread of one warp adds up
+LOW = 0xFFFFFFFF
 LEAST = 2 if SIMULATED else 4096  # columns of a part
 MOST_PARTS = 16  # of a row: every block adds up their counts
 BLOCKS = 12 if SIMULATED else 256  # that all rows are shared out among, about two for every multiprocessor
@@ -87,8 +80,10 @@ def keep_top_each(
     ends = _everywhere() if new is None else new
     places = plain(positions) if positions is not None and sinks else empty((scores.shape[1], 0), I64)
     (chunks, rows), longest = scores.shape[:2], past + (scores.shape[0] - 1) * step
-    if longest <= SHORT:
-        _keep[(1, rows, chunks), KEEPERS](scores, past, step, ends, sinks, recent, places, out, noted)
+    alone = topk_block.fitting(longest)
+    if alone is not None:
+        keep, threads = alone
+        keep[(1, rows, chunks), threads](scores, past, step, ends, sinks, recent, places, out, noted)
         return whole
     parts = max(1, min(-(-longest // LEAST), BLOCKS // (chunks * rows), MOST_PARTS))
     span, grid = -(-longest // parts), (parts, rows, chunks)
@@ -113,27 +108,12 @@ def _everywhere() -> Array:
 
 
 @device
-def _end(past, ends):
-    """How many columns of a row there are: ends[0], where it says."""
-    return ends[0] if ends.shape[0] > 0 else past
-
-
-@device
-def _place(x, newest, sinks, positions, row, i):
-    """A score's place among all float32, as 1 … 2³² - 1: -0 and 0 are one, what is protected is the last."""
-    place = max(ordered(x), LEAST_PLACE)
-    if newest or (sinks > 0 and positions[row, i] < sinks):
-        place = LAST
-    return place
-
-
-@device
 def _order(line, row, i, past, sinks, recent, positions, word):
     """The place of a score where it stands. A NaN is noted."""
     x = wide(line[i])
     if math.isnan(x):
         note(word, NAN_SCORE)
-    return np.int64(_place(x, i >= past - recent, sinks, positions, row, i))
+    return np.int64(place_of(x, i >= past - recent, sinks, positions, row, i))
 
 
 @device
@@ -236,118 +216,6 @@ def _write_columns(
 
 
 @device
-def _sum_before(own, memory):
-    """The sum of what the block's threads before this one have; `memory` is a shared array, a number for each warp."""
-    warp, lane = cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP
-    upto = warp_sum_to(own)
-    if lane == WARP - 1:
-        memory[warp] = upto
-    cuda.syncthreads()
-    others = 0
-    for n in range(OF_WARPS):
-        if lane + n * WARP < warp:
-            others += memory[np.uint32(lane + n * WARP)]
-    return warp_sum(others) + upto - own
-
-
-@device
-def _next_digit(counters, first, cut, shift, need, found):
-    """One warp: the digit at which the count from above reaches `need`, added to the cut, and how many are needed of
-    it -> found[0 … 1]. Where all are, the cut is just below them, and none is needed of it. Digit d was counted in
-    counters[first + d]."""
-    counts = cuda.local.array(OF_LANE, np.int32)
-    highest = BYTE - 1 - cuda.threadIdx.x * OF_LANE  # of this thread
-    total = 0
-    for n in range(OF_LANE):
-        counts[n] = counters[np.uint32(first + highest - n)]
-        total += counts[n]
-    higher = warp_sum_to(total) - total
-    for n in range(OF_LANE):
-        place, still = cut | (highest - n) << shift, need - higher
-        if still > 0 and still <= counts[n]:
-            if still == counts[n] and place > 0:
-                place, still = place - 1, 0
-            found[0], found[1] = place, still
-        higher += counts[n]
-
-
-@kernel(threads=KEEPERS, shared=4 * SHORT)
-def _keep(scores, first, step, ends, sinks, recent, positions, out, word):
-    memory = cuda.shared.array(SHORT if SIMULATED else 0, np.uint32)  # places, and in the end columns
-    counters = cuda.shared.array(COUNTERS, np.int32)
-    sums = cuda.shared.array(KEEPING, np.int32)
-    found = cuda.shared.array(2, np.uint32)
-    asked = cuda.local.array(ASKED, np.float32)
-    places = cuda.local.array(HELD, np.uint32)
-    row, chunk, thread = cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
-    past, line, kept = _end(first + chunk * step, ends), scores[chunk, row], out[chunk, row]
-    wrong = False
-    i = thread
-    while i < past:
-        left, free = np.int32(past - i), np.int32(max(past - recent, 0) - i)
-        for u in range(ASKED):
-            asked[u] = wide(line[np.uint32(i + (u * KEEPERS if u * KEEPERS < left else 0))])
-        for u in range(ASKED):
-            there = np.uint32(i + (u * KEEPERS if u * KEEPERS < left else 0))
-            wrong = wrong or math.isnan(asked[u])
-            place = _place(asked[u], u * KEEPERS >= free, sinks, positions, row, there)
-            memory[np.uint32(i + u * KEEPERS)] = place  # beyond the row's end too, where nobody looks
-        i += ASKED * KEEPERS
-    if wrong:
-        note(word, NAN_SCORE)
-    for n in range(-(-BYTE // KEEPERS)):
-        if thread + n * KEEPERS < BYTE:
-            counters[np.uint32(thread + n * KEEPERS)] = 0
-    cuda.syncthreads()
-    own = ((past + KEEPERS - 1) // KEEPERS) | 1  # columns of a thread: odd, so that a warp's lie in different banks
-    start = thread * own
-    count = np.int32(min(max(past - start, 0), own))
-    for n in range(HELD):
-        places[n] = memory[np.uint32(start + n)]
-        if n >= count:
-            places[n] = NONE
-    cut, need = np.uint32(0), np.uint32(kept.shape[0])
-    level = 0
-    while need > 0 and level < 4:
-        half, shift, limit = level % 2 * BYTE, 24 - 8 * level, upper(LAST, 8 * level)
-        for n in range(HELD):
-            rest = places[n] ^ cut  # without the digits found, if it has them
-            if rest <= limit:
-                cuda.atomic.add(counters, np.uint32(half + upper(rest, shift)), 1)
-        cuda.syncthreads()
-        if thread < WARP:
-            _next_digit(counters, half, cut, shift, need, found)
-        else:
-            for n in range(-(-BYTE // (KEEPERS - WARP))):
-                i = thread - WARP + n * (KEEPERS - WARP)
-                if i < BYTE:
-                    counters[np.uint32(BYTE - half + i)] = 0
-        cuda.syncthreads()
-        cut, need = found[0], found[1]
-        level += 1
-    tally = np.int32(0)
-    for n in range(HELD):  # how many are above the cut and, 16 bits further up, at it
-        if places[n] > cut:
-            tally = np.int32(tally + 1)
-        if places[n] == cut:
-            tally = np.int32(tally + 0x10000)
-    before = _sum_before(tally, sums)
-    same = np.uint32(before >> 16)
-    at = np.uint32((before & 0xFFFF) + min(same, need))
-    for n in range(HELD):
-        if places[n] > cut or (places[n] == cut and same < need):
-            memory[at] = start + n
-            at = np.uint32(at + 1)
-        if places[n] == cut:
-            same = np.uint32(same + 1)
-    cuda.syncthreads()
-    i = thread
-    while i < kept.shape[0]:
-        kept[np.uint32(i)] = memory[np.uint32(i)]
-        i += KEEPERS
-
-
-@device
 def _gather_counts(counts, part, need, digits, sums, digit, seen):
     """Find a digit from the counts of all parts (P, pairs), two of which are in a word. How many are above it ->
     seen[0] in this part, seen[1] in the parts before it; how many are at it in the parts before -> seen[2]."""
@@ -392,7 +260,7 @@ def _count(scores, first, step, ends, sinks, recent, positions, budget, span, le
     digit = cuda.shared.array(2, np.int64)
     seen = cuda.shared.array(3, np.int32)
     part, row, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
-    past, line = _end(first + chunk * step, ends), scores[chunk, row]
+    past, line = row_end(first + chunk * step, ends), scores[chunk, row]
     prefix, need, higher = 0, budget, 0
     if level > 0:
         prefix, need = found[level - 1, chunk, row, 0], found[level - 1, chunk, row, 1]
@@ -419,7 +287,7 @@ def _write(scores, first, step, ends, sinks, recent, positions, span, counts, ab
     highers = cuda.shared.array(WARPS, np.int32)
     equal = cuda.shared.array(WARPS, np.int32)
     part, row, chunk = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
-    past, line = _end(first + chunk * step, ends), scores[chunk, row]
+    past, line = row_end(first + chunk * step, ends), scores[chunk, row]
     level = LEVELS - 1
     _gather_counts(counts[level, chunk, row], part, found[level, chunk, row, 1], digits, sums, digit, seen)
     cut = (found[level, chunk, row, 0] << (32 - DIGIT * level)) | digit[0]
