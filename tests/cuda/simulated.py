@@ -177,19 +177,24 @@ def repeated() -> str:
 
 
 def shared_out() -> str:
-    """Rows that several blocks share: ties across their borders, chunks that end within one, what is protected; and a
-    row of one block with ties at the cut."""
+    """Rows that several blocks share: ties across their borders, chunks that end within one, what is protected; rows of
+    one block with ties at the cut, and more long rows than there are blocks."""
     rng = np.random.default_rng(0)
-    shared = (23, 2, 9, 0, 0), (20, 0, 19, 2, 3), (17, 1, 1, 0, 1), (12, 3, 6, 3, 0)
-    for size, step, budget, sinks, recent in (*shared, (4, 1, 2, 0, 0)):
-        scores = rng.integers(-1, 2, (2, 2, size)).astype(np.float32)  # few different ones, -0 and 0 among them
-        scores[scores == 0] *= rng.choice([-1, 1])
-        places = np.sort(rng.choice(40, (2, size)), axis=1)
+    shared = (23, 2, 9, 0, 0), (20, 0, 19, 2, 3), (17, 1, 1, 0, 1), (22, 3, 6, 3, 0)
+    alone = (1, 0, 1, 0, 0), (3, 0, 1, 0, 0), (4, 1, 2, 0, 0), (5, 0, 3, 2, 1), (6, 2, 4, 0, 2)
+    for rows, size, step, budget, sinks, recent in (
+        *[(2, *one) for one in (*shared, *alone)],
+        (7, 19, 0, 5, 1, 1),
+        (9, 6, 0, 3, 1, 0),
+    ):
+        few = np.array([-np.inf, -1, -0.0, 0, 1, np.inf], np.float32)
+        scores = rng.choice(few[:: rng.integers(1, 3)], (2, rows, size))
+        places = np.sort(rng.permuted(np.tile(np.arange(2 * size), (rows, 1)), axis=1)[:, :size], axis=1)
         there = [accel.cuda.to_backend(x) for x in (scores, places)]
         got = accel.cuda.to_numpy(keep_top_each(there[0], size - step, step, budget, sinks, recent, there[1]))
-        for chunk, rows in enumerate(scores):
+        for chunk, lines in enumerate(scores):
             past = size - step + chunk * step
-            wanted = keep_top(rows[:, :past], budget, sinks=sinks, recent=recent, positions=places[:, :past])
+            wanted = keep_top(lines[:, :past], budget, sinks=sinks, recent=recent, positions=places[:, :past])
             if not np.array_equal(got[chunk], wanted):
                 return f"{size} columns, chunk {chunk}: got {got[chunk].tolist()}, wanted {wanted.tolist()}"
     return ""

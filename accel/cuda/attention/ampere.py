@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from numba import cuda, float32, uint32
 
-from accel.cuda.attention.tiles import LOWEST, divide, query_reader, row_reader, sees
+from accel.cuda.attention.tiles import LOWEST, bender, divide, query_reader, row_reader, sees
 from accel.cuda.ptx.copy import copies_commit, copies_wait
 from accel.cuda.ptx.memory import pack_bf16, pack_f16, shared_address, store_pair, store_word
 from accel.cuda.ptx.mma import from_registers, from_shared, lane_columns, lane_rows
@@ -37,8 +37,8 @@ def tile_keys(dim: int) -> int:
 
 
 @cache
-def attend(dim: int, form: str) -> Kernel:
-    """The kernel for one head_dim of DIMS, and "bf16" or "f16" keys and values."""
+def attend(dim: int, form: str, capped: bool) -> Kernel:
+    """The kernel for one head_dim of DIMS, "bf16" or "f16" keys and values, with a soft cap or without."""
     ROWS, KEYS, PANELS = tile_rows(dim), tile_keys(dim), -(-dim // 64)
     TILES, KEY_SHIFT = ROWS // 64, KEYS.bit_length() - 1  # of 16 rows that a warp has
     TILE, Q_TILE = PANELS * KEYS * 128, PANELS * ROWS * 128  # bytes
@@ -50,6 +50,7 @@ def attend(dim: int, form: str) -> Kernel:
     arrived = copies_wait(0)
     pack = pack_bf16 if form == "bf16" else pack_f16
     read_rows, read_queries = row_reader(dim, KEYS), query_reader(dim, form, ROWS)
+    bend = bender(SCORES, capped)
 
     @device
     def mask(s, m, half, row0, at, head, tokens, by_group, before, held, window, bounds):
@@ -112,11 +113,11 @@ def attend(dim: int, form: str) -> Kernel:
                 if column == 0:
                     store_pair(stats + 8 * at, peak[2 * m + half] * rate, sums)
 
-    @kernel(name=f"attend_{dim}_{form}", threads=THREADS, shared=SHARED)
+    @kernel(name=f"attend_{dim}_{form}{'_capped' if capped else ''}", threads=THREADS, shared=SHARED)
     def attend(
         q, q_chunk, q_head, q_token, q_wide, k, k_head, k_row, v, v_head, v_row, columns, columns_chunk, columns_head,
-        kept, own, own_chunk, bounds, before, window, held, tokens, group, by_group, scale, splits, by_splits, out,
-        out_wide, part, stats,
+        kept, own, own_chunk, bounds, before, window, held, tokens, group, by_group, scale, by, splits, by_splits,
+        out, out_wide, part, stats,
     ):  # fmt: skip
         base = (shared_address(cuda.shared.array(0, dtype=np.uint8)) + 1023) & ~1023
         s_k, s_v = base + Q_TILE, base + Q_TILE + 2 * TILE
@@ -177,6 +178,7 @@ def attend(dim: int, form: str) -> Kernel:
                 read_rows(s_v + to, values, v_row, place, kept, own_start, following, last)
             copies_commit()
             score(s, q_at, k_at + slot * TILE)
+            bend(s, by)
             if at < highest_lo or at + KEYS > lowest_hi:
                 mask(s, 0, 0, row0, at + column, head, tokens, by_group, before, held, window, bounds)
                 mask(s, 0, 1, row0, at + column, head, tokens, by_group, before, held, window, bounds)

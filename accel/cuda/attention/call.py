@@ -19,8 +19,6 @@ from accel.cuda.runtime.views import Columns, plain
 from accel.shared.lazy import Chosen
 from reference import contract
 
-LOG2E = math.log2(math.e)
-
 
 @dataclass(frozen=True)
 class Read:
@@ -83,9 +81,9 @@ def _attend(
         out = empty((len(run) * tokens, heads, dim), first.v.dtype, activation=True)
         rate = 1 / math.sqrt(dim) if scale is None else scale
         if out.size and first.size:
-            if cap is None and on_tensor_cores(first.k, rate) and first.v.dtype == first.k.dtype:
-                _on_tensor_cores(run, rate, window, out)
-            else:  # a soft cap is the portable kernel's alone
+            if on_tensor_cores(first.k, rate) and first.v.dtype == first.k.dtype:
+                _on_tensor_cores(run, rate, window, cap, out)
+            else:
                 _portable(run, rate, window, cap, out)
         elif out.size:
             put(zeros(out.shape, out.dtype), out)
@@ -139,9 +137,9 @@ def _step(a: Read, b: Read) -> tuple[int, int, int]:
     )
 
 
-def _on_tensor_cores(run: list[Read], scale: float, window: int | None, out: Array) -> None:
+def _on_tensor_cores(run: list[Read], scale: float, window: int | None, cap: float | None, out: Array) -> None:
     from accel.cuda.attention import ampere, hopper
-    from accel.cuda.attention.tiles import inverse
+    from accel.cuda.attention.tiles import factors, inverse
 
     cores: Any = hopper if tier() == "wgmma" else ampere
     first = run[0]
@@ -161,18 +159,18 @@ def _on_tensor_cores(run: list[Read], scale: float, window: int | None, out: Arr
     splits = _splits(row_tiles * kv_heads * chunks)
     part = empty((chunks, splits, kv_heads, tokens * group, dim), F32) if splits > 1 else out
     stats = empty((chunks, splits, kv_heads, tokens * group, 2), F32) if splits > 1 else out
-    cores.attend(dim, FORMS[k.dtype]).launch(
+    cores.attend(dim, FORMS[k.dtype], cap is not None).launch(
         (row_tiles, kv_heads, chunks * splits), cores.THREADS,
         (
             q.address, q_step, q.strides[0], q.strides[1], int(q.dtype == F32),
             k.address, k.strides[0], k.strides[1], v.address, v.strides[0], v.strides[1],
             *columns, own_step, 0 if first.ranges is None else first.ranges.address, first.start or 0,
-            window or 0, first.size, tokens, group, inverse(group), float(scale * LOG2E), splits, inverse(splits),
+            window or 0, first.size, tokens, group, inverse(group), *factors(scale, cap), splits, inverse(splits),
             out.address, int(out.dtype == F32), part.address, stats.address,
         ),
     )  # fmt: skip
     if splits > 1:
-        merge(part, stats, out, 1 / LOG2E)
+        merge(part, stats, out, math.log(2))
 
 
 def _splits(blocks: int) -> int:

@@ -18,8 +18,9 @@ Visibility. Positions ascend along T and S, so what a query sees is a range lo �
 t. It is given by `bounds`, or follows from where the chunk stands. Only tiles that cross an end are masked, and what
 no row of the block can see is not fetched.
 
-Numbers. Scores and sums in float32, weights rounded to the keys' 16-bit form, exp2 of scores times scale · log₂ e. With
-few blocks the keys are split between several, each of which leaves its sums, peak and output for `merge`.
+Numbers. Scores and sums in float32, weights rounded to the keys' 16-bit form, exp2 of scores times scale · log₂ e. A
+soft cap c makes a kernel of its own: the scores become tanh(q·k · scale / c), and exp2 takes them times c · log₂ e.
+With few blocks the keys are split between several, each of which leaves its sums, peak and output for `merge`.
 
 What limits it: the tensor cores where rows are many; for a few rows the reading of the keys.
 """
@@ -31,7 +32,7 @@ from functools import cache
 import numpy as np
 from numba import cuda, float32, uint32
 
-from accel.cuda.attention.tiles import LOWEST, divide, query_reader, row_reader, sees
+from accel.cuda.attention.tiles import LOWEST, bender, divide, query_reader, row_reader, sees
 from accel.cuda.ptx.barrier import (
     announce,
     barrier_arrive,
@@ -65,8 +66,8 @@ def tile_keys(dim: int) -> int:
 
 
 @cache
-def attend(dim: int, form: str) -> Kernel:
-    """The kernel for one head_dim of DIMS, and "bf16" or "f16" keys and values."""
+def attend(dim: int, form: str, capped: bool) -> Kernel:
+    """The kernel for one head_dim of DIMS, "bf16" or "f16" keys and values, with a soft cap or without."""
     KEYS, PANELS = tile_keys(dim), -(-dim // 64)
     KEY_SHIFT = KEYS.bit_length() - 1
     TILE, Q_TILE = PANELS * KEYS * 128, PANELS * ROWS * 128  # bytes
@@ -81,12 +82,13 @@ def attend(dim: int, form: str) -> Kernel:
     scored, weighed, ended = wait(1, SCORES), wait(0, SUMS, WORDS), wait(0, SCORES)
     pack = pack_bf16 if form == "bf16" else pack_f16
     read_rows, read_queries = row_reader(dim, KEYS), query_reader(dim, form, ROWS)
+    bend = bender(SCORES, capped)
 
-    @kernel(name=f"attend_{dim}_{form}", threads=THREADS, shared=SHARED, feature="a")
+    @kernel(name=f"attend_{dim}_{form}{'_capped' if capped else ''}", threads=THREADS, shared=SHARED, feature="a")
     def attend(
         q, q_chunk, q_head, q_token, q_wide, k, k_head, k_row, v, v_head, v_row, columns, columns_chunk, columns_head,
-        kept, own, own_chunk, bounds, before, window, held, tokens, group, by_group, scale, splits, by_splits, out,
-        out_wide, part, stats,
+        kept, own, own_chunk, bounds, before, window, held, tokens, group, by_group, scale, by, splits, by_splits,
+        out, out_wide, part, stats,
     ):  # fmt: skip
         base = (shared_address(cuda.shared.array(0, dtype=np.uint8)) + 1023) & ~1023
         s_q, s_k, s_v = base, base + Q_TILE, base + Q_TILE + STAGES * TILE
@@ -193,6 +195,7 @@ def attend(dim: int, form: str) -> Kernel:
                     slot = 0
                     phase ^= 1
 
+                bend(s, by)
                 at = start + n * KEYS
                 if at < highest_lo or at + KEYS > lowest_hi:
                     a0, b0 = lo0 - at - column, hi0 - at - column

@@ -42,11 +42,11 @@ def attention_mass(
     start, ranges = what_is_seen(q_positions, k_positions, tokens, window)
     rate = 1 / math.sqrt(sizes["D"]) if scale is None else scale
     keys = plain(k)
-    if tokens and cap is None and on_tensor_cores(keys, rate):  # a soft cap is the portable kernels' alone
+    if tokens and on_tensor_cores(keys, rate):
         from accel.cuda.attention import received_tensor
 
         q, keys = (lined(x) for x in (q if q.dtype == F32 else cast(q, keys.dtype), keys))
-        received_tensor.mass(q, keys, ranges, start or 0, rate, window or 0, out)
+        received_tensor.mass(q, keys, ranges, start or 0, rate, window or 0, cap, out)
         return out
     if ranges is None:
         ranges = own_ranges(start or 0, tokens, kv_heads, window)

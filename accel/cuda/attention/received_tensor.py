@@ -3,7 +3,7 @@
     peaks    the rows are queries, all heads of a group folded as in ampere.py: each row's peak m and sum l over a part
              of the keys; `join` makes one of the parts
     mass     the rows are 128 keys, which stay in shared memory while the queries of each head pass by, 64 at a time:
-             mass_j = Σ_t 2^(x_tj - m_t) / l_t,     x = scale · log₂e · q·k
+             mass_j = Σ_t 2^(x_tj - m_t) / l_t,     x = rate · q·k, or rate · tanh(by · q·k) under a soft cap
 
 so that every sum is over what one thread, or four neighbours, have in registers. Weights are float32 throughout, since
 eviction is decided by the smallest of them.
@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 from numba import cuda, float32
 
-from accel.cuda.attention.tiles import LOWEST, divide, inverse, query_reader, row_reader, sees
+from accel.cuda.attention.tiles import LOWEST, bender, divide, factors, inverse, query_reader, row_reader, sees
 from accel.cuda.ptx.copy import copies_commit, copies_wait
 from accel.cuda.ptx.memory import load_real, shared_address, store_pair, store_real
 from accel.cuda.ptx.mma import from_shared, lane_columns, lane_rows
@@ -36,23 +36,25 @@ ALONE = inverse(1)
 AHEAD = 8  # parts that a thread looks at together
 
 
-def mass(q: Array, k: Array, ranges: Array | None, start: int, scale: float, window: int, out: Array) -> None:
+def mass(
+    q: Array, k: Array, ranges: Array | None, start: int, scale: float, window: int, cap: float | None, out: Array
+) -> None:
     """q (H, T, D) and k (KV, S, D) in lines, ranges (KV, T, 2) or the column of the first query's own key -> out
     (H, S)."""
     (heads, tokens, dim), (kv_heads, size, _) = q.shape, k.shape
     group = heads // kv_heads
-    rows, rate = tokens * group, scale * math.log2(math.e)
+    rows, (rate, by) = tokens * group, factors(scale, cap)
     row_tiles = -(-rows // ROWS)
     parts = max(1, min(2 * machine().processors // (row_tiles * kv_heads), -(-size // KEYS), 64))
     found, stats = empty((parts, kv_heads * rows, 2), F32), empty((kv_heads * rows, 2), F32)
-    peaks, received = kernels(dim, FORMS[k.dtype])
+    peaks, received = kernels(dim, FORMS[k.dtype], cap is not None)
     places = (
         q.address, q.strides[0], q.strides[1], int(q.dtype == F32), k.address, k.strides[0], k.strides[1],
         0 if ranges is None else ranges.address, start, window, size, tokens, group,
     )  # fmt: skip
-    peaks[(row_tiles, kv_heads, parts), THREADS](*places, inverse(group), float(rate), found.address)
+    peaks[(row_tiles, kv_heads, parts), THREADS](*places, inverse(group), rate, by, found.address)
     _join[blocks(len(stats), PORTABLE), PORTABLE](found, stats)
-    received[(-(-size // HELD), kv_heads), THREADS](*places, float(rate), stats.address, out.address, out.strides[0])
+    received[(-(-size // HELD), kv_heads), THREADS](*places, rate, by, stats.address, out.address, out.strides[0])
 
 
 @kernel
@@ -80,8 +82,8 @@ def _join(found, stats):
 
 
 @cache
-def kernels(dim: int, form: str) -> tuple[Kernel, Kernel]:
-    """Both kernels for one head_dim of DIMS, and "bf16" or "f16" keys."""
+def kernels(dim: int, form: str, capped: bool) -> tuple[Kernel, Kernel]:
+    """Both kernels for one head_dim of DIMS, "bf16" or "f16" keys, with a soft cap or without."""
     PANELS = -(-dim // 64)
     TILE, Q_TILE, HELD_TILE = PANELS * KEYS * 128, PANELS * ROWS * 128, PANELS * HELD * 128  # bytes
     SCORES, HELD_SCORES = KEYS // 2, QUERIES
@@ -89,12 +91,13 @@ def kernels(dim: int, form: str) -> tuple[Kernel, Kernel]:
     score_held = from_shared(2, QUERIES, dim, HELD, QUERIES, form)
     arrived = copies_wait(0)
     read_rows, read_held = row_reader(dim, KEYS), row_reader(dim, HELD)
-    read_queries = query_reader(dim, form, ROWS)
+    read_queries, named = query_reader(dim, form, ROWS), f"{dim}_{form}{'_capped' if capped else ''}"
+    bend, bend_held = bender(SCORES, capped), bender(HELD_SCORES, capped)
 
-    @kernel(name=f"peaks_{dim}_{form}", threads=THREADS, shared=1024 + Q_TILE + 2 * TILE)
+    @kernel(name=f"peaks_{named}", threads=THREADS, shared=1024 + Q_TILE + 2 * TILE)
     def peaks(
         q, q_head, q_token, q_wide, k, k_head, k_row, bounds, before, window, held, tokens, group, by_group, scale,
-        found,
+        by, found,
     ):  # fmt: skip
         base = (shared_address(cuda.shared.array(0, dtype=np.uint8)) + 1023) & ~1023
         s_k = base + Q_TILE
@@ -133,6 +136,7 @@ def kernels(dim: int, form: str) -> tuple[Kernel, Kernel]:
                 read_rows(to, keys, k_row, 0, 0, 0, at + KEYS + line, held - 1)
             copies_commit()
             score(s, q_at, k_at + slot * TILE)
+            bend(s, by)
             if at < highest_lo or at + KEYS > lowest_hi:
                 a0, b0, a1, b1 = lo0 - at - column, hi0 - at - column, lo1 - at - column, hi1 - at - column
                 for i in range(KEYS // 8):
@@ -170,10 +174,10 @@ def kernels(dim: int, form: str) -> tuple[Kernel, Kernel]:
             if r0 + 8 < rows:
                 store_pair(place + 64, m1 * rate, l1)
 
-    @kernel(name=f"mass_{dim}_{form}", threads=THREADS, shared=1024 + HELD_TILE + Q_TILE)
+    @kernel(name=f"mass_{named}", threads=THREADS, shared=1024 + HELD_TILE + Q_TILE)
     def received(
-        q, q_head, q_token, q_wide, k, k_head, k_row, bounds, before, window, held, tokens, group, scale, stats, out,
-        out_head,
+        q, q_head, q_token, q_wide, k, k_head, k_row, bounds, before, window, held, tokens, group, scale, by, stats,
+        out, out_head,
     ):  # fmt: skip
         peak = cuda.shared.array(QUERIES, np.float32)
         gain = cuda.shared.array(QUERIES, np.float32)
@@ -214,6 +218,7 @@ def kernels(dim: int, form: str) -> tuple[Kernel, Kernel]:
                             peak[thread], gain[thread] = -LOWEST, float32(0)
                     cuda.syncthreads()
                     score_held(s, k_at, q_at)
+                    bend_held(s, by)
                     if first < highest_lo or first + HELD > lowest_hi:
                         for i in range(QUERIES // 8):
                             for j in range(2):

@@ -6,10 +6,11 @@ with a call in it gets its wgmma one after the other: `divide` multiplies by wha
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-from numba import cuda, uint32
+from numba import cuda, float32, uint32
 
 from accel.cuda.ptx.copy import copy_four
 from accel.cuda.ptx.memory import (
@@ -22,10 +23,12 @@ from accel.cuda.ptx.memory import (
     pack_f16,
     store_shared_four,
 )
+from accel.cuda.ptx.numbers import exp2, reciprocal
 from accel.cuda.runtime.kernels import device
 
 DIMS = (64, 80, 96, 128, 256)
 LOWEST = np.float32(-3e38)  # peak of a row that has seen nothing yet
+TWICE_LOG2E, THIRD, SMALL = np.float32(2 / math.log(2)), np.float32(1 / 3), np.float32(0.05)
 
 
 def inverse(divisor: int) -> int:
@@ -37,6 +40,33 @@ def inverse(divisor: int) -> int:
 def divide(number, by):
     """number // divisor for number · divisor below 2³²."""
     return (number * by) >> 32
+
+
+@device
+def tanh(x):
+    """tanh x to about 1e-5 of itself, without a call: 1 - 2 / (1 + e^2x), or x - x³/3 for small x, where the former
+    would be a difference of nearly equal numbers."""
+    large = float32(1) - float32(2) * reciprocal(float32(1) + exp2(x * TWICE_LOG2E))
+    small = x - x * x * x * THIRD  # both are computed, so that threads need not part
+    return small if abs(x) < SMALL else large
+
+
+def factors(scale: float, cap: float | None) -> tuple[float, float]:
+    """What 2^(rate · x) takes of scores x = q·k, or of x = tanh(by · q·k) under a soft cap: rate and by."""
+    log2e = math.log2(math.e)
+    return (scale * log2e, 0.0) if cap is None else (cap * log2e, scale / cap)
+
+
+def bender(count: int, capped: bool) -> Any:
+    """The device function that makes tanh(by · s_i) of the first `count` numbers of a local array, or leaves them."""
+
+    @device
+    def bend(s, by):
+        if capped:
+            for i in range(count):
+                s[i] = tanh(s[i] * float32(by))
+
+    return bend
 
 
 @device

@@ -15,15 +15,18 @@ import numpy as np
 from numba import cuda
 
 from accel.cuda.ptx.numbers import wide
+from accel.cuda.ptx.warp import warp_sum
 from accel.cuda.runtime.arrays import F32, F64, I64, Array, empty
 from accel.cuda.runtime.errors import NEGATIVE_SCORE, note, word
 from accel.cuda.runtime.kernels import blocks, kernel
-from accel.cuda.runtime.reduce import THREADS, block_sum
+from accel.cuda.runtime.reduce import THREADS, WARP, block_sum
 from reference import contract
 from reference.caote import GUARD
 from reference.contract import JOINS
 
-PART = 256  # tokens that a block sums
+PART, PARTS = 64, 64  # least tokens that a block sums, and most blocks of a head
+AHEAD = 8  # numbers that a thread asks for at once, or it would wait for each
+WARPS = THREADS // WARP  # tokens that a block weighs, one to a warp
 
 
 def caote_scores(h: Array, v: Array, *, fast: bool = False, group: str = "mean") -> Array:
@@ -34,11 +37,11 @@ def caote_scores(h: Array, v: Array, *, fast: bool = False, group: str = "mean")
     if scores.size:
         sums, tops = empty((heads, 2), F64), empty((heads,), I64)
         _shares[heads, THREADS](h, sums, tops, word())
-        parts = blocks(size, PART)
+        parts = min(blocks(size, PART), PARTS)
         partial, outputs = empty((parts, heads, 2, dim), F64), empty((heads, 2, dim), F64)
-        _sum_values[(parts, heads), THREADS](h, v, tops, partial)
+        _sum_values[(parts, heads), THREADS](h, v, tops, blocks(size, parts), partial)
         _outputs[heads, THREADS](h, v, sums, tops, partial, int(fast), outputs)
-        grid = blocks(size, THREADS), sizes["KV"]
+        grid = blocks(size, WARPS), sizes["KV"]
         _caote[grid, THREADS](h, v, sums, tops, outputs, int(fast), JOINS.index(group), scores)
     return scores
 
@@ -76,17 +79,23 @@ def _shares(h, sums, tops, word):
 
 
 @kernel
-def _sum_values(h, v, tops, partial):
+def _sum_values(h, v, tops, each, partial):
     part, head, d = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
     kv = head // (h.shape[0] // v.shape[0])
-    start, stop = part * PART, min((part + 1) * PART, v.shape[1])
+    values, shares = cuda.local.array(AHEAD, np.float32), cuda.local.array(AHEAD, np.float32)
+    start, stop, top = part * each, min((part + 1) * each, v.shape[1]), tops[head]
     while d < v.shape[2]:
         weighed, plain = 0.0, 0.0
-        for i in range(start, stop):
-            if i != tops[head]:
-                x = np.float64(wide(v[kv, i, d]))
-                weighed += np.float64(wide(h[head, i])) * x
-                plain += x
+        i = start
+        while i < stop:
+            for u in range(AHEAD):
+                at = min(i + u, stop - 1)
+                values[u], shares[u] = wide(v[kv, at, d]), wide(h[head, at])
+            for u in range(AHEAD):
+                if i + u < stop and i + u != top:
+                    weighed += np.float64(shares[u]) * np.float64(values[u])
+                    plain += np.float64(values[u])
+            i += AHEAD
         partial[part, head, 0, d], partial[part, head, 1, d] = weighed, plain
         d += THREADS
 
@@ -95,12 +104,20 @@ def _sum_values(h, v, tops, partial):
 def _outputs(h, v, sums, tops, partial, fast, outputs):
     head, d = cuda.blockIdx.x, cuda.threadIdx.x
     kv = head // (h.shape[0] // v.shape[0])
+    values, others = cuda.local.array(AHEAD, np.float64), cuda.local.array(AHEAD, np.float64)
     top, rest = tops[head], max(v.shape[1] - 1, 1)
     while d < v.shape[2]:
         weighed, plain = 0.0, 0.0
-        for part in range(partial.shape[0]):
-            weighed += partial[part, head, 0, d]
-            plain += partial[part, head, 1, d]
+        part, last = 0, partial.shape[0] - 1
+        while part <= last:
+            for u in range(AHEAD):
+                at = min(part + u, last)
+                values[u], others[u] = partial[at, head, 0, d], partial[at, head, 1, d]
+            for u in range(AHEAD):
+                if part + u <= last:
+                    weighed += values[u]
+                    plain += others[u]
+            part += AHEAD
         x = np.float64(wide(v[kv, top, d]))
         if fast != 0:
             outputs[head, 0, d] = (plain + x) / v.shape[1]
@@ -119,8 +136,8 @@ def _outputs(h, v, sums, tops, partial, fast, outputs):
 
 @kernel
 def _caote(h, v, sums, tops, outputs, fast, join, scores):
-    j, kv = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
-    group = h.shape[0] // v.shape[0]
+    j, kv = cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP, cuda.blockIdx.y
+    group, lane = h.shape[0] // v.shape[0], cuda.threadIdx.x % WARP
     if j < v.shape[1]:
         joined = 0.0
         for head in range(kv * group, (kv + 1) * group):
@@ -136,9 +153,12 @@ def _caote(h, v, sums, tops, outputs, fast, join, scores):
             if is_top:
                 which = 1
             squares = 0.0  # of numbers whose squares may leave float32
-            for d in range(v.shape[2]):
+            d = lane
+            while d < v.shape[2]:
                 x = outputs[head, which, d] - np.float64(wide(v[kv, j, d]))
                 squares += x * x
+                d += WARP
+            squares = warp_sum(squares)
             c = share * math.sqrt(squares)
             if fast != 0:
                 c /= max(remaining, GUARD)
@@ -152,4 +172,5 @@ def _caote(h, v, sums, tops, outputs, fast, join, scores):
                 joined += c * c
         if join == 2:
             joined = math.sqrt(joined)
-        scores[kv, j] = joined
+        if lane == 0:
+            scores[kv, j] = joined

@@ -37,17 +37,14 @@ def keydiff_scores(k: Array | Keys, *, anchor: str = "normalised") -> Array:
     if scores.size:
         parts = min(blocks(sizes["S"], PART), PARTS)
         each, raw = blocks(sizes["S"], parts), anchor == "raw"
-        sums, towards = empty((parts, sizes["KV"], sizes["D"]), F64), empty((sizes["KV"], sizes["D"]), F32)
-        in_pieces = keydiff_wide.fits(keys.held)
-        if in_pieces:
+        sums = empty((parts, sizes["KV"], sizes["D"]), F64)
+        if keydiff_wide.fits(keys.held):
             keydiff_wide.sum_keys(keys.held, keys.rates, raw, each, sums)
+            keydiff_wide.score_keys(keys.held, keys.rates, sums, scores)
         else:
+            towards, grid = empty((sizes["KV"], sizes["D"]), F32), (blocks(sizes["S"], THREADS), sizes["KV"])
             _sum[(parts, sizes["KV"]), THREADS](keys.held, keys.rates, int(raw), each, sums)
-        _anchor[sizes["KV"], ADDERS](sums, towards)
-        if in_pieces:
-            keydiff_wide.score_keys(keys.held, keys.rates, towards, scores)
-        else:
-            grid = blocks(sizes["S"], THREADS), sizes["KV"]
+            _anchor[sizes["KV"], ADDERS](sums, towards)
             _score[grid, THREADS](keys.held, keys.rates, towards, scores)
     return scores
 

@@ -40,7 +40,7 @@ def score(dim: int, form: str, chunks: int, places: int, wgmma: bool) -> Kernel:
     CHUNKS = dim // 8  # of 16 bytes in a row
     WIDE = 1 << (CHUNKS - 1).bit_length()  # threads that share a row
     SHIFT, AT_ONCE = WIDE.bit_length() - 1, THREADS // WIDE
-    ACC, EIGHTS = N // 2, places // 8
+    ACC, BEST, EIGHTS = N // 2, 2 * chunks, places // 8
     if wgmma:
         K_FORM, k_steps = row_major(KEYS, dim)
         S_FORM, s_steps = row_major(N, dim)
@@ -114,7 +114,7 @@ def score(dim: int, form: str, chunks: int, places: int, wgmma: bool) -> Kernel:
             if first + stage < stop:
                 read_keys(s_k + stage * TILE, keys, k_row, (first + stage) * KEYS, size - 1, thread)
             copies_commit()
-        acc = cuda.local.array(ACC, float32)
+        acc, best = cuda.local.array(ACC, float32), cuda.local.array(BEST, float32)
         slot, ahead = 0, STAGES - 1
         n = first
         while n < stop:
@@ -129,21 +129,21 @@ def score(dim: int, form: str, chunks: int, places: int, wgmma: bool) -> Kernel:
             rate0 = load_real(rates + head * rates_head + 4 * min(j0, size - 1))
             rate1 = load_real(rates + head * rates_head + 4 * min(j0 + 8, size - 1))
             ended(acc)
-            for chunk in range(chunks):
-                x0, x1 = acc[4 * chunk * EIGHTS], acc[4 * chunk * EIGHTS + 2]
-                for i in range(EIGHTS):
-                    x0 = larger(x0, larger(acc[4 * (chunk * EIGHTS + i)], acc[4 * (chunk * EIGHTS + i) + 1]))
-                    x1 = larger(x1, larger(acc[4 * (chunk * EIGHTS + i) + 2], acc[4 * (chunk * EIGHTS + i) + 3]))
-                x0 = larger(x0, cuda.shfl_xor_sync(0xFFFFFFFF, x0, 1))
-                x0 = larger(x0, cuda.shfl_xor_sync(0xFFFFFFFF, x0, 2))
-                x1 = larger(x1, cuda.shfl_xor_sync(0xFFFFFFFF, x1, 1))
-                x1 = larger(x1, cuda.shfl_xor_sync(0xFFFFFFFF, x1, 2))
-                if (lane & 3) == (chunk & 3) and chunk < count:
-                    out = scores + chunk * scores_chunk + head * scores_head
-                    if j0 < size:
-                        store_real(out + 4 * j0, x0 * rate0)
-                    if j0 + 8 < size:
-                        store_real(out + 4 * (j0 + 8), x1 * rate1)
+            # Loops so short that their indices become constants, or the sums would not stay in registers
+            for i in range(N // 8):
+                one, other = 2 * (i // EIGHTS), 2 * (i // EIGHTS) + 1
+                if i % EIGHTS == 0:
+                    best[one], best[other] = acc[4 * i], acc[4 * i + 2]
+                best[one] = larger(best[one], larger(acc[4 * i], acc[4 * i + 1]))
+                best[other] = larger(best[other], larger(acc[4 * i + 2], acc[4 * i + 3]))
+            for i in range(2 * chunks):
+                best[i] = larger(best[i], cuda.shfl_xor_sync(0xFFFFFFFF, best[i], 1))
+                best[i] = larger(best[i], cuda.shfl_xor_sync(0xFFFFFFFF, best[i], 2))
+            for i in range(2 * chunks):
+                chunk, j = i >> 1, j0 + 8 * (i & 1)
+                if (lane & 3) == (chunk & 3) and chunk < count and j < size:
+                    rate = rate1 if i & 1 else rate0
+                    store_real(scores + chunk * scores_chunk + head * scores_head + 4 * j, best[i] * rate)
             slot += 1
             if slot == STAGES:
                 slot = 0

@@ -5,10 +5,7 @@ is found digit by digit: a pass over a row counts how often each digit occurs am
 found so far, and the digit at which the count from above reaches the budget is the next. A last pass writes the
 columns: those above the cut, and of those at the cut the first ones.
 
-A row of up to SHORT columns is one block's, in one launch, by digits of 8 bits. Its scores are held in shared memory,
-so that they are read once. Scores are often alike in their first bits, and all threads would wait for one counter:
-digits are those of the distance to the lowest score, from the first bit on that the highest has, and counters have
-copies.
+A row that fits in the shared memory of one block is ranked by it (topk_block.py).
 
 A longer row is shared out among several blocks, in parts of neighbouring columns, by digits of 11, 11 and 10 bits, and
 every pass is a launch:
@@ -18,8 +15,8 @@ every pass is a launch:
     count
     write   every block finds the last digit, and from the counts of the parts before its own where its columns go
 
-Nothing is added up in an order that could change. What limits it: for short rows the waits of a block's threads for
-each other, else the launches, and reading a row four times, from the cache for all but the longest.
+Nothing is added up in an order that could change. What limits it: the launches, and reading a row four times, from
+the cache for all but the longest.
 """
 
 from __future__ import annotations
@@ -31,9 +28,10 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from accel.cuda.ptx.numbers import bits, digit, wide
+from accel.cuda.methods import topk_block
+from accel.cuda.methods.topk_block import place_of, row_end
+from accel.cuda.ptx.numbers import wide
 from accel.cuda.ptx.simulator import SIMULATED
-from accel.cuda.ptx.warp import warp_max, warp_sum_to
 from accel.cuda.runtime.arrays import I32, I64, Array, empty
 from accel.cuda.runtime.errors import NAN_SCORE, note, word
 from accel.cuda.runtime.kernels import device, kernel
@@ -49,14 +47,6 @@ DIGITS = 1 << DIGIT
 LEVELS = -(-32 // DIGIT)
 EACH, PAIRS = DIGITS // THREADS, DIGITS // 2 // THREADS  # digits that a thread adds up, and pairs of them
 LOW = 0xFFFFFFFF
-KEEPERS, HELD = (2, 2) if SIMULATED else (1024, 14)  # threads of a block that ranks alone; scores for each of them
-SHORT = KEEPERS * HELD  # columns of such a row: 56 KB, where the least that a device has for a block is 64
-KEEPING = KEEPERS // WARP  # warps
-BYTE, COPIES = 256, 1 if SIMULATED else 4  # digits of 8 bits, and of each of their counters
-PITCH = BYTE + 8  # between copies: what a warp counts at once then lies in different banks
-COUNTERS = COPIES * PITCH
-OF_BYTE = max(BYTE // KEEPERS, 1)  # digits that a thread adds up
-COUNTS, OF_COUNTS = HELD * KEEPING, max(HELD * KEEPING // KEEPERS, 1)  # a warp's counts, and those of a thread
 LEAST = 2 if SIMULATED else 4096  # columns of a part
 MOST_PARTS = 16  # of a row: every block adds up their counts
 BLOCKS = 12 if SIMULATED else 256  # that all rows are shared out among, about two for every multiprocessor
@@ -90,10 +80,12 @@ def keep_top_each(
     ends = _everywhere() if new is None else new
     places = plain(positions) if positions is not None and sinks else empty((scores.shape[1], 0), I64)
     (chunks, rows), longest = scores.shape[:2], past + (scores.shape[0] - 1) * step
-    parts = min(-(-longest // LEAST), BLOCKS // (chunks * rows), MOST_PARTS)
-    if longest <= SHORT or parts < 2:
-        _keep[(1, rows, chunks), KEEPERS](scores, past, step, ends, sinks, recent, places, out, noted)
+    alone = topk_block.fitting(longest)
+    if alone is not None:
+        keep, threads = alone
+        keep[(1, rows, chunks), threads](scores, past, step, ends, sinks, recent, places, out, noted)
         return whole
+    parts = max(1, min(-(-longest // LEAST), BLOCKS // (chunks * rows), MOST_PARTS))
     span, grid = -(-longest // parts), (parts, rows, chunks)
     counts, above = empty((LEVELS, chunks, rows, parts, DIGITS // 2), I64), empty((LEVELS, chunks, rows, parts), I32)
     found = empty((LEVELS, chunks, rows, 2), I64)
@@ -116,31 +108,12 @@ def _everywhere() -> Array:
 
 
 @device
-def _end(past, ends):
-    """How many columns of a row there are: ends[0], where it says."""
-    return ends[0] if ends.shape[0] > 0 else past
-
-
-@device
 def _order(line, row, i, past, sinks, recent, positions, word):
-    """A score's place among all float32: see `_place`."""
-    return _place(wide(line[i]), row, i, past, sinks, recent, positions, word)
-
-
-@device
-def _place(x, row, i, past, sinks, recent, positions, word):
-    """A score's place among all float32, as 0 … 2³² - 1: -0 and 0 are one, what is protected is the last."""
+    """The place of a score where it stands. A NaN is noted."""
+    x = wide(line[i])
     if math.isnan(x):
         note(word, NAN_SCORE)
-    found = bits(x)
-    if x == 0:
-        found = 0
-    place = found ^ 0xFFFFFFFF if found & 0x80000000 else found | 0x80000000
-    if i >= past - recent:
-        place = 0xFFFFFFFF
-    if sinks > 0 and positions[row, i] < sinks:
-        place = 0xFFFFFFFF
-    return place
+    return np.int64(place_of(x, i >= past - recent, sinks, positions, row, i))
 
 
 @device
@@ -242,139 +215,6 @@ def _write_columns(
         i += AHEAD * WARP
 
 
-def _sum_before(warps: int) -> Any:
-    """The device function (own, memory): the sum of what the threads of a block before this one have, of whom those in
-    the first so many warps have something. `memory` is a shared array of `warps` numbers."""
-
-    @device
-    def sum_before(own, memory):
-        warp, upto = cuda.threadIdx.x // WARP, warp_sum_to(own)
-        before = upto - own
-        if warp < warps and cuda.threadIdx.x % WARP == WARP - 1:
-            memory[warp] = upto
-        cuda.syncthreads()
-        if warp < warps:
-            for w in range(warps):
-                if w < warp:
-                    before += memory[w]
-        return before
-
-    return sum_before
-
-
-_before_digit = _sum_before(min(BYTE // WARP, KEEPING))
-_before_count = _sum_before(min(COUNTS // WARP, KEEPING))
-
-
-@device
-def _counted(counters, d):
-    """How often the digit BYTE - 1 - d was counted."""
-    total = 0
-    for copy in range(COPIES):
-        total += counters[copy * PITCH + BYTE - 1 - d]
-    return total
-
-
-@device
-def _next_digit(places, turns, low, left, prefix, need, counters, sums, found):
-    """Add to the prefix the first digit of the `left` bits after it, and find how many of those with it are needed ->
-    found[0 … 1]."""
-    thread, shift = cuda.threadIdx.x, max(left - 8, 0)
-    i = thread
-    while i < COUNTERS:
-        counters[i] = 0
-        i += KEEPERS
-    cuda.syncthreads()
-    copy = (thread % COPIES) * PITCH
-    for turn in range(turns):
-        place = places[turn * KEEPERS + thread] - low
-        if digit(place, left, 32) == prefix:
-            cuda.atomic.add(counters, copy + digit(place, shift, left - shift), 1)
-    cuda.syncthreads()
-    first, total = thread * OF_BYTE, 0
-    if first < BYTE:
-        for n in range(OF_BYTE):  # from the highest digit down
-            total += _counted(counters, first + n)
-    higher = _before_digit(total, sums)
-    if higher < need and need <= higher + total:
-        d, count = first, _counted(counters, first)
-        while higher + count < need:
-            higher += count
-            d += 1
-            count = _counted(counters, d)
-        found[0], found[1] = (prefix << (left - shift)) | (BYTE - 1 - d), need - higher
-    cuda.syncthreads()
-
-
-@kernel(threads=KEEPERS, shared=4 * SHORT)
-def _keep(scores, first, step, ends, sinks, recent, positions, out, word):
-    places = cuda.shared.array(SHORT if SIMULATED else 0, np.uint32)
-    counters = cuda.shared.array(COUNTERS, np.int32)  # and in the end counts
-    sums = cuda.shared.array(KEEPING, np.int32)
-    found = cuda.shared.array(2, np.int64)
-    ends_of = cuda.shared.array(2, np.int64)  # the highest place, and how far the lowest is from the last of all
-    asked = cuda.local.array(AHEAD, np.float32)
-    row, chunk, thread = cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
-    warp, lane = thread // WARP, thread % WARP
-    past, line, kept = _end(first + chunk * step, ends), scores[chunk, row], out[chunk, row]
-    turns = (past + KEEPERS - 1) // KEEPERS
-    if thread < 2:
-        ends_of[thread] = 0
-    cuda.syncthreads()
-    high, deep = 0, 0
-    i = thread
-    while i < past:
-        for u in range(AHEAD):
-            asked[u] = wide(line[min(i + u * KEEPERS, past - 1)])
-        for u in range(AHEAD):
-            if i + u * KEEPERS < past:
-                place = _place(asked[u], row, i + u * KEEPERS, past, sinks, recent, positions, word)
-                places[i + u * KEEPERS] = place
-                high, deep = max(high, place), max(deep, LOW - place)
-        i += AHEAD * KEEPERS
-    high, deep = warp_max(high), warp_max(deep)
-    if lane == 0:
-        cuda.atomic.max(ends_of, 0, high)
-        cuda.atomic.max(ends_of, 1, deep)
-    cuda.syncthreads()
-    low, i = LOW - ends_of[1], (turns - 1) * KEEPERS + thread
-    if i >= past:
-        places[i] = low  # as if there were more of the lowest, behind all others
-    left = 32 - cuda.clz(np.uint32(ends_of[0] - low))
-    cut, need = np.int64(0), np.int64(kept.shape[0])
-    while left > 0:
-        _next_digit(places, turns, low, left, cut, need, counters, sums, found)
-        cut, need, left = found[0], found[1], left - 8
-    cuda.syncthreads()
-    cut += low
-    for turn in range(turns):  # for each turn and warp, how many are above the cut and, 16 bits further up, at it
-        place = np.int64(places[turn * KEEPERS + thread])
-        highers, sames = votes(place > cut), votes(place == cut)
-        if lane == 0:
-            counters[turn * KEEPING + warp] = cuda.popc(highers) | cuda.popc(sames) << 16
-    cuda.syncthreads()
-    own, total = thread * OF_COUNTS, 0
-    stop = min(own + OF_COUNTS, turns * KEEPING)
-    for n in range(own, stop):
-        total += counters[n]
-    before = _before_count(total, sums)
-    for n in range(own, stop):
-        total = counters[n]
-        counters[n] = before
-        before += total
-    cuda.syncthreads()
-    earlier = (1 << lane) - 1
-    for turn in range(turns):
-        i = turn * KEEPERS + thread
-        place, before = np.int64(places[i]), counters[turn * KEEPING + warp]
-        highers, sames = votes(place > cut), votes(place == cut)
-        own, equals = (before & 0xFFFF) + cuda.popc(highers & earlier), (before >> 16) + cuda.popc(sames & earlier)
-        if place > cut:
-            kept[own + min(equals, need)] = i
-        if place == cut and equals < need:
-            kept[own + equals] = min(i, past - 1)
-
-
 @device
 def _gather_counts(counts, part, need, digits, sums, digit, seen):
     """Find a digit from the counts of all parts (P, pairs), two of which are in a word. How many are above it ->
@@ -420,7 +260,7 @@ def _count(scores, first, step, ends, sinks, recent, positions, budget, span, le
     digit = cuda.shared.array(2, np.int64)
     seen = cuda.shared.array(3, np.int32)
     part, row, chunk, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
-    past, line = _end(first + chunk * step, ends), scores[chunk, row]
+    past, line = row_end(first + chunk * step, ends), scores[chunk, row]
     prefix, need, higher = 0, budget, 0
     if level > 0:
         prefix, need = found[level - 1, chunk, row, 0], found[level - 1, chunk, row, 1]
@@ -447,7 +287,7 @@ def _write(scores, first, step, ends, sinks, recent, positions, span, counts, ab
     highers = cuda.shared.array(WARPS, np.int32)
     equal = cuda.shared.array(WARPS, np.int32)
     part, row, chunk = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
-    past, line = _end(first + chunk * step, ends), scores[chunk, row]
+    past, line = row_end(first + chunk * step, ends), scores[chunk, row]
     level = LEVELS - 1
     _gather_counts(counts[level, chunk, row], part, found[level, chunk, row, 1], digits, sums, digit, seen)
     cut = (found[level, chunk, row, 0] << (32 - DIGIT * level)) | digit[0]

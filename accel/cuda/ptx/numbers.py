@@ -32,13 +32,14 @@ if SIMULATED:
         form = FORMS.get(like.dtype)
         return np.float32(x) if form is None else np.float32(x).astype(form).view(like.dtype)
 
-    def bits(x: Any) -> int:
-        """The 32 bits of a float32 as a whole number."""
-        return int(np.float32(x).view(np.uint32))
+    def ordered(x: Any) -> Any:
+        """A float32 as a whole number of 32 bits in the same order; -0 and 0 are one."""
+        found = int(np.float32(x + np.float32(0)).view(np.uint32))
+        return np.uint32(found ^ 0xFFFFFFFF if found & 0x80000000 else found | 0x80000000)
 
-    def digit(x: Any, shift: Any, count: Any) -> Any:
-        """`count` of the bits of a whole number of 32 bits, from bit `shift` on; 0 beyond its end."""
-        return np.uint32((int(x) >> int(shift)) & ((1 << int(count)) - 1))
+    def upper(x: Any, shift: Any) -> Any:
+        """The bits of a whole number of 32 bits from bit `shift` on."""
+        return np.uint32(int(x) >> int(shift))
 
 else:
     from llvmlite import ir
@@ -81,22 +82,24 @@ else:
         return form(like, types.float32), generate
 
     @intrinsic
-    def bits(typing: Any, x: Any) -> Any:
-        """The 32 bits of a float32 as a whole number."""
+    def ordered(typing: Any, x: Any) -> Any:
+        """A float32 as a whole number of 32 bits in the same order; -0 and 0 are one."""
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return builder.zext(builder.bitcast(arguments[0], I32), ir.IntType(64))
+            found = builder.bitcast(builder.fadd(arguments[0], ir.Constant(F32, 0.0)), I32)  # -0 + 0 = 0
+            sign = builder.ashr(found, ir.Constant(I32, 31))
+            return builder.xor(found, builder.or_(sign, ir.Constant(I32, -(2**31))))
 
-        return types.int64(types.float32), generate
+        return types.uint32(types.float32), generate
 
     @intrinsic
-    def digit(typing: Any, x: Any, shift: Any, count: Any) -> Any:
-        """`count` of the bits of a whole number of 32 bits, from bit `shift` on; 0 beyond its end."""
+    def upper(typing: Any, x: Any, shift: Any) -> Any:
+        """The bits of a whole number of 32 bits from bit `shift` on."""
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return assembly(builder, I32, arguments, "bfe.u32 $0, $1, $2, $3;", "=r,r,r,r", pure=True)
+            return builder.lshr(*arguments)
 
-        return types.uint32(types.uint32, types.uint32, types.uint32), generate
+        return types.uint32(types.uint32, types.uint32), generate
 
     @intrinsic
     def exp2(typing: Any, x: Any) -> Any:

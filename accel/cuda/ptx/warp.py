@@ -21,10 +21,6 @@ if SIMULATED:
         """The sum of every lane's x, in every lane."""
         return x
 
-    def warp_max(x: Any) -> Any:
-        """The largest of every lane's x, in every lane."""
-        return x
-
     def warp_sum_to(x: Any) -> Any:
         """The sum of the x of all lanes up to this one."""
         return x
@@ -36,13 +32,6 @@ else:
         """The sum of every lane's x, in every lane."""
         for n in range(5):
             x += cuda.shfl_xor_sync(0xFFFFFFFF, x, 16 >> n)
-        return x
-
-    @cuda.jit(device=True, inline="always")
-    def warp_max(x):
-        """The largest of every lane's x, in every lane."""
-        for n in range(5):
-            x = max(x, cuda.shfl_xor_sync(0xFFFFFFFF, x, 16 >> n))
         return x
 
     @cuda.jit(device=True, inline="always")

@@ -45,6 +45,11 @@ class Machine:
         return self.device.properties.multiprocessor_count
 
     @cached_property
+    def shared(self) -> int:
+        """Bytes of shared memory that a block can have."""
+        return self.device.properties.max_shared_memory_per_block_optin
+
+    @cached_property
     def name(self) -> str:
         """What the maker calls it."""
         return self.device.name
