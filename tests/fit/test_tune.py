@@ -39,12 +39,13 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_the_network_is_the_model(name: str) -> None:
     model = reference.toy_model(**MODELS[name])
-    ids = np.random.default_rng(0).integers(0, 50, TOKENS)
+    ids = np.random.default_rng(0).integers(0, 50, (2, TOKENS))
     parts = parts_of(model.config)
     network = Network(model.config, model.weights, TOKENS, BLOCK)
 
     def run(policy: Policy) -> np.ndarray:
-        return reference.prefill(model, reference.new_state(model, policy), ids, every=True)[BLOCK:]
+        prompts = [reference.prefill(model, reference.new_state(model, policy), one, every=True) for one in ids]
+        return np.array(prompts)[:, BLOCK:]
 
     np.testing.assert_allclose(network.logits(ids)[0], run(Policy()), rtol=1e-8, atol=1e-10)
     half = FastForward(0.5, FastForwardWeights(parts), block=BLOCK, dense_first=BLOCK, dense_last=0)
@@ -58,7 +59,7 @@ def test_the_slope_of_the_whole_network(name: str, layer: int, monkeypatch: pyte
     moves as far as the sigmoid of its scores does."""
     model = reference.toy_model(**MODELS[name])
     rng = np.random.default_rng(1)
-    ids, parts = rng.integers(0, 50, TOKENS), parts_of(model.config)
+    ids, parts = rng.integers(0, 50, (2, TOKENS)), parts_of(model.config)
     network = Network(model.config, model.weights, TOKENS, BLOCK)
     _, gradient = network.slope(ids, parts, [32, 32])
     choices: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -96,6 +97,28 @@ def test_the_slope_of_the_whole_network(name: str, layer: int, monkeypatch: pyte
     assert slope == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5, rel=1e-4, abs=1e-7)
 
 
+def test_torch_gives_the_same_slope() -> None:
+    """Where torch is: on its processor, since a GPU is not everywhere."""
+    pytest.importorskip("torch")
+    model = reference.toy_model(windows=(None, 24))
+    parts, ids = parts_of(model.config), np.random.default_rng(3).integers(0, 50, (3, TOKENS))
+    plain, torch = (Network(model.config, model.weights, TOKENS, BLOCK, device) for device in (None, "cpu"))
+    loss, gradient = plain.slope(ids, parts, [32, 20])
+    there = [
+        FastForwardLayer(
+            Predictor(*map(torch.to_array, vars(part.predictor).values())),
+            Compensator(*map(torch.to_array, vars(part.compensator).values())),
+            part.density,
+        )
+        for part in parts
+    ]
+    other, same = torch.slope(ids, there, [32, 20])
+    assert float(other) == pytest.approx(float(loss), rel=1e-9)
+    for one, two in zip(gradient, same, strict=True):
+        for name, array in one.items():
+            np.testing.assert_allclose(torch.to_numpy(two[name]), array, rtol=1e-6, atol=1e-10, err_msg=name)
+
+
 @pytest.fixture
 def task() -> tuple[Any, ...]:
     model = reference.toy_model()
@@ -108,8 +131,8 @@ def test_tuning_lowers_the_divergence_and_goes_on(task: tuple[Any, ...], tmp_pat
     tuned, losses = tune(*task, tmp_path, tuning=tuning, seed=0)
     assert min(losses) < 0.8 * losses[0]
     network, parts, _, held = task
-    now = [network.divergence(ids, tuned, [32, 32])[0] for ids in held]
-    assert np.mean(now) == pytest.approx(min(losses), rel=1e-9)  # the best of what it looked at
+    now = network.divergence(held, tuned, [32, 32])[0]
+    assert now == pytest.approx(min(losses), rel=1e-9)  # the best of what it looked at
     for part, was in zip(parts, begun, strict=True):
         np.testing.assert_array_equal(part.predictor.w2, was)  # what it was given stays
 

@@ -3,8 +3,8 @@
     L = mean over tokens of KL(p ‖ q),   p the next token's distribution of the dense model, q that of the sparse one
 
 The layers' own losses know neither which errors matter to the model nor that a layer is given what the sparse layers
-below it leave. Here the gradient comes back through the whole model (`network`), to all parts at once. Each prompt
-draws its density, so that one set of weights serves all of them.
+below it leave. Here the gradient comes back through the whole model (`network`), to all parts at once. Each step draws
+a density, so that one set of weights serves all of them.
 
 WORK/tuning.safetensors     the parts and Adam's two moments at the last look
 """
@@ -61,7 +61,7 @@ def tune(
     """The layers, tuned on prompts (P, T), as they were at the best look at held-out prompts (P', T), and the
     divergence at every look.
 
-    Each prompt draws an overall density from the layers' mean b up to (1 + b) / 2, and the layers share it as in use.
+    Each step draws an overall density from the layers' mean b up to (1 + b) / 2, and the layers share it as in use.
     What is done lies in WORK/tuning.safetensors after every look, from where a run that was killed goes on. `progress`
     is called with tokens done, tokens in all, and the last held-out divergence.
     """
@@ -84,6 +84,10 @@ def tune(
     def keep(density: float) -> list[int]:
         return [kept_neurons(float(b), network.config.ffn_width) for b in layer_densities(densities, density)]
 
+    def order(p: int) -> int:
+        pass_, at = divmod(p, len(train))
+        return int(np.random.default_rng([seed, pass_]).permutation(len(train))[at])
+
     now = parts()  # its arrays are those that Adam changes
     losses, best, done = _resume(file, adam, network) if file.exists() else ([], arrays, 0)
     best = [network.to_numpy(array) for array in best]
@@ -91,14 +95,13 @@ def tune(
     if not losses:
         losses.append(_held_loss(network, held, now, keep(least)))
     for step in range(done, steps):
-        rng = np.random.default_rng([seed, step])
+        density = np.random.default_rng([seed, step]).uniform(least, (1 + least) / 2)
+        ids = train[[order(p) for p in range(step * tuning.prompts, (step + 1) * tuning.prompts)]]
         total: list[Any] = [array * 0 for array in arrays]
-        for p in range(step * tuning.prompts, (step + 1) * tuning.prompts):
-            pass_, at = divmod(p, len(train))
-            ids = train[np.random.default_rng([seed, pass_]).permutation(len(train))[at]]
-            _, gradient = network.slope(ids, now, keep(rng.uniform(least, (1 + least) / 2)))
+        for some in _split(ids, network.together):
+            _, gradient = network.slope(some, now, keep(density))
             for place in range(len(total)):
-                total[place] += gradient[place // len(names)][names[place % len(names)]] / tuning.prompts
+                total[place] += gradient[place // len(names)][names[place % len(names)]] * (len(some) / len(ids))
         rate = tuning.rate * min((step + 1) / steps * WARM, 1 - step / steps)
         adam.step(total, [rate * size for size in sizes])
         if step + 1 in looks:
@@ -121,7 +124,13 @@ def _layer(arrays: dict[str, Any], density: float) -> FastForwardLayer:
 
 def _held_loss(network: Network, held: np.ndarray, parts: Sequence[Any], keep: Sequence[int]) -> float:
     """The mean divergence over held-out prompts."""
-    return float(np.mean([network.divergence(ids, parts, keep)[0] for ids in held]))
+    found = [float(network.divergence(ids, parts, keep)[0]) * len(ids) for ids in _split(held, network.together)]
+    return sum(found) / len(held)
+
+
+def _split(prompts: np.ndarray, most: int) -> list[np.ndarray]:
+    """Prompts (P, T) in parts of at most so many."""
+    return [prompts[at : at + most] for at in range(0, len(prompts), most)]
 
 
 def _save(file: Path, adam: Adam, network: Network, best: Sequence[np.ndarray], losses: list[float], done: int) -> None:
