@@ -74,7 +74,7 @@ def rotate(x: Any, cosine: Any, sine: Any) -> tuple[Any, Back]:
 
 
 def attention(q: Any, k: Any, v: Any, hidden: Any, scale: float) -> tuple[Any, Back]:
-    """Causal attention: q (P, H, T, D), k and v (P, KV, T, D), hidden (T, T) bool, the keys that a query does not see."""
+    """Causal attention: q (P, H, T, D), k and v (P, KV, T, D), hidden (T, T) bool: keys that a query does not see."""
     shape, groups = q.shape, (*k.shape[:2], -1, k.shape[-1])
     q = q.reshape(groups)  # the query heads of one KV head under each other: (P, KV, G · T, D)
     logits = ((q * scale) @ k.swapaxes(2, 3)).reshape(*k.shape[:2], -1, *hidden.shape)

@@ -307,6 +307,24 @@ def test_all_layers_are_tuned_together(
     assert out.read_bytes() != trained.read_bytes()
 
 
+def test_weights_are_tuned_on(model: Path, text: Path, trained: Path, tmp_path: Path) -> None:
+    out = fastforward(model, [text], out=tmp_path / "on", **SMALL, tune=20 * 128, start=trained)
+    before, after = load_fastforward(trained), load_fastforward(out)
+    assert [layer.density for layer in after.layers] == [layer.density for layer in before.layers]
+    told = {**after.metadata, **json.loads(after.metadata["start"])}
+    assert told["held_out"] == before.metadata["held_out"]
+    assert told["tokens"] == before.metadata["tokens"]
+    losses = json.loads(after.metadata["tuning_held_out"])
+    assert len(losses) == 21
+    assert min(losses) < losses[0]
+    with pytest.raises(ValueError, match=r"tune: got 0 tokens, wanted some to tune .*weights\.safetensors on"):
+        fastforward(model, [text], out=tmp_path / "none", **SMALL, start=trained)
+    other = write_checkpoint(tmp_path / "wide", intermediate_size=64)
+    with pytest.raises(ValueError, match=r"layers\.0\.w2: got shape \(2, 48\), wanted \(2, 64\)"):
+        fastforward(other, [text], out=tmp_path / "none", **SMALL, tune=128, start=trained)
+    assert sorted(os.listdir(tmp_path)) == ["on", "wide"]
+
+
 def test_weights_of_another_model_are_refused(model: Path, trained: Path, tmp_path: Path) -> None:
     policy = thresher.Policy(ffn=thresher.FastForward(weights=str(trained)))
 

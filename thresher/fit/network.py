@@ -49,7 +49,7 @@ def _fused_attention(q: Any, k: Any, v: Any, scale: float) -> tuple[Any, Any]:
     import torch
 
     kept = torch.bfloat16 if q.is_cuda else q.dtype
-    leaves = [array.to(kept).requires_grad_() for array in (q, k, v)]
+    leaves = [array.detach().to(kept).requires_grad_() for array in (q, k, v)]
     out = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=True, scale=scale, enable_gqa=True)
 
     def back(d_o: Any) -> tuple[Any, ...]:
