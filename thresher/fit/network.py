@@ -158,11 +158,12 @@ class Network:
                 if rope is not None:
                     heads[name], turn = gradients.rotate(heads[name], *self.tables[rope])
                     backs[name].append(turn)
+        q, k, v = (heads[name] for name in "qkv")
         window, scale = config.windows[n], config.attention_scale
         if self.device is None or window is not None:
-            out, attention_back = gradients.attention(*heads.values(), self.hidden[window], scale)
+            out, attention_back = gradients.attention(q, k, v, self.hidden[window], scale)
         else:
-            out, attention_back = _fused_attention(*heads.values(), scale)
+            out, attention_back = _fused_attention(q, k, v, scale)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1) @ w["w_o"].T
         if w["b_o"] is not None:
             out = out + w["b_o"]
