@@ -11,6 +11,8 @@ import pytest
 
 import reference
 from reference import Compensator, FastForward, FastForwardLayer, FastForwardWeights, Policy, Predictor, gradients
+from reference.fitting import Adam
+from thresher.fit import tune as tuning_module
 from thresher.fit.network import Network
 from thresher.fit.tune import Tuning, tune
 
@@ -152,6 +154,33 @@ def test_tuning_lowers_the_divergence_and_goes_on(task: tuple[Any, ...], tmp_pat
     for one, other in zip(tuned, again, strict=True):
         np.testing.assert_array_equal(one.compensator.c1, other.compensator.c1)  # type: ignore[union-attr]
         np.testing.assert_array_equal(one.predictor.w1, other.predictor.w1)
+
+
+def test_what_is_looked_at_is_the_average_of_the_steps(
+    task: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step i of 20 weighs i (i + 1) … (i + 7), and it is arrays that are averaged, not losses."""
+    noted: list[list[np.ndarray]] = []
+
+    class Noting(Adam):
+        def step(self, *given: Any) -> None:
+            super().step(*given)
+            noted.append([array.copy() for array in self.arrays])
+
+    monkeypatch.setattr(tuning_module, "Adam", Noting)
+    _, losses = tune(*task, tmp_path, tuning=Tuning(20 * 4 * TOKENS, rate=0.03), seed=0)
+    assert len(noted) == 20
+    weights = np.array([float(np.prod(np.arange(i, i + 8.0))) for i in range(1, 21)])
+    network, parts, _, held = task
+    mean = [
+        sum(w * one for w, one in zip(weights, each, strict=True)) / weights.sum() for each in zip(*noted, strict=True)
+    ]
+    there = [
+        FastForwardLayer(Predictor(*mean[at : at + 3]), Compensator(*mean[at + 3 : at + 5]), 0.5)
+        for at in range(0, len(mean), 5)
+    ]
+    assert len(there) == len(parts)
+    assert losses[-1] == pytest.approx(network.divergence(held, there, [32, 32])[0], rel=1e-9)
 
 
 def test_predictors_may_be_left_as_they_are(task: tuple[Any, ...], tmp_path: Path) -> None:

@@ -48,14 +48,10 @@ from thresher.workers import check_backend, workers
 
 FORMAT = "thresher-fit-layer-1"
 SCHEDULES = ("attention", "damage")
-OF_THE_LAYERS = (
-    "recipe",
-    "schedule",
-    "importance",
-    "held_out",
-)  # what weights that are tuned on keep of their metadata
-OF_THE_TUNING = ("tokens", "data_sha256", "tuning", "tuning_held_out", "start")  # and what stays beside the new
-HELD = 8  # held-out prompts that the tuning looks at
+# What weights that are tuned on keep of their metadata, and what stays beside the new.
+OF_THE_LAYERS = ("recipe", "schedule", "importance", "held_out")
+OF_THE_TUNING = ("tokens", "data_sha256", "tuning", "tuning_held_out", "start")
+HELD = 16  # held-out prompts that the tuning looks at, where a tenth of the text has so many
 SPARE = 1 << 28  # bytes that must stay free beside the recorded inputs
 
 
@@ -127,7 +123,6 @@ def fastforward(
     documents = read_documents(data) if data else corpus.documents(told.download)
     texts = make_prompts(documents, checkpoint.tokenizer, tokens=max(tokens, tune), context=context, seed=seed)
     prompts = texts[: max(2, tokens // context)]
-    held = prompts[-held_out(len(prompts)) :]
     tuning = Tuning(tune, rate=tune_rate, predictors=tune_predictors)
     recipe = Recipe(density=density, block=block, steps=steps, seed=seed)
     asked = {
@@ -155,10 +150,8 @@ def fastforward(
     losses: list[float] = []
     if tune:
         network = Network(checkpoint.config, checkpoint.weights, context, block, device_for(backend))
-        train = np.concatenate([prompts[: -len(held)], texts[len(prompts) :]])
-        layers, losses = tune_layers(
-            network, layers, train, held[:HELD], work, tuning=tuning, seed=seed, progress=told.tuned
-        )
+        train, held = _for_tuning(texts, len(prompts))
+        layers, losses = tune_layers(network, layers, train, held, work, tuning=tuning, seed=seed, progress=told.tuned)
     metadata = {
         "base_model": Path(os.fspath(model)).name,
         **asked,
@@ -170,6 +163,14 @@ def fastforward(
     write_atomically(out, lambda path: save_fastforward(path, FastForwardWeights(layers, metadata)))
     shutil.rmtree(work)
     return out
+
+
+def _for_tuning(texts: np.ndarray, trained: int) -> tuple[np.ndarray, np.ndarray]:
+    """The prompts to tune on and the ones to look at: those that were held out when the layers were trained on the
+    first so many, and as many of the next as make HELD."""
+    first, own = trained - held_out(trained), held_out(trained)
+    behind = first + max(own, min(HELD, held_out(len(texts))))
+    return np.concatenate([texts[:first], texts[behind:]]), texts[first:behind][:HELD]
 
 
 def _started(start: str | os.PathLike[str], checkpoint: Checkpoint, base: str, tune: int) -> FastForwardWeights:
