@@ -159,7 +159,8 @@ def training_losses(axes: Axes) -> dict[str, Any]:
     for kind, name in names.items():
         losses = np.mean([layer["losses"][kind] for layer in held], axis=0)
         axes.plot(np.linspace(0, 1, len(losses)), losses / losses[0], marker="o", markersize=3, label=name)
-    losses = np.array(json.loads(told["tuning_held_out"]))
+    begun = json.loads(told.get("start", "{}"))  # weights that were tuned on: from where the first tuning began
+    losses = np.array(json.loads(begun.get("tuning_held_out", "[]")) + json.loads(told["tuning_held_out"]))
     axes.plot(np.linspace(0, 1, len(losses)), losses / losses[0], marker="o", markersize=3, label="all layers together")
     axes.set(xlabel="share of the steps", ylabel="held-out loss over the first", ylim=(0, None))
     axes.legend(fontsize=7)

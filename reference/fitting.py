@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from reference.checks import match, require
+from reference.checks import match, require, whole
 from reference.fastforward import layer_densities
 from reference.layers import activate, sigmoid
 from reference.predictor import Compensator, Predictor
@@ -145,3 +145,16 @@ class Adam:
             second += (1 - self.beta2) * (gradient * gradient - second)
             mean, square = first / (1 - self.beta1**self.steps), second / (1 - self.beta2**self.steps)
             array -= rate * mean / (square**0.5 + self.eps)
+
+
+def average_in(averages: Sequence[Any], arrays: Sequence[Any], steps: int, *, recent: int = 8) -> None:
+    """Take the arrays after a step into their running averages, which change in place.
+
+    a += (η + 1) / (t + η) (θ − a), t steps being done and η = `recent`: the weight of step i is in proportion to
+    i (i + 1) … (i + η − 1), so that about the last t / (η + 1) steps count, and the start never does. Polynomial-decay
+    averaging (Shamir and Zhang, arXiv 1212.1824). η is chosen.
+    """
+    whole("steps", steps)
+    share = (recent + 1) / (steps + recent)
+    for average, array in zip(averages, arrays, strict=True):
+        average += share * (array - average)

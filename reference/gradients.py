@@ -8,12 +8,15 @@ d_x stands for ∂L/∂x. So a pass forward leaves a pass backward behind it, an
     gated FFN   y = W_down (m · act(g) · u)                d_m = Σ_t (W_downᵀ d_y) act(g) u,  m the neurons' mask
     divergence  L = mean_t Σ_v p (log p − log q)           d_logits = (q − p) / T
 
+P prompts of T tokens go through together where an axis P stands first.
+
 Arrays are NumPy's, or of a module that has its names, as torch does: `module_of` finds it. Sources as in `layers`,
 `attention`, `predictor`; Bengio et al. (arXiv 1308.3432) for the gradient that passes a hard choice straight through.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -31,8 +34,9 @@ def module_of(x: Any) -> Any:
 
 
 def sigmoid(x: Any) -> Any:
-    """1 / (1 + e^-x), as (1 + tanh(x / 2)) / 2, which no x overflows and every module has."""
-    return (module_of(x).tanh(x * 0.5) + 1) * 0.5
+    """1 / (1 + e^-x), as (1 + tanh(x / 2)) / 2, which no x overflows. Another module than NumPy has it as one call."""
+    xp = module_of(x)
+    return (np.tanh(x * 0.5) + 1) * 0.5 if xp is np else xp.sigmoid(x)
 
 
 def activate(x: Any, act: str) -> tuple[Any, Any]:
@@ -59,7 +63,7 @@ def rms_norm(x: Any, weight: Any, eps: float) -> tuple[Any, Back]:
 
 
 def rotate(x: Any, cosine: Any, sine: Any) -> tuple[Any, Back]:
-    """`layers.rotate`: x (H, T, D), cosine and sine (T, D/2). Turning back is turning by the angle's negative."""
+    """`layers.rotate`: x (..., T, D), cosine and sine (T, D/2). Turning back is turning by the angle's negative."""
 
     def turn(x: Any, sine: Any) -> Any:
         half = x.shape[-1] // 2
@@ -70,26 +74,27 @@ def rotate(x: Any, cosine: Any, sine: Any) -> tuple[Any, Back]:
 
 
 def attention(q: Any, k: Any, v: Any, hidden: Any, scale: float) -> tuple[Any, Back]:
-    """Causal attention: q (H, T, D), k and v (KV, T, D), hidden (T, T) bool, the keys that a query does not see."""
-    heads, length, width = q.shape
-    groups = len(k)
-    q = q.reshape(groups, -1, width)  # the query heads of one KV head under each other
-    logits = ((q @ k.swapaxes(1, 2)) * scale).reshape(groups, -1, length, length)
-    logits = module_of(q).where(hidden, -np.inf, logits).reshape(groups, -1, length)
-    p = softmax(logits)
+    """Causal attention: q (P, H, T, D), k and v (P, KV, T, D), hidden (T, T) bool: keys that a query does not see."""
+    shape, groups = q.shape, (*k.shape[:2], -1, k.shape[-1])
+    q = q.reshape(groups)  # the query heads of one KV head under each other: (P, KV, G · T, D)
+    logits = ((q * scale) @ k.swapaxes(2, 3)).reshape(*k.shape[:2], -1, *hidden.shape)
+    p = softmax(module_of(q).where(hidden, -np.inf, logits)).reshape(*q.shape[:3], -1)
 
     def back(d_o: Any) -> tuple[Any, Any, Any]:
-        d_o = d_o.reshape(groups, -1, width)
-        d_logits = d_o @ v.swapaxes(1, 2)
+        d_o = d_o.reshape(groups)
+        d_logits = d_o @ v.swapaxes(2, 3)
         d_logits = p * (d_logits - (p * d_logits).sum(-1)[..., None]) * scale
-        return (d_logits @ k).reshape(heads, length, width), d_logits.swapaxes(1, 2) @ q, p.swapaxes(1, 2) @ d_o
+        return (d_logits @ k).reshape(shape), d_logits.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ d_o
 
-    return (p @ v).reshape(heads, length, width), back
+    return (p @ v).reshape(shape), back
 
 
 def softmax(x: Any) -> Any:
-    """Over the last axis."""
-    e = module_of(x).exp(x - module_of(x).amax(x, -1)[..., None])
+    """Over the last axis. Another module than NumPy has it as one call."""
+    xp = module_of(x)
+    if xp is not np:
+        return xp.softmax(x, -1)
+    e = np.exp(x - x.max(-1)[..., None])
     return e / e.sum(-1)[..., None]
 
 
@@ -144,21 +149,25 @@ def score(x: Any, predictor: Predictor) -> tuple[Any, Callable[[Any], Predictor]
 
 
 def choose(scores: Any, keep: int) -> tuple[Any, Any]:
-    """The `keep` best of each row, (N, F) of 0 and 1 in the dtype of scores (N, F), and the cut, the least score kept,
-    (N, 1). All that tie at the cut are kept."""
-    ordered = module_of(scores).sort(scores, -1)
-    cut = getattr(ordered, "values", ordered)[:, -keep][:, None]
-    return module_of(scores).zeros_like(scores) + (scores >= cut), cut
+    """The `keep` best of each row, ties to the lower neuron, (N, F) of 0 and 1 in the dtype of scores (N, F), and the
+    cut, the least score kept, (N, 1)."""
+    xp = module_of(scores)
+    rank = xp.argsort(xp.argsort(-scores, stable=True))
+    cut = xp.where(rank == keep - 1, scores, 0).sum(-1)[:, None]
+    return xp.zeros_like(scores) + (rank < keep), cut
 
 
 def log_softmax(x: Any) -> Any:
-    """Over the last axis."""
-    x = x - module_of(x).amax(x, -1)[..., None]
-    return x - module_of(x).log(module_of(x).exp(x).sum(-1))[..., None]
+    """Over the last axis. Another module than NumPy has it as one call."""
+    xp = module_of(x)
+    if xp is not np:
+        return xp.log_softmax(x, -1)
+    x = x - x.max(-1)[..., None]
+    return x - np.log(np.exp(x).sum(-1))[..., None]
 
 
 def divergence(logits: Any, log_p: Any) -> tuple[Any, Any]:
-    """Mean over tokens of KL(p ‖ q), q = softmax(logits), and its gradient: (T, V) each."""
+    """Mean over tokens of KL(p ‖ q), q = softmax(logits), and its gradient: (..., T, V) each."""
     log_q, exp = log_softmax(logits), module_of(logits).exp
-    p = exp(log_p)
-    return (p * (log_p - log_q)).sum() / len(p), (exp(log_q) - p) / len(p)
+    p, tokens = exp(log_p), math.prod(logits.shape[:-1])
+    return (p * (log_p - log_q)).sum() / tokens, (exp(log_q) - p) / tokens

@@ -299,12 +299,42 @@ def test_all_layers_are_tuned_together(
     out = fastforward(model, [text], out=tmp_path / "weights", **SMALL, schedule="damage", tune=20 * 128)
     assert len(prepared) == 1
     ((train, held),) = tuned_on
-    assert len(train) == 19  # of the 20 prompts that were asked for, one is held out
+    assert (len(train), len(held)) == (18, 2)  # of the 20 prompts that were asked for
     assert not set(map(bytes, train)) & set(map(bytes, held))
     weights = load_fastforward(out)
     assert json.loads(weights.metadata["tuning"])["tokens"] == 2560
     assert len(json.loads(weights.metadata["tuning_held_out"])) == 21
     assert out.read_bytes() != trained.read_bytes()
+
+
+@pytest.mark.parametrize(("count", "trained", "held"), [(20, 10, 2), (20, 20, 2), (300, 30, 16), (400, 400, 16)])
+def test_looks_are_at_prompts_that_no_training_had(count: int, trained: int, held: int) -> None:
+    """The layers' own held-out prompts, and enough of the next; whichever are looked at or the layers' own, are not
+    tuned on."""
+    texts = np.arange(count)[:, None]
+    train, looked_at = run._for_tuning(texts, trained)
+    own = set(range(trained - held_out(trained), trained))
+    assert len(looked_at) == held
+    assert looked_at.ravel().tolist() == list(range(min(own), min(own) + held))
+    assert set(train.ravel()) == set(range(count)) - own - set(looked_at.ravel())
+
+
+def test_weights_are_tuned_on(model: Path, text: Path, trained: Path, tmp_path: Path) -> None:
+    out = fastforward(model, [text], out=tmp_path / "on", **SMALL, tune=20 * 128, start=trained)
+    before, after = load_fastforward(trained), load_fastforward(out)
+    assert [layer.density for layer in after.layers] == [layer.density for layer in before.layers]
+    told = {**after.metadata, **json.loads(after.metadata["start"])}
+    assert told["held_out"] == before.metadata["held_out"]
+    assert told["tokens"] == before.metadata["tokens"]
+    losses = json.loads(after.metadata["tuning_held_out"])
+    assert len(losses) == 21
+    assert min(losses) < losses[0]
+    with pytest.raises(ValueError, match=r"tune: got 0 tokens, wanted some to tune .*weights\.safetensors on"):
+        fastforward(model, [text], out=tmp_path / "none", **SMALL, start=trained)
+    other = write_checkpoint(tmp_path / "wide", intermediate_size=64)
+    with pytest.raises(ValueError, match=r"layers\.0\.w2: got shape \(2, 48\), wanted \(2, 64\)"):
+        fastforward(other, [text], out=tmp_path / "none", **SMALL, tune=128, start=trained)
+    assert sorted(os.listdir(tmp_path)) == ["on", "wide"]
 
 
 def test_weights_of_another_model_are_refused(model: Path, trained: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 import reference
 from reference import Compensator, FastForward, FastForwardLayer, FastForwardWeights, Policy, Predictor, gradients
+from reference.fitting import Adam
+from thresher.fit import tune as tuning_module
 from thresher.fit.network import Network
 from thresher.fit.tune import Tuning, tune
 
@@ -39,12 +41,13 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_the_network_is_the_model(name: str) -> None:
     model = reference.toy_model(**MODELS[name])
-    ids = np.random.default_rng(0).integers(0, 50, TOKENS)
+    ids = np.random.default_rng(0).integers(0, 50, (2, TOKENS))
     parts = parts_of(model.config)
     network = Network(model.config, model.weights, TOKENS, BLOCK)
 
     def run(policy: Policy) -> np.ndarray:
-        return reference.prefill(model, reference.new_state(model, policy), ids, every=True)[BLOCK:]
+        prompts = [reference.prefill(model, reference.new_state(model, policy), one, every=True) for one in ids]
+        return np.array(prompts)[:, BLOCK:]
 
     np.testing.assert_allclose(network.logits(ids)[0], run(Policy()), rtol=1e-8, atol=1e-10)
     half = FastForward(0.5, FastForwardWeights(parts), block=BLOCK, dense_first=BLOCK, dense_last=0)
@@ -58,7 +61,7 @@ def test_the_slope_of_the_whole_network(name: str, layer: int, monkeypatch: pyte
     moves as far as the sigmoid of its scores does."""
     model = reference.toy_model(**MODELS[name])
     rng = np.random.default_rng(1)
-    ids, parts = rng.integers(0, 50, TOKENS), parts_of(model.config)
+    ids, parts = rng.integers(0, 50, (2, TOKENS)), parts_of(model.config)
     network = Network(model.config, model.weights, TOKENS, BLOCK)
     _, gradient = network.slope(ids, parts, [32, 32])
     choices: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -96,6 +99,28 @@ def test_the_slope_of_the_whole_network(name: str, layer: int, monkeypatch: pyte
     assert slope == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5, rel=1e-4, abs=1e-7)
 
 
+def test_torch_gives_the_same_slope() -> None:
+    """Where torch is: on its processor, since a GPU is not everywhere."""
+    pytest.importorskip("torch")
+    model = reference.toy_model(windows=(None, 24))
+    parts, ids = parts_of(model.config), np.random.default_rng(3).integers(0, 50, (3, TOKENS))
+    plain, torch = (Network(model.config, model.weights, TOKENS, BLOCK, device) for device in (None, "cpu"))
+    loss, gradient = plain.slope(ids, parts, [32, 20])
+    there = [
+        FastForwardLayer(
+            Predictor(*map(torch.to_array, vars(part.predictor).values())),
+            Compensator(*map(torch.to_array, vars(part.compensator).values())),
+            part.density,
+        )
+        for part in parts
+    ]
+    other, same = torch.slope(ids, there, [32, 20])
+    assert float(other) == pytest.approx(float(loss), rel=1e-9)
+    for one, two in zip(gradient, same, strict=True):
+        for name, array in one.items():
+            np.testing.assert_allclose(torch.to_numpy(two[name]), array, rtol=1e-6, atol=1e-10, err_msg=name)
+
+
 @pytest.fixture
 def task() -> tuple[Any, ...]:
     model = reference.toy_model()
@@ -108,8 +133,8 @@ def test_tuning_lowers_the_divergence_and_goes_on(task: tuple[Any, ...], tmp_pat
     tuned, losses = tune(*task, tmp_path, tuning=tuning, seed=0)
     assert min(losses) < 0.8 * losses[0]
     network, parts, _, held = task
-    now = [network.divergence(ids, tuned, [32, 32])[0] for ids in held]
-    assert np.mean(now) == pytest.approx(min(losses), rel=1e-9)  # the best of what it looked at
+    now = network.divergence(held, tuned, [32, 32])[0]
+    assert now == pytest.approx(min(losses), rel=1e-9)  # the best of what it looked at
     for part, was in zip(parts, begun, strict=True):
         np.testing.assert_array_equal(part.predictor.w2, was)  # what it was given stays
 
@@ -129,6 +154,33 @@ def test_tuning_lowers_the_divergence_and_goes_on(task: tuple[Any, ...], tmp_pat
     for one, other in zip(tuned, again, strict=True):
         np.testing.assert_array_equal(one.compensator.c1, other.compensator.c1)  # type: ignore[union-attr]
         np.testing.assert_array_equal(one.predictor.w1, other.predictor.w1)
+
+
+def test_what_is_looked_at_is_the_average_of_the_steps(
+    task: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step i of 20 weighs i (i + 1) … (i + 7), and it is arrays that are averaged, not losses."""
+    noted: list[list[np.ndarray]] = []
+
+    class Noting(Adam):
+        def step(self, *given: Any) -> None:
+            super().step(*given)
+            noted.append([array.copy() for array in self.arrays])
+
+    monkeypatch.setattr(tuning_module, "Adam", Noting)
+    _, losses = tune(*task, tmp_path, tuning=Tuning(20 * 4 * TOKENS, rate=0.03), seed=0)
+    assert len(noted) == 20
+    weights = np.array([float(np.prod(np.arange(i, i + 8.0))) for i in range(1, 21)])
+    network, parts, _, held = task
+    mean = [
+        sum(w * one for w, one in zip(weights, each, strict=True)) / weights.sum() for each in zip(*noted, strict=True)
+    ]
+    there = [
+        FastForwardLayer(Predictor(*mean[at : at + 3]), Compensator(*mean[at + 3 : at + 5]), 0.5)
+        for at in range(0, len(mean), 5)
+    ]
+    assert len(there) == len(parts)
+    assert losses[-1] == pytest.approx(network.divergence(held, there, [32, 32])[0], rel=1e-9)
 
 
 def test_predictors_may_be_left_as_they_are(task: tuple[Any, ...], tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reference import Compensator, Predictor, predictor_targets
-from reference.fitting import Adam, activation_slope, compensator_loss, densities_by_damage, predictor_loss
+from reference.fitting import (
+    Adam,
+    activation_slope,
+    average_in,
+    compensator_loss,
+    densities_by_damage,
+    predictor_loss,
+)
 
 RNG = np.random.default_rng
 SIZES = {"n": st.integers(1, 3), "t": st.integers(1, 5), "e": st.integers(1, 5), "seed": st.integers(0, 999)}
@@ -118,6 +125,18 @@ def test_adam_by_hand() -> None:
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         expected -= 0.1 * (m / (1 - 0.9**n)) / (math.sqrt(v / (1 - 0.999**n)) + 1e-8)
         assert math.isclose(theta[0], expected, rel_tol=1e-12)
+
+
+@given(steps=st.integers(1, 30), recent=st.integers(0, 9), seed=st.integers(0, 999))
+def test_an_average_weighs_the_latest_steps_most(steps: int, recent: int, seed: int) -> None:
+    """By the weights in closed form; without `recent`, it is the plain mean."""
+    iterates = RNG(seed).standard_normal((steps, 3))
+    average = np.full(3, 1e3)  # the start does not count
+    for done, now in enumerate(iterates, 1):
+        average_in([average], [now], done, recent=recent)
+    weights = [math.prod(range(i, i + recent)) for i in range(1, steps + 1)]
+    expected = sum(w / sum(weights) * now for w, now in zip(weights, iterates, strict=True))
+    np.testing.assert_allclose(average, expected, rtol=1e-9, atol=1e-9)
 
 
 DAMAGES = st.lists(st.sampled_from([0.0, 1e-9]) | st.floats(1e-3, 10), min_size=1, max_size=8)

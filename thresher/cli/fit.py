@@ -38,6 +38,9 @@ def fastforward(
     ] = 0,
     tune_rate: Annotated[float, typer.Option(help="Adam's rate in tuning, as a share of each array's size.")] = 0.01,
     tune_predictors: Annotated[bool, typer.Option(help="Tune the predictors too, or compensators alone.")] = True,
+    start: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights to tune on, instead of training the layers first.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 0,
     backend: options.Backend = "auto",
     jobs: Annotated[int, typer.Option(help="Layers trained at a time; -1 for one per core.")] = -1,
@@ -64,6 +67,7 @@ def fastforward(
             tune=tune,
             tune_rate=tune_rate,
             tune_predictors=tune_predictors,
+            start=start,
             seed=seed,
             backend=backend,
             jobs=jobs,

@@ -32,7 +32,7 @@ from loaders.fastforward import fingerprint, save_fastforward
 from loaders.tensors import TensorFile, write_tensors
 from reference import Compensator, FastForwardLayer, FastForwardWeights, Model, Predictor, layer_densities
 from reference.checks import one_of, require, whole
-from reference.fastforward import check_dense
+from reference.fastforward import FastForward, check_dense
 from reference.fitting import densities_by_damage
 from reference.neurons import check_density
 from thresher.fit import activations, corpus, damage
@@ -43,11 +43,15 @@ from thresher.fit.tune import Tuning
 from thresher.fit.tune import tune as tune_layers
 from thresher.model import LanguageModel
 from thresher.state import write_atomically
+from thresher.trained import weights_for
 from thresher.workers import check_backend, workers
 
 FORMAT = "thresher-fit-layer-1"
 SCHEDULES = ("attention", "damage")
-HELD = 8  # held-out prompts that the tuning looks at
+# What weights that are tuned on keep of their metadata, and what stays beside the new.
+OF_THE_LAYERS = ("recipe", "schedule", "importance", "held_out")
+OF_THE_TUNING = ("tokens", "data_sha256", "tuning", "tuning_held_out", "start")
+HELD = 16  # held-out prompts that the tuning looks at, where a tenth of the text has so many
 SPARE = 1 << 28  # bytes that must stay free beside the recorded inputs
 
 
@@ -77,6 +81,7 @@ def fastforward(
     tune: int = 0,
     tune_rate: float = Tuning.rate,
     tune_predictors: bool = Tuning.predictors,
+    start: str | os.PathLike[str] | None = None,
     seed: int = 0,
     backend: str = "auto",
     jobs: int = -1,
@@ -91,11 +96,14 @@ def fastforward(
     by what layers share the density, the reach of their "attention" as in the paper or the "damage" that is measured.
     tune: tokens of text, read again where it ends, that all layers are then tuned on together by what the whole model
     says (`thresher.fit.tune`): on a GPU where torch is installed. tune_rate, tune_predictors: as in its `Tuning`.
+    start: weights of this model that are tuned on, at their own densities, instead of layers that are trained first;
+    with the same data, tokens and seed, what was held out from them stays held out.
     backend: what runs the model. jobs: layers trained at a time; -1 for one per core. joblib_backend: loky, or dask or
     ray on a cluster whose machines share the folder of `out`.
 
     A run that is killed goes on where it was when it is started again, and the same seed gives the same file. Raises
-    ValueError for text that is too short and for an unfinished run with other settings, OSError for a full disk.
+    ValueError for text that is too short, for a start that belongs to another model or is not to be tuned, and for an
+    unfinished run with other settings; OSError for a full disk.
     """
     check_density(density)
     for name, value in {"block": block, "steps": steps, "tokens": tokens}.items():
@@ -110,14 +118,15 @@ def fastforward(
     check_dense(checkpoint.config)
     positions = checkpoint.config.max_positions
     require(context <= positions, f"context: got {context}, wanted at most the model's {positions} positions")
+    base = fingerprint(checkpoint.source)
+    begun = None if start is None else _started(start, checkpoint, base, tune)
     documents = read_documents(data) if data else corpus.documents(told.download)
     texts = make_prompts(documents, checkpoint.tokenizer, tokens=max(tokens, tune), context=context, seed=seed)
     prompts = texts[: max(2, tokens // context)]
-    held = prompts[-held_out(len(prompts)) :]
     tuning = Tuning(tune, rate=tune_rate, predictors=tune_predictors)
     recipe = Recipe(density=density, block=block, steps=steps, seed=seed)
     asked = {
-        "base_sha256": fingerprint(checkpoint.source),
+        "base_sha256": base,
         "data": " ".join(Path(path).name for path in data) or f"{corpus.PROSE} {corpus.PLAYS}",
         "data_sha256": hashlib.sha256(texts.tobytes()).hexdigest(),
         "tokens": str(prompts.size),
@@ -125,38 +134,28 @@ def fastforward(
         "recipe": json.dumps(asdict(recipe)),
         "schedule": schedule,
         "tuning": json.dumps(asdict(tuning)),
+        "start_sha256": "" if start is None else hashlib.sha256(Path(start).read_bytes()).hexdigest(),
     }
     work = out.with_name(f"{out.name}.work")
     _begin(work, asked)
 
-    @cache
-    def dense() -> Model:  # prepared where it is needed, and once
-        return LanguageModel(checkpoint, accel.backend(backend)).model
-
-    _record(dense, prompts, work, block, told)
-    config = checkpoint.config
-    if schedule == "damage":
-        importance = damage.measure(
-            dense, config.layers, held, work, density=density, block=block, progress=told.damage
+    if begun is None:
+        layers, learned = _layer_by_layer(
+            checkpoint, prompts, work, recipe, schedule, backend, jobs, joblib_backend, told
         )
-        densities = densities_by_damage(importance, density)
     else:
-        importance = activations.importance_of(work, config.layers)
-        densities = layer_densities(importance, density)
-    fitted = _fit_layers(checkpoint, prompts, work, recipe, densities, jobs, joblib_backend, told)
-    layers = [replace(layer, density=float(b)) for (_, layer), b in zip(fitted, densities, strict=True)]
+        layers = [*begun.layers]
+        learned = {name: begun.metadata[name] for name in OF_THE_LAYERS if name in begun.metadata}
+        learned["start"] = json.dumps({name: begun.metadata[name] for name in OF_THE_TUNING if name in begun.metadata})
     losses: list[float] = []
     if tune:
-        network = Network(config, checkpoint.weights, context, block, device_for(backend))
-        train = np.concatenate([prompts[: -len(held)], texts[len(prompts) :]])
-        layers, losses = tune_layers(
-            network, layers, train, held[:HELD], work, tuning=tuning, seed=seed, progress=told.tuned
-        )
+        network = Network(checkpoint.config, checkpoint.weights, context, block, device_for(backend))
+        train, held = _for_tuning(texts, len(prompts))
+        layers, losses = tune_layers(network, layers, train, held, work, tuning=tuning, seed=seed, progress=told.tuned)
     metadata = {
         "base_model": Path(os.fspath(model)).name,
         **asked,
-        "importance": json.dumps([round(float(s), 6) for s in importance]),
-        "held_out": json.dumps([{key: one[key] for key in ("losses", "overlap")} for one, _ in fitted]),
+        **learned,
         "tuning_held_out": json.dumps([round(loss, 5) for loss in losses]),
         "optimiser": "Adam, linear decay, best of ten looks by held-out loss",
         "version": version("thresher"),
@@ -164,6 +163,60 @@ def fastforward(
     write_atomically(out, lambda path: save_fastforward(path, FastForwardWeights(layers, metadata)))
     shutil.rmtree(work)
     return out
+
+
+def _for_tuning(texts: np.ndarray, trained: int) -> tuple[np.ndarray, np.ndarray]:
+    """The prompts to tune on and the ones to look at: those that were held out when the layers were trained on the
+    first so many, and as many of the next as make HELD."""
+    first, own = trained - held_out(trained), held_out(trained)
+    behind = first + max(own, min(HELD, held_out(len(texts))))
+    return np.concatenate([texts[:first], texts[behind:]]), texts[first:behind][:HELD]
+
+
+def _started(start: str | os.PathLike[str], checkpoint: Checkpoint, base: str, tune: int) -> FastForwardWeights:
+    """The weights to tune on, which must belong to the model of this fingerprint."""
+    weights = weights_for(FastForward(weights=os.fspath(start)), base, checkpoint.source.path)
+    assert weights is not None
+    weights.check(checkpoint.config)
+    require(tune > 0, f"tune: got 0 tokens, wanted some to tune {start} on")
+    whole = all(layer.compensator is not None for layer in weights.layers)
+    require(whole, f"{start}: got a layer without compensator, wanted one in each to tune on")
+    return weights
+
+
+def _layer_by_layer(
+    checkpoint: Checkpoint,
+    prompts: np.ndarray,
+    work: Path,
+    recipe: Recipe,
+    schedule: str,
+    backend: str,
+    jobs: int,
+    joblib_backend: str,
+    told: Progress,
+) -> tuple[list[FastForwardLayer], dict[str, str]]:
+    """Inputs, densities, and every layer trained on its own; beside the layers, what the file says of them."""
+
+    @cache
+    def dense() -> Model:  # prepared where it is needed, and once
+        return LanguageModel(checkpoint, accel.backend(backend)).model
+
+    _record(dense, prompts, work, recipe.block, told)
+    count, held = checkpoint.config.layers, prompts[-held_out(len(prompts)) :]
+    if schedule == "damage":
+        importance = damage.measure(
+            dense, count, held, work, density=recipe.density, block=recipe.block, progress=told.damage
+        )
+        densities = densities_by_damage(importance, recipe.density)
+    else:
+        importance = activations.importance_of(work, count)
+        densities = layer_densities(importance, recipe.density)
+    fitted = _fit_layers(checkpoint, prompts, work, recipe, densities, jobs, joblib_backend, told)
+    layers = [replace(layer, density=float(b)) for (_, layer), b in zip(fitted, densities, strict=True)]
+    return layers, {
+        "importance": json.dumps([round(float(s), 6) for s in importance]),
+        "held_out": json.dumps([{key: one[key] for key in ("losses", "overlap")} for one, _ in fitted]),
+    }
 
 
 def _begin(work: Path, asked: dict[str, str]) -> None:

@@ -3,10 +3,11 @@
     L = mean over tokens of KL(p ‖ q),   p the next token's distribution of the dense model, q that of the sparse one
 
 The layers' own losses know neither which errors matter to the model nor that a layer is given what the sparse layers
-below it leave. Here the gradient comes back through the whole model (`network`), to all parts at once. Each prompt
-draws its density, so that one set of weights serves all of them.
+below it leave. Here the gradient comes back through the whole model (`network`), to all parts at once. Each step draws
+a density, so that one set of weights serves all of them. Neurons that pass the cut make the loss rough, so what is
+looked at and kept is the average of the latest steps.
 
-WORK/tuning.safetensors     the parts and Adam's two moments at the last look
+WORK/tuning.safetensors     the parts, their average and Adam's two moments at the last look
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import numpy as np
 
 from loaders.tensors import TensorFile, write_tensors
 from reference import Compensator, FastForwardLayer, Predictor, layer_densities
-from reference.fitting import Adam
+from reference.fitting import Adam, average_in
 from reference.neurons import kept_neurons
 from thresher.fit.network import Network
 from thresher.state import write_atomically
 
 ARRAYS = ("q_pred", "w1", "w2", "c1", "c2")
-FORMAT = "thresher-fit-tuning-1"
+FORMAT = "thresher-fit-tuning-2"
 LOOKS = 20  # at the held-out divergence
 WARM = 20  # the rate rises along 1 / WARM of the steps: at first Adam's second moment knows little
 
@@ -58,10 +59,10 @@ def tune(
     seed: int,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> tuple[list[FastForwardLayer], list[float]]:
-    """The layers, tuned on prompts (P, T), as they were at the best look at held-out prompts (P', T), and the
+    """The layers, tuned on prompts (P, T): their average at the best look at held-out prompts (P', T), and the
     divergence at every look.
 
-    Each prompt draws an overall density from the layers' mean b up to (1 + b) / 2, and the layers share it as in use.
+    Each step draws an overall density from the layers' mean b up to (1 + b) / 2, and the layers share it as in use.
     What is done lies in WORK/tuning.safetensors after every look, from where a run that was killed goes on. `progress`
     is called with tokens done, tokens in all, and the last held-out divergence.
     """
@@ -72,40 +73,45 @@ def tune(
     arrays = [network.to_array(np.array(one[name], network.dtype)) for one in fixed for name in names]
     sizes = [float((array * array).mean()) ** 0.5 for array in arrays]
     adam, file = Adam(arrays), work / "tuning.safetensors"
+    averages = [array * 1 for array in arrays]
     densities = np.array([layer.density for layer in layers])
     least = float(densities.mean())
 
-    def parts() -> list[FastForwardLayer]:
+    def parts(tuned: Sequence[Any]) -> list[FastForwardLayer]:
         every = [{name: network.to_array(np.asarray(one[name], network.dtype)) for name in ARRAYS} for one in fixed]
-        for place, array in enumerate(arrays):
+        for place, array in enumerate(tuned):
             every[place // len(names)][names[place % len(names)]] = array
         return [_layer(one, float(b)) for one, b in zip(every, densities, strict=True)]
 
     def keep(density: float) -> list[int]:
         return [kept_neurons(float(b), network.config.ffn_width) for b in layer_densities(densities, density)]
 
-    now = parts()  # its arrays are those that Adam changes
-    losses, best, done = _resume(file, adam, network) if file.exists() else ([], arrays, 0)
+    def order(p: int) -> int:
+        pass_, at = divmod(p, len(train))
+        return int(np.random.default_rng([seed, pass_]).permutation(len(train))[at])
+
+    now, averaged = parts(arrays), parts(averages)  # these arrays are changed in place
+    losses, best, done = _resume(file, adam, averages, network) if file.exists() else ([], arrays, 0)
     best = [network.to_numpy(array) for array in best]
     looks = {steps * (look + 1) // LOOKS for look in range(LOOKS)}
     if not losses:
-        losses.append(_held_loss(network, held, now, keep(least)))
+        losses.append(_held_loss(network, held, averaged, keep(least)))
     for step in range(done, steps):
-        rng = np.random.default_rng([seed, step])
+        density = np.random.default_rng([seed, step]).uniform(least, (1 + least) / 2)
+        ids = train[[order(p) for p in range(step * tuning.prompts, (step + 1) * tuning.prompts)]]
         total: list[Any] = [array * 0 for array in arrays]
-        for p in range(step * tuning.prompts, (step + 1) * tuning.prompts):
-            pass_, at = divmod(p, len(train))
-            ids = train[np.random.default_rng([seed, pass_]).permutation(len(train))[at]]
-            _, gradient = network.slope(ids, now, keep(rng.uniform(least, (1 + least) / 2)))
+        for some in _split(ids, network.together):
+            _, gradient = network.slope(some, now, keep(density))
             for place in range(len(total)):
-                total[place] += gradient[place // len(names)][names[place % len(names)]] / tuning.prompts
+                total[place] += gradient[place // len(names)][names[place % len(names)]] * (len(some) / len(ids))
         rate = tuning.rate * min((step + 1) / steps * WARM, 1 - step / steps)
         adam.step(total, [rate * size for size in sizes])
+        average_in(averages, arrays, step + 1)
         if step + 1 in looks:
-            losses.append(_held_loss(network, held, now, keep(least)))
+            losses.append(_held_loss(network, held, averaged, keep(least)))
             if losses[-1] == min(losses):
-                best = [network.to_numpy(array) for array in arrays]
-            _save(file, adam, network, best, losses, step + 1)
+                best = [network.to_numpy(array) for array in averages]
+            _save(file, adam, averages, network, best, losses, step + 1)
         if progress is not None:
             progress((step + 1) * per_step, steps * per_step, losses[-1])
     for place, array in enumerate(best):
@@ -121,21 +127,42 @@ def _layer(arrays: dict[str, Any], density: float) -> FastForwardLayer:
 
 def _held_loss(network: Network, held: np.ndarray, parts: Sequence[Any], keep: Sequence[int]) -> float:
     """The mean divergence over held-out prompts."""
-    return float(np.mean([network.divergence(ids, parts, keep)[0] for ids in held]))
+    found = [float(network.divergence(ids, parts, keep)[0]) * len(ids) for ids in _split(held, network.together)]
+    return sum(found) / len(held)
 
 
-def _save(file: Path, adam: Adam, network: Network, best: Sequence[np.ndarray], losses: list[float], done: int) -> None:
-    kinds = {"now": adam.arrays, "first": adam.first, "second": adam.second, "best": best}
+def _split(prompts: np.ndarray, most: int) -> list[np.ndarray]:
+    """Prompts (P, T) in parts of at most so many."""
+    return [prompts[at : at + most] for at in range(0, len(prompts), most)]
+
+
+def _kept(adam: Adam, averages: Sequence[Any]) -> dict[str, Sequence[Any]]:
+    """What a run goes on with, by the name it has in the file."""
+    return {"now": adam.arrays, "average": averages, "first": adam.first, "second": adam.second}
+
+
+def _save(
+    file: Path,
+    adam: Adam,
+    averages: Sequence[Any],
+    network: Network,
+    best: Sequence[np.ndarray],
+    losses: list[float],
+    done: int,
+) -> None:
+    kinds = {**_kept(adam, averages), "best": best}
     arrays = {f"{kind}.{n}": network.to_numpy(one) for kind, each in kinds.items() for n, one in enumerate(each)}
     told = {"format": FORMAT, "losses": json.dumps(losses), "done": str(done)}
     write_atomically(file, lambda path: write_tensors(path, arrays, told))
 
 
-def _resume(file: Path, adam: Adam, network: Network) -> tuple[list[float], list[np.ndarray], int]:
-    """Fill Adam's arrays from the file: the losses so far, the best arrays, and how many steps are done."""
+def _resume(
+    file: Path, adam: Adam, averages: Sequence[Any], network: Network
+) -> tuple[list[float], list[np.ndarray], int]:
+    """Fill what it goes on with from the file: the losses so far, the best arrays, and how many steps are done."""
     found = TensorFile(file)
     arrays = found.arrays(FORMAT)
-    for kind, each in {"now": adam.arrays, "first": adam.first, "second": adam.second}.items():
+    for kind, each in _kept(adam, averages).items():
         for n, one in enumerate(each):
             one[...] = network.to_array(np.asarray(arrays[f"{kind}.{n}"]))
     adam.steps = int(found.metadata["done"])
