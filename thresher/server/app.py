@@ -203,9 +203,10 @@ class _Desk:
         answers = []
         try:
             options = self._options(request)
-            variables, seed = options.pop("template_variables", None), options["seed"]
+            seed = options["seed"]
+            written = {name: options.pop(name, None) for name in ("template_variables", "enable_thinking")}
             for prompt in request.prompts:
-                ids = self.llm.encode(prompt, template_variables=variables)
+                ids = self.llm.encode(prompt, **written)
                 most = self.llm.config.max_positions
                 if len(ids) > most:
                     name = "messages" if request.chat else "prompt"
