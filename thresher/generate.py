@@ -157,7 +157,10 @@ class Answer:
         if token in self.llm.stop_ids and len(self.token_ids) >= self.settings.min_new_tokens:
             return self._finish("stop")
         name, reasoned = self._text.special.get(token), self._parts.inside
-        shown = self._parts.feed(self._text.step(token) if name is None else name, shown=name is None)
+        if name is None:
+            shown = self._parts.feed(self._text.step(token))
+        else:  # what came before it is complete
+            shown = self._parts.feed(self._text.finish()).then(self._parts.feed(name, shown=False))
         self.stats.reasoning_tokens += reasoned and self._parts.inside and not self._due
         self._mark()
         if self._stops.found:

@@ -216,8 +216,8 @@ class _Desk:
                     options["seed"] = None if seed is None else (seed + copy) % 2**64
                     answers.append(self.llm.generate(ids, request.policy or self.policy, **options).answer)
         except ValueError as error:
-            name = str(error).partition(":")[0]
-            raise error if isinstance(error, BadRequest) else BadRequest(str(error), name) from None
+            told = str(error).replace("thinking_budget", "thinking_token_budget")  # as the field is called here
+            raise error if isinstance(error, BadRequest) else BadRequest(told, told.partition(":")[0]) from None
         return answers
 
     def _options(self, request: Request) -> dict[str, Any]:

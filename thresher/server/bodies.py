@@ -208,7 +208,8 @@ def _variables(name: str, value: Any) -> dict[str, Any]:
     variables = _object(name, value)
     _require("messages" not in variables, name, variables, "other names than messages")
     _text(f"{name}.chat_template", variables.get("chat_template", ""))
-    _flag(f"{name}.enable_thinking", variables.get("enable_thinking", False))
+    if variables.get("enable_thinking") is not None:
+        _flag(f"{name}.enable_thinking", variables["enable_thinking"])
     return variables
 
 
