@@ -6,6 +6,7 @@ writes an empty pair) and SmolLM3's (the system message has the switch, and off 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import thresher
 import thresher.generate
 from loaders.chat import ChatTemplate
 from tests.checkpoints import TEMPLATE, THINKING, byte_tokenizer, write_checkpoint, write_thinker
+from tests.thresher.test_cli import one_line
+from tests.thresher.test_cli import thresher as command
 from thresher.chat import Conversation
 from thresher.cli import chat, wrap
 from thresher.generate import Batch
@@ -163,9 +166,7 @@ def test_a_template_without_a_switch_says_so(llm: thresher.LanguageModel, tmp_pa
     plain = thresher.load(write_checkpoint(tmp_path / "plain"), backend="reference")
     assert plain.thinking_tags is None
     for wanted in (True, False):
-        with pytest.raises(
-            ValueError, match="^enable_thinking: this model's chat template has no switch for thinking$"
-        ):
+        with pytest.raises(ValueError, match="enable_thinking: this model's chat template has no switch for thinking"):
             plain.generate(MESSAGES, enable_thinking=wanted)
         with pytest.raises(ValueError, match="no switch for thinking"):
             Conversation(plain, enable_thinking=wanted)
@@ -334,6 +335,20 @@ def test_where_tokens_were_evicted_the_past_is_read_again(
         assert "".join(talk.say("2 + 2?")) == "It is 4."
     ids = llm.encode(talk.messages[:-1], enable_thinking=True)
     assert talk.state.token_ids[: len(ids)] == ids
+
+
+def test_the_command_line_has_the_switch_and_the_budget(tmp_path: Path) -> None:
+    model = write_thinker(tmp_path / "model")
+    llm = thresher.load(model, backend="reference")
+    common = ["--max-new-tokens", 12, "--backend", "reference", "--json"]
+    told = json.loads(command("generate", model, "-p", "2 + 2?", "--think", "--thinking-budget", 4, *common).stdout)
+    wanted = llm.generate(MESSAGES, max_new_tokens=12, enable_thinking=True, thinking_budget=4)
+    assert (told["text"], told["reasoning"]) == (str(wanted), wanted.reasoning)
+    assert told["stats"]["reasoning_tokens"] == wanted.stats.reasoning_tokens > 0
+    told = json.loads(command("generate", model, "-p", "2 + 2?", "-p", "3?", "--no-think", *common).stdout)
+    assert (told[0]["text"], told[0]["reasoning"]) == (str(llm.generate(MESSAGES, max_new_tokens=12)), "")
+    result = command("generate", write_checkpoint(tmp_path / "plain"), "-p", "x", "--think", "--backend", "reference")
+    assert one_line(result) == "thresher: --think: this model's chat template has no switch for thinking\n"
 
 
 def test_the_chats_command_switches(llm: thresher.LanguageModel, capsys: pytest.CaptureFixture[str]) -> None:
