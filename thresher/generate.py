@@ -162,7 +162,6 @@ class Answer:
         else:  # what came before it is complete
             shown = self._parts.feed(self._text.finish()).then(self._parts.feed(name, shown=False))
         self.stats.reasoning_tokens += reasoned and self._parts.inside and not self._due
-        self._mark()
         if self._stops.found:
             self.stats.finish_reason = "stop"
         elif len(self.token_ids) >= self.settings.max_new_tokens:
@@ -170,6 +169,7 @@ class Answer:
             shown = shown.then(self._parts.rest())
         elif self.state.position >= self.llm.config.max_positions:
             shown = shown.then(self._finish("positions"))
+        self._mark()
         return shown
 
     def _next(self) -> int:

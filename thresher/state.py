@@ -75,8 +75,7 @@ class State(reference.State):
         for layer in self.cache.layers:
             layer.take_back(count)
         self.position, self.token_ids = length, self.token_ids[:length]
-        self.logits = self.pending = self.tail = None
-        self.place = ""
+        self.logits = self.pending = None
 
     def copy(self) -> Self:
         """An independent state: going on from one leaves the other as it was."""
