@@ -98,7 +98,11 @@ def write_checkpoint(directory: Path, *, seed: int = 0, **fields: object) -> Pat
 
 def write_thinker(directory: Path, template: str = THINKING, tags: bool | None = False) -> Path:
     """A checkpoint with a template that has a switch for thinking. tags: as `byte_tokenizer` takes them."""
-    write_checkpoint(directory, vocab_size=260, max_position_embeddings=512)
+    return write_words(write_checkpoint(directory, vocab_size=260, max_position_embeddings=512), template, tags)
+
+
+def write_words(directory: Path, template: str = THINKING, tags: bool | None = False) -> Path:
+    """The tokenizer and the template of `write_thinker`, into a checkpoint with 260 ids."""
     byte_tokenizer(tags).save(str(directory / "tokenizer.json"))
     settings = {"chat_template": template, "eos_token": STOP}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

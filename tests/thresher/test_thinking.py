@@ -14,15 +14,20 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import thresher
 import thresher.generate
 from loaders.chat import ChatTemplate
-from tests.checkpoints import TEMPLATE, THINKING, byte_tokenizer, write_checkpoint, write_thinker
+from tests.checkpoints import TEMPLATE, THINKING, byte_tokenizer, write_checkpoint, write_thinker, write_words
+from tests.loaders.files import draw
+from tests.loaders.files import write_checkpoint as write_files
+from tests.loaders.test_lora_families import base_of
 from tests.thresher.test_cli import one_line
 from tests.thresher.test_cli import thresher as command
 from thresher.chat import Conversation
 from thresher.cli import chat, wrap
+from thresher.cli.app import app
 from thresher.generate import Batch
 from thresher.text import StopTexts
 from thresher.thinking import BEFORE, CLOSED, OPENED, TAGS, Parts, Piece, find_tags, place_after, switch
@@ -160,6 +165,25 @@ def test_the_switch_gives_the_two_generation_prompts(template: str, on: str, off
     tokenizer = byte_tokenizer(tags=False)
     ends = [place_after(tokenizer, tokenizer.encode(text).ids, TAGS[0]) for text in (thinking, plain)]
     assert ends == [OPENED if "<think>" in on else BEFORE, CLOSED]
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_small_axk1_thinks_or_does_not(tmp_path: Path, thinking: bool) -> None:
+    """Latent attention and experts, with a template of its own; the budget holds under eviction too."""
+    config, tensors = base_of("axk1-latents")
+    config["vocab_size"] = 260
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = draw(name, (260, config["hidden_size"]))
+    model = thresher.load(write_words(write_files(tmp_path / "model", config, tensors)), backend="reference")
+    ids = model.encode(MESSAGES, enable_thinking=thinking)
+    end = model.tokenizer.decode(ids, skip_special_tokens=False).removeprefix("<|im_start|>user\n2 + 2?<|im_end|>\n")
+    assert end == f"<|im_start|>assistant\n{'<think>' if thinking else '</think>'}"
+    policy = thresher.Policy(evict="keydiff:budget=16")
+    answer = model.generate(MESSAGES, policy, enable_thinking=thinking, thinking_budget=5, max_new_tokens=12)
+    list(answer)
+    assert answer.stats.reasoning_tokens <= (5 if thinking else 0)
+    assert (model.tokenizer.token_to_id("</think>") in answer.token_ids[:6]) or not thinking
+    assert answer.stats.new_tokens == 12 or answer.stats.finish_reason == "stop"
 
 
 def test_a_template_without_a_switch_says_so(llm: thresher.LanguageModel, tmp_path: Path) -> None:
@@ -352,12 +376,16 @@ def test_where_tokens_were_evicted_the_past_is_read_again(
 def test_the_command_line_has_the_switch_and_the_budget(tmp_path: Path) -> None:
     model = write_thinker(tmp_path / "model")
     llm = thresher.load(model, backend="reference")
-    common = ["--max-new-tokens", 12, "--backend", "reference", "--json"]
-    told = json.loads(command("generate", model, "-p", "2 + 2?", "--think", "--thinking-budget", 4, *common).stdout)
+
+    def told_by(*words: str) -> Any:
+        common = ["--max-new-tokens", "12", "--backend", "reference", "--json"]
+        return json.loads(CliRunner().invoke(app, ["generate", str(model), *words, *common]).stdout)
+
+    told = told_by("-p", "2 + 2?", "--think", "--thinking-budget", "4")
     wanted = llm.generate(MESSAGES, max_new_tokens=12, enable_thinking=True, thinking_budget=4)
     assert (told["text"], told["reasoning"]) == (str(wanted), wanted.reasoning)
     assert told["stats"]["reasoning_tokens"] == wanted.stats.reasoning_tokens > 0
-    told = json.loads(command("generate", model, "-p", "2 + 2?", "-p", "3?", "--no-think", *common).stdout)
+    told = told_by("-p", "2 + 2?", "-p", "3?", "--no-think")
     assert (told[0]["text"], told[0]["reasoning"]) == (str(llm.generate(MESSAGES, max_new_tokens=12)), "")
     result = command("generate", write_checkpoint(tmp_path / "plain"), "-p", "x", "--think", "--backend", "reference")
     assert one_line(result) == "thresher: --think: this model's chat template has no switch for thinking\n"
