@@ -22,7 +22,7 @@ from reference import Model, ModelConfig, Sampling
 from reference.checks import require, whole
 from thresher.state import State
 from thresher.text import StopTexts, TextStream
-from thresher.thinking import Parts, Piece, Tags, closing_ids, place_after
+from thresher.thinking import Parts, Piece, Tags, check_budget, closing_ids, place_after
 
 
 class Reader(Protocol):
@@ -121,8 +121,7 @@ class Answer:
         self._tags = llm.thinking_tags if settings.separate_reasoning else None
         self._due: deque[int] = deque()  # tokens that come next, whatever is likely
         self._started = 0.0
-        budget, none = settings.thinking_budget, "nothing here tells reasoning from an answer"
-        require(budget is None or self._tags is not None, f"thinking_budget: got {budget}, wanted None: {none}")
+        check_budget(settings.thinking_budget, self._tags)
 
     @property
     def finished(self) -> bool:

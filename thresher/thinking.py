@@ -65,6 +65,12 @@ def switch(template: ChatTemplate | None, wanted: bool | None) -> dict[str, bool
     return dict.fromkeys(names, wanted)
 
 
+def check_budget(budget: int | None, tags: Tags | None) -> None:
+    """ValueError for a budget where nothing has tags to keep it by."""
+    told = f"thinking_budget: got {budget}, wanted None: nothing here tells reasoning from an answer"
+    require(budget is None or tags is not None, told)
+
+
 def place_after(tokenizer: Tokenizer, token_ids: Sequence[int], tags: Tags) -> str:
     """Where an answer to a prompt begins: a prompt may end in a tag."""
     end = tokenizer.decode(list(token_ids[-CONTEXT:]), skip_special_tokens=False).rstrip()

@@ -12,6 +12,7 @@ import pytest
 import thresher
 from tests.checkpoints import write_thinker
 from tests.server.conftest import running
+from thresher.server.app import Serving, application
 
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "2 + 2?"}], "max_tokens": 20}
 ON, OFF = ({"chat_template_kwargs": {"enable_thinking": wanted}} for wanted in (True, False))
@@ -60,6 +61,25 @@ def test_without_thinking_there_is_no_reasoning(asked: httpx.Client, thinker: th
     message = asked.post("/v1/chat/completions", json={**ASKED, **OFF}).json()["choices"][0]["message"]
     wanted = thinker.generate(ASKED["messages"], max_new_tokens=20, chunk=8, enable_thinking=False)
     assert message == {"role": "assistant", "content": str(wanted), "refusal": None}
+
+
+def test_the_servers_own_switch_and_budget_count_where_a_request_names_none(
+    thinker: thresher.LanguageModel, llm: thresher.LanguageModel
+) -> None:
+    wanted = thinker.generate(ASKED["messages"], max_new_tokens=20, chunk=8, enable_thinking=True, thinking_budget=3)
+    with (
+        running(thinker, enable_thinking=True, thinking_budget=3) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        for fields, content, reasoned in (({}, str(wanted), wanted.reasoning), (OFF, None, None)):
+            message = client.post("/v1/chat/completions", json={**ASKED, **fields}).json()["choices"][0]["message"]
+            assert message.get("reasoning_content") == reasoned
+            assert content in (None, message["content"])
+        text = client.post("/v1/completions", json={"prompt": "Begin", "max_tokens": 5}).json()
+        assert text["usage"]["completion_tokens"] > 0
+    for fields, told in ((("enable_thinking", False), "no switch"), (("thinking_budget", 3), "wanted None: nothing")):
+        with pytest.raises(ValueError, match=told):
+            application(llm, Serving("small", **dict([fields])))
 
 
 def test_a_text_goes_on_as_it_is(asked: httpx.Client, thinker: thresher.LanguageModel) -> None:
