@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -31,12 +31,15 @@ REASONING = ("reasoning_content", "thinking", "reasoning")  # names for the same
 
 class ChatTemplate:
     """A checkpoint's templates by name and its special tokens. "tool_use" answers calls with tools, "default" all
-    others; any other name is asked for."""
+    others; any other name is asked for. text: of all templates. variables: the names that they read."""
 
     def __init__(self, templates: Mapping[str, str], tokens: Mapping[str, str]) -> None:
-        self.tokens = dict(tokens)
-        self._templates = {name: _compile(name, text) for name, text in templates.items()}
         require(bool(templates), "chat_template: got no templates, wanted at least one")
+        self.tokens = dict(tokens)
+        self.text = "\n".join(templates.values())
+        compiled = {name: _compile(name, text) for name, text in templates.items()}
+        self._templates = {name: template for name, (template, _) in compiled.items()}
+        self.variables = frozenset[str]().union(*(variables for _, variables in compiled.values()))
 
     def render(
         self,
@@ -123,7 +126,8 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _compile(name: str, text: str) -> Template:
+def _compile(name: str, text: str) -> tuple[Template, set[str]]:
+    """The template, and the variables that it reads."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -131,7 +135,7 @@ def _compile(name: str, text: str) -> Template:
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
     try:
-        return environment.from_string(text)
+        return environment.from_string(text), meta.find_undeclared_variables(environment.parse(text))
     except Exception as error:  # beside its own errors jinja2 lets out Python's, for text nested without end
         raise ValueError(f"chat_template {name!r}: got text that is not a Jinja template ({error})") from None
 

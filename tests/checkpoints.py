@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from reference import ModelConfig
 
@@ -16,15 +16,22 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+THINKING = (  # in the manner of A.X K1: the prompt ends in an opened tag, or in a closed one
+    TEMPLATE.removesuffix("{% endif %}")
+    + "{{ '<think>' if enable_thinking | default(false) else '</think>' }}{% endif %}"
+)
 
 
-def byte_tokenizer() -> Tokenizer:
-    """Every byte is a token, 0 to 255 in the order of the byte-level alphabet; then the two chat marks."""
+def byte_tokenizer(tags: bool | None = None) -> Tokenizer:
+    """Every byte is a token, 0 to 255 in the order of the byte-level alphabet; then the two chat marks, and the two
+    tags of reasoning where wanted, special tokens if True."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|im_start|>", STOP])
+    if tags is not None:
+        tokenizer.add_tokens([AddedToken(tag, special=tags, normalized=False) for tag in ("<think>", "</think>")])
     return tokenizer
 
 
@@ -86,6 +93,19 @@ def write_checkpoint(directory: Path, *, seed: int = 0, **fields: object) -> Pat
         "generation_config.json": {"eos_token_id": 257},
     }.items():
         (directory / name).write_text(json.dumps(content), encoding="utf-8")
+    return directory
+
+
+def write_thinker(directory: Path, template: str = THINKING, tags: bool | None = False) -> Path:
+    """A checkpoint with a template that has a switch for thinking. tags: as `byte_tokenizer` takes them."""
+    return write_words(write_checkpoint(directory, vocab_size=260, max_position_embeddings=512), template, tags)
+
+
+def write_words(directory: Path, template: str = THINKING, tags: bool | None = False) -> Path:
+    """The tokenizer and the template of `write_thinker`, into a checkpoint with 260 ids."""
+    byte_tokenizer(tags).save(str(directory / "tokenizer.json"))
+    settings = {"chat_template": template, "eos_token": STOP}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return directory
 
 

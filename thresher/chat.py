@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import takewhile
 from time import perf_counter
 from typing import Any
 
@@ -13,6 +14,7 @@ from reference import Policy
 from thresher.generate import Generation
 from thresher.model import LanguageModel
 from thresher.state import State
+from thresher.thinking import Piece, switch
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +32,19 @@ class TooLong(ValueError):
 class Conversation:
     """Messages, and the state that has read them.
 
-    messages: what was said so far, the system message included. answering: what `LanguageModel.generate` takes by name.
-    answer: the newest one, with its statistics. ValueError for a model without a chat template.
+    messages: what was said so far, the system message included, without the reasoning. answering: what
+    `LanguageModel.generate` takes by name, but for `enable_thinking`, which `set_thinking` changes. answer: the newest
+    one, with its statistics. ValueError for a model without a chat template.
     """
 
     def __init__(
-        self, llm: LanguageModel, policy: Policy | None = None, *, system: str | None = None, **answering: Any
+        self,
+        llm: LanguageModel,
+        policy: Policy | None = None,
+        *,
+        system: str | None = None,
+        enable_thinking: bool | None = None,
+        **answering: Any,
     ) -> None:
         if llm.checkpoint.template is None:
             raise ValueError(f"{llm.checkpoint.path}: got a model without a chat template, wanted one with")
@@ -43,6 +52,7 @@ class Conversation:
         self.messages: list[Message] = []
         self.answer: Generation | None = None
         self.state = llm.new_state(self.policy)
+        self.set_thinking(enable_thinking)
         if system is not None:
             self.set_system(system)
 
@@ -57,6 +67,12 @@ class Conversation:
         said = self.messages if self.system is None else self.messages[1:]
         self.messages = [{"role": "system", "content": text}, *said]
 
+    def set_thinking(self, wanted: bool | None) -> None:
+        """Let the model think before it answers, or not; None leaves it to the template. ValueError where that has no
+        switch."""
+        switch(self.llm.checkpoint.template, wanted)
+        self.enable_thinking = wanted
+
     def set_policy(self, policy: Policy) -> None:
         """Go on under another policy; the past is read again with the next message."""
         self.state, self.policy = self.llm.new_state(policy), policy
@@ -66,7 +82,7 @@ class Conversation:
         self.messages = self.messages[: self.system is not None]
         self.state, self.answer = self.llm.new_state(self.policy), None
 
-    def say(self, text: str, reading: Reading = nullcontext) -> Iterator[str]:
+    def say(self, text: str, reading: Reading = nullcontext) -> Iterator[Piece]:
         """Send a message: yields the answer in pieces, as they come.
 
         reading: called with the number of tokens to read, for a context in which they are read; what it gives is called
@@ -75,7 +91,8 @@ class Conversation:
         sent; an answer that is interrupted ends there.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids, limit = self.llm.encode(messages), self.llm.config.max_positions
+        ids = self.llm.encode(messages, enable_thinking=self.enable_thinking)
+        limit = self.llm.config.max_positions
         if len(ids) > limit:
             raise TooLong(len(ids), limit)
         state, new = self._continued(ids)
@@ -99,10 +116,15 @@ class Conversation:
                 place.go_back()
 
     def _continued(self, ids: list[int]) -> tuple[State, list[int]]:
-        """The state to go on from and the ids that it has not read; a new one where the past reads differently now."""
+        """The state to go on from and the ids that it has not read. Where the past reads differently now, such as
+        without the reasoning, the state is cut there; a new one where it cannot be."""
         held = self.state.sequence
         whole = not self.state.broken and self.state.position == len(self.state.token_ids)
-        if not whole or ids[: len(held)] != held or len(ids) == len(held):
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(held, ids[:-1], strict=False)))
+        if whole and 0 < same < len(held) and self.state.can_be_cut(self.llm.config):
+            self.state.cut(min(same, self.state.position))
+            held = self.state.sequence
+        elif not whole or same < len(held):
             log.info("the past reads differently now: all %d tokens are read again", len(ids))
             self.state, held = self.llm.new_state(self.policy), []
         return self.state, ids[len(held) :]
@@ -131,7 +153,7 @@ class _Place:
 
     def __init__(self, state: State) -> None:
         self._state, self._mark, self._tokens = state, state.mark(), len(state.token_ids)
-        self._values = {name: getattr(state, name) for name in ("logits", "pending", "tail")}
+        self._values = {name: getattr(state, name) for name in ("logits", "pending", "tail", "place")}
         self._length = state.length
 
     def go_back(self) -> None:

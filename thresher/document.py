@@ -8,12 +8,13 @@ of the document, so that both ways of asking, in one prompt or of a state that w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from reference.checks import require
 from thresher.text import check_text
+from thresher.thinking import switch
 
 if TYPE_CHECKING:
     from thresher.model import LanguageModel
@@ -21,17 +22,27 @@ if TYPE_CHECKING:
 CUT = "\ue000cut\ue000"  # private characters: no document has them
 
 
-def split(llm: LanguageModel, document: str, *, system: str | None = None, chat: bool = True) -> tuple[list[int], str]:
+def split(
+    llm: LanguageModel,
+    document: str,
+    *,
+    system: str | None = None,
+    chat: bool = True,
+    enable_thinking: bool | None = None,
+) -> tuple[list[int], str]:
     """The ids of a document, and the text that ends the prompt once a question has followed it.
 
     chat: through the chat template, where the model has one; else the text is as it is and nothing ends it. system: a
-    system message. ValueError for a template that does not keep the text that it is given.
+    system message. enable_thinking: as `LanguageModel.encode` takes it. ValueError for a template that does not keep
+    the text that it is given.
     """
     template = llm.checkpoint.template if chat else None
+    thinking: dict[str, Any] = switch(template, enable_thinking)
     if template is None:
         return (llm.encode(document) if document else []), ""
     head = [] if system is None else [{"role": "system", "content": system}]
-    rendered = template.render([*head, {"role": "user", "content": f"{document}{CUT}"}])
+    messages = [*head, {"role": "user", "content": f"{document}{CUT}"}]
+    rendered = template.render(messages, **thinking)
     before, found, ending = rendered.partition(CUT)
     require(bool(found), "messages: the chat template changes what it is given, wanted one that keeps the text")
     return plain_ids(llm, before), ending

@@ -2,6 +2,8 @@
 
 The loop: every waiting prompt that finds a free place is read; every active answer draws its next token and gives its
 text; those that are not finished go through the model together. One prompt is a batch of one.
+
+What a model reasons before it answers is told apart (thresher/thinking.py), and may have a budget.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from reference import Model, ModelConfig, Sampling
 from reference.checks import require, whole
 from thresher.state import State
 from thresher.text import StopTexts, TextStream
+from thresher.thinking import Parts, Piece, Tags, check_budget, closing_ids, place_after
 
 
 class Reader(Protocol):
@@ -42,6 +45,11 @@ class Reader(Protocol):
         """Tokens that end an answer."""
         ...
 
+    @property
+    def thinking_tags(self) -> Tags | None:
+        """What tells reasoning from an answer."""
+        ...
+
     def prefill(self, prompt: list[int], *, state: State, chunk: int, progress: Callable[[int], None] | None) -> State:
         """Read ids after what the state holds."""
         ...
@@ -53,6 +61,7 @@ class Stats:
 
     prompt_tokens: int = 0  # all that stands before the answer, what a state held included
     new_tokens: int = 0
+    reasoning_tokens: int = 0  # of these, the ones between the tags
     time_to_first_token: float = 0.0  # seconds from the first request to the first token, prefill included
     decode_seconds: float = 0.0  # seconds for all tokens after the first
     cache_bytes: int = 0
@@ -84,6 +93,8 @@ class Settings:
     min_new_tokens: int
     chunk: int
     progress: Callable[[int], None] | None
+    thinking_budget: int | None = None
+    separate_reasoning: bool = True
 
     def __post_init__(self) -> None:
         whole("max_new_tokens", self.max_new_tokens)
@@ -93,8 +104,9 @@ class Settings:
             f"min_new_tokens: got {self.min_new_tokens}, wanted at most max_new_tokens, {self.max_new_tokens}",
         )
         whole("chunk", self.chunk)
-        if self.seed is not None:
-            whole("seed", self.seed, least=0)
+        for name in ("seed", "thinking_budget"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), least=0)
 
 
 class Answer:
@@ -106,7 +118,10 @@ class Answer:
         self.stats = Stats(prompt_tokens=len(state.sequence) + len(prompt_ids))
         self._rng = np.random.default_rng(settings.seed)
         self._stops = StopTexts(settings.stop)
+        self._tags = llm.thinking_tags if settings.separate_reasoning else None
+        self._due: deque[int] = deque()  # tokens that come next, whatever is likely
         self._started = 0.0
+        check_budget(settings.thinking_budget, self._tags)
 
     @property
     def finished(self) -> bool:
@@ -124,38 +139,59 @@ class Answer:
             self.llm.prefill(self.prompt_ids, state=self.state, chunk=self.settings.chunk, progress=progress)
         elif self.state.pending is not None:
             advance(self.llm, [self.state])
-        self._text = TextStream(self.llm.tokenizer, self.state.token_ids, self.state.tail)
+        tokenizer, ids = self.llm.tokenizer, self.state.token_ids
+        self._text = TextStream(tokenizer, ids, self.state.tail)
+        place = self.state.place or (place_after(tokenizer, ids, self._tags) if self._tags else "")
+        self._parts = Parts(self._tags, place, self._stops)
         self._seen = np.zeros(self.llm.config.vocab_size, bool)
         self._seen[self.state.token_ids] = True
 
-    def take(self) -> str:
+    def take(self) -> Piece:
         """Draw the next token and return the text that it completes, often a word, sometimes nothing."""
-        assert self.state.logits is not None
-        token = self.llm.model.backend.draw(self.state.logits, self.settings.sampling, self._rng, self._seen)
+        token = self._next()
         self.token_ids.append(token)
         self.state.pending = token
         self._seen[token] = True
         self._measure()
         if token in self.llm.stop_ids and len(self.token_ids) >= self.settings.min_new_tokens:
             return self._finish("stop")
-        name = self._text.special.get(token)
-        shown = self._stops.feed(self._text.step(token) if name is None else name, shown=name is None)
-        self.state.tail = self._text.tail
+        name, reasoned = self._text.special.get(token), self._parts.inside
+        if name is None:
+            shown = self._parts.feed(self._text.step(token))
+        else:  # what came before it is complete
+            shown = self._parts.feed(self._text.finish()).then(self._parts.feed(name, shown=False))
+        self.stats.reasoning_tokens += reasoned and self._parts.inside and not self._due
         if self._stops.found:
             self.stats.finish_reason = "stop"
         elif len(self.token_ids) >= self.settings.max_new_tokens:
             self.stats.finish_reason = "length"
-            shown += self._stops.rest()
+            shown = shown.then(self._parts.rest())
         elif self.state.position >= self.llm.config.max_positions:
-            shown += self._finish("positions")
+            shown = shown.then(self._finish("positions"))
+        self._mark()
         return shown
 
-    def _finish(self, reason: str) -> str:
+    def _next(self) -> int:
+        """The next token: drawn, unless the reasoning has used up its budget and its closing tag is due."""
+        budget = self.settings.thinking_budget
+        spent = budget is not None and self._parts.inside and self.stats.reasoning_tokens >= budget
+        if spent and not self._due and self._tags is not None:
+            self._due.extend(closing_ids(self.llm.tokenizer, self._tags.closing))
+        if self._due:
+            return self._due.popleft()
+        assert self.state.logits is not None
+        return self.llm.model.backend.draw(self.state.logits, self.settings.sampling, self._rng, self._seen)
+
+    def _finish(self, reason: str) -> Piece:
         """End the answer for good: returns all that is left of its text."""
         self.stats.finish_reason = reason
-        shown = self._stops.feed(self._text.finish()) + self._stops.rest()
-        self.state.tail = self._text.tail
+        shown = self._parts.feed(self._text.finish()).then(self._parts.rest())
+        self._mark()
         return shown
+
+    def _mark(self) -> None:
+        """Note in the state where its text stands, for who takes it up again."""
+        self.state.tail, self.state.place = self._text.tail, self._parts.place
 
     def _measure(self) -> None:
         stats, counts = self.stats, self.state.counts
@@ -169,7 +205,7 @@ class Answer:
             setattr(stats, name, array.tolist())
 
 
-def run(answers: Sequence[Answer], places: int) -> Iterator[tuple[int, str]]:
+def run(answers: Sequence[Answer], places: int) -> Iterator[tuple[int, Piece]]:
     """Continue all answers, at most `places` at a time: yields (index of the answer, piece of its text)."""
     waiting = deque(enumerate(answers))
     active: list[tuple[int, Answer]] = []
@@ -179,7 +215,8 @@ def run(answers: Sequence[Answer], places: int) -> Iterator[tuple[int, str]]:
             answer.start()
             active.append((index, answer))
         for index, answer in active:
-            if piece := answer.take():
+            piece = answer.take()
+            if piece or piece.reasoning:
                 yield index, piece
         active = [(index, answer) for index, answer in active if not answer.finished]
         if active:
@@ -212,20 +249,22 @@ class Batch:
 class Generation:
     """An answer on its way: iterate for pieces of text; `.text`, `.token_ids`, `.state` and `.stats` tell the rest.
 
+    A model that thinks begins with its reasoning: `.reasoning`, and `piece.reasoning` of pieces that are empty texts.
     `.answer` is the sequence itself, for who takes the turns of many.
     """
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self._pieces = run([answer], places=1)
-        self.text = ""
+        self.text = self.reasoning = ""
 
     def __iter__(self) -> Generation:
         return self
 
-    def __next__(self) -> str:
+    def __next__(self) -> Piece:
         _, piece = next(self._pieces)
         self.text += piece
+        self.reasoning += piece.reasoning
         return piece
 
     def __str__(self) -> str:
@@ -254,19 +293,21 @@ class Generation:
 
 
 class BatchGeneration:
-    """Several answers on their way: iterate for (index of the prompt, piece); `.texts` and `.stats` per prompt."""
+    """Several answers on their way: iterate for (index of the prompt, piece); `.texts`, `.reasonings` and `.stats` per
+    prompt."""
 
     def __init__(self, answers: Sequence[Answer], places: int) -> None:
         self._answers = answers
         self._pieces = run(answers, whole("places", places))
-        self.texts = [""] * len(answers)
+        self.texts, self.reasonings = [""] * len(answers), [""] * len(answers)
 
     def __iter__(self) -> BatchGeneration:
         return self
 
-    def __next__(self) -> tuple[int, str]:
+    def __next__(self) -> tuple[int, Piece]:
         index, piece = next(self._pieces)
         self.texts[index] += piece
+        self.reasonings[index] += piece.reasoning
         return index, piece
 
     def __repr__(self) -> str:

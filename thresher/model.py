@@ -28,6 +28,7 @@ from thresher.kernels import compile_kernels
 from thresher.memory import give_back
 from thresher.state import State
 from thresher.text import check_text
+from thresher.thinking import Tags, find_tags, switch
 from thresher.trained import weights_for
 
 LONG, BESIDES = 32_768, 1 << 30  # tokens and bytes that "auto" wants a GPU to have room for, besides the weights
@@ -49,6 +50,9 @@ class Options(TypedDict, total=False):
     chunk: int
     progress: Callable[[int], None] | None
     template_variables: Mapping[str, Any] | None
+    enable_thinking: bool | None
+    thinking_budget: int | None
+    separate_reasoning: bool
 
 
 Prompt = str | Sequence[int] | Sequence[Message] | State
@@ -112,6 +116,11 @@ class LanguageModel:
         """Tokens that end an answer."""
         return self.checkpoint.generation.stop_ids
 
+    @cached_property
+    def thinking_tags(self) -> Tags | None:
+        """What stands before and after the model's reasoning; None for one that does not tell it apart."""
+        return find_tags(self.tokenizer, self.checkpoint.template)
+
     @property
     def suggested_sampling(self) -> Suggested:
         """How the model's authors sample, as generation_config.json says."""
@@ -134,16 +143,18 @@ class LanguageModel:
         prompt: str | Sequence[int] | Sequence[Message],
         *,
         template_variables: Mapping[str, Any] | None = None,
+        enable_thinking: bool | None = None,
     ) -> list[int]:
         """Token ids of a prompt: text as it is, messages through the model's chat template.
 
-        template_variables: what the template reads besides, such as {"enable_thinking": False}. A list of ids passes
-        through. Raises ValueError for messages where the model has no template, and for variables that no template can
-        take.
+        template_variables: what the template reads besides, such as {"tools": […]}. enable_thinking: whether the model
+        is to reason before it answers; None leaves it to the template. A list of ids passes through. Raises ValueError
+        for messages where the model has no template, for variables that no template can take, and for a template that
+        has no switch for thinking.
         """
         variables = template_variables or {}
         if isinstance(prompt, str):
-            _no_variables(variables)
+            _no_variables(variables, enable_thinking)
             generation = self.checkpoint.generation
             bos = [generation.bos_id] if generation.add_bos and generation.bos_id is not None else []
             return bos + self.tokenizer.encode(check_text("prompt", prompt), add_special_tokens=False).ids
@@ -153,9 +164,10 @@ class LanguageModel:
             template = self.checkpoint.template
             if template is None:
                 raise ValueError(f"messages: {self.checkpoint.path} has no chat template, wanted text or token ids")
-            text = template.render(items, **{"add_generation_prompt": True, **variables})
+            thinking = switch(template, enable_thinking)
+            text = template.render(items, **{"add_generation_prompt": True, **variables, **thinking})
             return self.tokenizer.encode(check_text("messages", text), add_special_tokens=False).ids
-        _no_variables(variables)
+        _no_variables(variables, enable_thinking)
         require(
             all(isinstance(item, (int, np.integer)) for item in items),
             f"prompt: got a list of {type(items[0]).__name__ if items else 'nothing'}, "
@@ -197,6 +209,7 @@ class LanguageModel:
             if read := ids[: state.position - before]:
                 state.token_ids += read
                 state.pending = state.tail = None
+                state.place = ""
         return state
 
     def logits(
@@ -232,13 +245,22 @@ class LanguageModel:
         chunk: int = CHUNK,
         progress: Callable[[int], None] | None = None,
         template_variables: Mapping[str, Any] | None = None,
+        enable_thinking: bool | None = None,
+        thinking_budget: int | None = None,
+        separate_reasoning: bool = True,
     ) -> Generation | BatchGeneration:
         """Continue a prompt (text, token ids, messages, or a State, which advances): an iterator of pieces of text.
 
         sampling: "greedy", or "model" for what its authors set in generation_config.json; temperature (0 is greedy) to
         repetition_penalty, where given, count before either. `stop` ends the answer before any of these texts; the name
         of a special token is one too. A stop token among the first `min_new_tokens` - 1 does not end it: as many as
-        `max_new_tokens` make answers of one length, whose times compare. template_variables: as `encode` takes them.
+        `max_new_tokens` make answers of one length, whose times compare. template_variables, enable_thinking: as
+        `encode` takes them.
+
+        What a model reasons before it answers is `.reasoning`, and stop texts are not looked for in it. It may have
+        `thinking_budget` tokens; then its closing tag is fed, and the answer goes on. separate_reasoning: False leaves
+        the reasoning in the text, its tags too.
+
         `.stats` tells afterwards what was done. Nothing is computed until the first piece is asked for, but bad
         arguments raise ValueError at once, and one that does nothing a UserWarning. A `Batch` of prompts gives an
         iterator of (index, piece).
@@ -258,21 +280,31 @@ class LanguageModel:
         if idle := [name for name in drawing.idle if given[name] is not None]:
             told = f"{', '.join(idle)}: does nothing at temperature 0, which takes the likeliest token"
             warnings.warn(told, stacklevel=2)
-        settings = Settings(drawing, seed, stops, max_new_tokens, min_new_tokens, chunk, progress)
+        settings = Settings(
+            drawing, seed, stops, max_new_tokens, min_new_tokens, chunk, progress, thinking_budget, separate_reasoning
+        )
+
+        def answer(each: Prompt) -> Answer:
+            return self._answer(each, policy, settings, template_variables, enable_thinking)
+
         if isinstance(prompt, Batch):
-            answers = [self._answer(each, policy, settings, template_variables) for each in prompt.prompts]
-            return BatchGeneration(answers, prompt.places)
-        return Generation(self._answer(prompt, policy, settings, template_variables))
+            return BatchGeneration([answer(each) for each in prompt.prompts], prompt.places)
+        return Generation(answer(prompt))
 
     def _answer(
-        self, prompt: Prompt, policy: Policy | None, settings: Settings, variables: Mapping[str, Any] | None
+        self,
+        prompt: Prompt,
+        policy: Policy | None,
+        settings: Settings,
+        variables: Mapping[str, Any] | None,
+        thinking: bool | None,
     ) -> Answer:
         if isinstance(prompt, State):
-            _no_variables(variables or {})
+            _no_variables(variables or {}, thinking)
             state = self._own(prompt, policy)
             require(state.logits is not None, "state: got an empty one, wanted one that `prefill` returned")
             return Answer(self, state, [], settings)
-        state, ids = self.new_state(policy), self.encode(prompt, template_variables=variables)
+        state, ids = self.new_state(policy), self.encode(prompt, template_variables=variables, enable_thinking=thinking)
         check_tokens(self.config, state, ids)
         return Answer(self, state, ids, settings)
 
@@ -313,8 +345,9 @@ def _bytes_needed(checkpoint: Checkpoint) -> int:
     return checkpoint.weights.nbytes + cache + BESIDES
 
 
-def _no_variables(variables: Mapping[str, Any]) -> None:
+def _no_variables(variables: Mapping[str, Any], thinking: bool | None) -> None:
     """ValueError where some are given: they would do nothing, unnoticed."""
+    switch(None, thinking)
     require(
         not variables,
         f"template_variables: got {', '.join(variables)} for a prompt that goes through no template, wanted none",

@@ -17,7 +17,7 @@ import numpy as np
 
 import reference
 from loaders.tensors import TensorFile
-from reference import Counts, LayerCache, Policy, Trace
+from reference import Counts, LayerCache, ModelConfig, Policy, Trace
 from reference.checks import match, require
 from thresher.text import Tail
 
@@ -33,7 +33,8 @@ class State(reference.State):
     given: the policy as it was asked for. A fraction in it is a share of all that had been read when the newest prompt
       ended, `length` tokens, so that the budget grows with every message of a chat; `policy` has it in tokens.
     token_ids: all that has been read, prompts and answers; pending: a token that was drawn but not yet read, the last
-      of an answer; tail: where the text of that answer stands, which may have ended inside a character.
+      of an answer; tail: where the text of that answer stands, which may have ended inside a character; place: where
+      it stands between its reasoning and what follows (thresher/thinking.py), "" where no answer has begun.
     notes: what whoever made it keeps beside it, in values that JSON holds: a chat its messages, `thresher read` the
       text that ends a prompt.
     """
@@ -44,6 +45,7 @@ class State(reference.State):
     token_ids: list[int] = field(default_factory=list)
     pending: int | None = None
     tail: Tail | None = None
+    place: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -61,6 +63,19 @@ class State(reference.State):
         """Set the policy for a prompt that ends at `length` tokens; 0 leaves its fractions as they are."""
         self.length = length
         self.policy = self.given.resolve(length) if length else self.given
+
+    def can_be_cut(self, config: ModelConfig) -> bool:
+        """Whether every token that was read is still there: nothing evicts, and no layer has a window."""
+        parts = [self.given, *self.given.overrides.values()]
+        return not self.broken and not any(part.evict for part in parts) and not any(config.windows)
+
+    def cut(self, length: int) -> None:
+        """Forget all after the first `length` tokens, where the state can be cut. It must read on before it answers."""
+        count = self.position - length
+        for layer in self.cache.layers:
+            layer.take_back(count)
+        self.position, self.token_ids = length, self.token_ids[:length]
+        self.logits = self.pending = None
 
     def copy(self) -> Self:
         """An independent state: going on from one leaves the other as it was."""
@@ -93,6 +108,7 @@ class State(reference.State):
             "model": self.model,
             "policy": json.dumps(self.given.specs),
             "notes": json.dumps(self.notes),
+            "place": self.place,
             **{name: json.dumps(getattr(self, name)) for name in VALUES},
         }
         write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
@@ -128,6 +144,7 @@ class State(reference.State):
                 model=metadata["model"],
                 token_ids=arrays["token_ids"].tolist(),
                 notes=dict(json.loads(metadata.get("notes", "{}"))),
+                place=metadata.get("place", ""),
                 **{name: json.loads(metadata[name]) for name in VALUES},
             )
             state.resolve(state.length)

@@ -32,6 +32,11 @@ def check_text(name: str, text: str) -> str:
     return text
 
 
+def overlap(held: str, wanted: Sequence[str]) -> int:
+    """Length of the longest end of a text that is a beginning, and not all, of one of those that are wanted."""
+    return max((n for text in wanted for n in range(1, len(text)) if held.endswith(text[:n])), default=0)
+
+
 class TextStream:
     """The text that tokens add to a sequence: what `decode` makes of all of them, after what it makes of the first.
 
@@ -106,16 +111,11 @@ class StopTexts:
         self._shown += [shown] * len(piece)
         found = [at for at in map(self._held.find, self._texts) if at >= 0]
         self.found = bool(found)
-        return self._release(min(found) if found else len(self._held) - self._overlap())
+        return self._release(min(found) if found else len(self._held) - overlap(self._held, self._texts))
 
     def rest(self) -> str:
         """What is still held, where nothing more comes."""
         return self._release(len(self._held))
-
-    def _overlap(self) -> int:
-        """Length of the longest end of the held text that is a beginning of a stop text."""
-        lengths = (n for text in self._texts for n in range(1, len(text)) if self._held.endswith(text[:n]))
-        return max(lengths, default=0)
 
     def _release(self, end: int) -> str:
         out = "".join(c for c, shown in zip(self._held[:end], self._shown[:end], strict=True) if shown)

@@ -274,12 +274,31 @@ def test_logits_are_those_of_peft(kind: str, tied: bool, tmp_path: Path) -> None
     against_peft(tmp_path, "qwen2", PEFT_KINDS[kind], tie_word_embeddings=tied)
 
 
+LATENT = {"q_lora_rank": 12, "kv_lora_rank": 10, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 12}
+OTHERS: dict[str, dict[str, Any]] = {"phi3": {}, "gemma2": {"head_dim": 16}, "olmo2": {}, "granite": {}}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 3},
+    "qwen3_moe": {**EXPERTS, "num_experts": 4, "head_dim": 8},
+    "deepseek_v3": {**EXPERTS, **LATENT, "n_routed_experts": 16, "first_k_dense_replace": 1, "num_key_value_heads": 2},
+}
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", ["phi3", "gemma2", "olmo2", "granite"])
+@pytest.mark.parametrize("family", OTHERS)
 def test_every_matrix_of_other_families_changes_as_in_peft(family: str, tmp_path: Path) -> None:
     """Phi-3's q, k and v share the factors of their one tensor."""
-    more = {"head_dim": 16} if family == "gemma2" else {}
-    against_peft(tmp_path, family, PEFT_KINDS["all-linear"], pad_token_id=0, **more)
+    against_peft(tmp_path, family, PEFT_KINDS["all-linear"], pad_token_id=0, **OTHERS[family])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", MIXTURES)
+def test_attention_beside_experts_changes_as_in_peft_and_theirs_is_refused(family: str, tmp_path: Path) -> None:
+    """All linear maps are, for PEFT, also the tensors that hold every expert, as parameters: those are refused."""
+    attention = {"target_modules": r".*self_attn\..*_proj.*"}
+    against_peft(tmp_path, family, attention, pad_token_id=0, **MIXTURES[family])
+    with pytest.raises(ValueError, match=r"adapter_config\.json: target_parameters: got \['"):
+        against_peft(tmp_path / "all", family, PEFT_KINDS["all-linear"], pad_token_id=0, **MIXTURES[family])
 
 
 def against_peft(tmp_path: Path, family: str, options: dict[str, Any], **more: Any) -> None:
@@ -287,7 +306,7 @@ def against_peft(tmp_path: Path, family: str, options: dict[str, Any], **more: A
     torch.manual_seed(0)
     size = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    shape = transformers.AutoConfig.for_model(family, **size, **heads, **more)
+    shape = transformers.AutoConfig.for_model(family, **size, **(heads | more))
     model = transformers.AutoModelForCausalLM.from_config(shape).eval()
     model.save_pretrained(tmp_path / "base")
     config = peft.LoraConfig(r=2, lora_alpha=5, task_type="CAUSAL_LM", init_lora_weights=False, **options)

@@ -52,10 +52,11 @@ def summary(stats: Stats, max_new_tokens: int, dense_bytes: int = 0) -> str:
     cache = f"cache {show.size(stats.cache_bytes)}"
     if sum(stats.keys_evicted):
         cache += f", dense {show.size(dense_bytes)}"
+    reasoning = f" ({stats.reasoning_tokens} of reasoning)" if stats.reasoning_tokens else ""
     parts = [
         f"{stats.prompt_tokens:,} prompt tokens",
         f"first token after {stats.time_to_first_token:.2f} s",
-        f"{stats.new_tokens} tokens at {stats.tokens_per_second:.1f}/s",
+        f"{stats.new_tokens} tokens{reasoning} at {stats.tokens_per_second:.1f}/s",
         cache,
     ]
     if sum(stats.keys_read) < sum(stats.keys_visible):

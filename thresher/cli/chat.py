@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from thresher.chat import Conversation
 
 ROOM = "a shorter message, or /clear"
+THINKING = {"on": True, "off": False, "auto": None}
 COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?")
 
 
@@ -27,6 +28,7 @@ def chat(
         typer.Option("-f", "--file", help="A text to read before the first message; may be given again."),
     ] = None,
     system: options.System = None,
+    think: options.Think = None,
     max_new_tokens: options.MaxNewTokens = 512,
     sampling: options.Sampling = "greedy",
     temperature: options.Temperature = None,
@@ -35,6 +37,7 @@ def chat(
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
+    thinking_budget: options.ThinkingBudget = None,
     stop: options.Stop = None,
     select: options.Select = "",
     evict: options.Evict = "",
@@ -52,7 +55,7 @@ def chat(
     answering, policy = options.answering(context), options.policy(select, evict, ffn)
     texts = [console.read(each) for each in file or []]
     llm = answers.load(model, policy, backend, dtype, adapter)
-    talk = Talk(Conversation(llm, policy, system=system, **answering), texts)
+    talk = Talk(Conversation(llm, policy, system=system, enable_thinking=think, **answering), texts)
     if sys.stdin.isatty() and sys.stdout.isatty():
         wrap.note(f"{model}. Enter sends, Alt-Enter begins a new line, /help lists the commands.")
     ask = terminal.messages([f"/{name}" for name in talk.commands])
@@ -74,6 +77,7 @@ class Talk:
             "save": ("PATH", "keep the chat in a file", lambda path: self.conversation.save(_needed(path, "a file"))),
             "load": ("PATH", "take up a chat that was kept", self._load),
             "system": ("TEXT", "set the system message; without TEXT, show it", self._system),
+            "think": ("on, off or auto", "reason first, or not; auto leaves it to the template", self._think),
             "policy": (
                 "METHODS",
                 "such as quoka:budget=512 + keydiff:budget=0.5, or dense",
@@ -164,6 +168,15 @@ class Talk:
             self.conversation.set_system(text)
         else:
             print(self.conversation.system or "There is no system message but the template's own.")
+
+    def _think(self, wanted: str) -> None:
+        from reference.checks import one_of
+
+        if wanted:
+            one_of("/think", wanted, THINKING)
+            self.conversation.set_thinking(THINKING[wanted])
+        else:
+            print(next(name for name, value in THINKING.items() if value is self.conversation.enable_thinking))
 
     def _policy(self, methods: str) -> None:
         from thresher.evaluation import methods as spelled

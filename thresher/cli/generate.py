@@ -38,6 +38,7 @@ def generate(
     state: Annotated[Path | None, typer.Option(help="Ask what `thresher read` has read into this file.")] = None,
     truncate: options.Truncate = None,
     system: options.System = None,
+    think: options.Think = None,
     raw: options.Raw = False,
     max_new_tokens: options.MaxNewTokens = 256,
     min_new_tokens: options.MinNewTokens = 0,
@@ -48,6 +49,7 @@ def generate(
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
+    thinking_budget: options.ThinkingBudget = None,
     stop: options.Stop = None,
     select: options.Select = "",
     evict: options.Evict = "",
@@ -74,11 +76,12 @@ def generate(
     for question in asked:
         check_text("prompt", question)
     answering, policy = options.answering(context), options.policy(select, evict, ffn)
+    answering["separate_reasoning"] = not raw
     _check_truncate(truncate)
     if state is not None:
         _check_state(state, context)
     llm = answers.load(model, policy, backend, dtype, adapter)
-    text = texts.Text(llm, name, system, raw, max_new_tokens if truncate else 0)
+    text = texts.Text(llm, name, system, raw, max_new_tokens if truncate else 0, think)
     kept: State | None = None
     if state is not None:
         kept, ending = _kept(state)
@@ -109,6 +112,7 @@ def read(
     file: Files = None,
     truncate: options.Truncate = None,
     system: options.System = None,
+    think: options.Think = None,
     raw: options.Raw = False,
     select: options.Select = "",
     evict: options.Evict = "",
@@ -131,7 +135,7 @@ def read(
     _check_truncate(truncate)
     llm = answers.load(model, policy, backend, dtype, adapter)
     room = llm.config.max_positions // 8 if truncate else 0  # for what will be asked
-    ids, ending = texts.Text(llm, name, system, raw, room).opening(document)
+    ids, ending = texts.Text(llm, name, system, raw, room, think).opening(document)
     with show.token_progress(len(ids)) as progress:
         state = llm.prefill(ids, policy, chunk=chunk, progress=progress)
     state.notes = {"ending": ending}
@@ -152,7 +156,7 @@ def _check_state(file: Path, context: typer.Context) -> None:
     """Before a model is loaded: the file is there, and nothing is asked for that it has decided."""
     if not file.exists():
         raise FileNotFoundError(f"{file}: there is no such file; `thresher read` writes one")
-    decided = ("select", "evict", "ffn", "system", "raw", "truncate")
+    decided = ("select", "evict", "ffn", "system", "think", "raw", "truncate")
     idle = [f"--{name}" for name in decided if options.typed(context, name)]
     if idle:
         raise ValueError(f"{', '.join(idle)}: decided when {file} was read, so not for generate --state")
@@ -187,7 +191,7 @@ def _stream(
             wrap.stream(answer)
     answer.stats.time_to_first_token += took
     if json:
-        show.emit_json({"text": answer.text, "token_ids": answer.token_ids, "stats": answer.stats.as_dict()})
+        show.emit_json(_as_json(answer.text, answer.reasoning, answer.token_ids, answer.stats))
     else:
         wrap.note(_told(llm, answer.stats, answering))
 
@@ -203,6 +207,7 @@ def _several(
 ) -> None:
     """Answers that share each pass, PLACES at a time, told in the order of their prompts."""
     from thresher.generate import Batch
+    from thresher.thinking import Piece
 
     told = []
     for first in range(0, len(asked), PLACES):
@@ -216,14 +221,19 @@ def _several(
                 batch = llm.generate(Batch(states, PLACES), **answering)
             for _ in batch:
                 pass
-        for question, text, ids, stats in zip(asked[first:], batch.texts, batch.token_ids, batch.stats, strict=False):
+        each = zip(asked[first:], batch.texts, batch.reasonings, batch.token_ids, batch.stats, strict=False)
+        for question, text, reasoning, ids, stats in each:
             if json:
-                told.append({"prompt": question, "text": text, "token_ids": ids, "stats": stats.as_dict()})
+                told.append({"prompt": question, **_as_json(text, reasoning, ids, stats)})
             else:
-                wrap.stream([f"> {question}\n{text}\n"])
+                wrap.stream([f"> {question}\n", Piece(reasoning=reasoning), f"{text}\n"])
                 wrap.note(_told(llm, stats, answering))
     if json:
         show.emit_json(told)
+
+
+def _as_json(text: str, reasoning: str, token_ids: list[int], stats: Stats) -> dict[str, Any]:
+    return {"text": text, "reasoning": reasoning, "token_ids": token_ids, "stats": stats.as_dict()}
 
 
 def _told(llm: LanguageModel, stats: Stats, answering: dict[str, Any]) -> str:

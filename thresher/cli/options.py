@@ -104,6 +104,13 @@ RepetitionPenalty = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Makes a drawn answer repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")]
 System = Annotated[str | None, typer.Option(help="System message, instead of the template's own.")]
+Think = Annotated[
+    bool | None,
+    typer.Option("--think/--no-think", help="Reason before the answer, or do not; without, as the template has it."),
+]
+ThinkingBudget = Annotated[
+    int | None, typer.Option(metavar="TOKENS", help="Longest reasoning; the answer then begins.")
+]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")]
 Truncate = Annotated[
     str | None,
@@ -154,7 +161,8 @@ def answering(context: typer.Context) -> dict[str, Any]:
     from thresher.text import StopTexts
 
     settings = {"min_new_tokens": 0, "chunk": 128, **context.params}
-    given = {name: settings[name] for name in ("max_new_tokens", "min_new_tokens", "chunk", "seed")}
+    names = ("max_new_tokens", "min_new_tokens", "chunk", "seed", "thinking_budget")
+    given = {name: settings[name] for name in names}
     stops = list(settings["stop"] or [])
     one_of("sampling", settings["sampling"], ("greedy", "model"))
     drawing = {name: settings[name] for name in DRAWING}

@@ -35,6 +35,8 @@ def serve(
     ] = 1024,
     max_new_tokens: Annotated[int, typer.Option(help="Longest chat answer where a request does not say.")] = 1024,
     sampling: options.Sampling = "greedy",
+    think: options.Think = None,
+    thinking_budget: options.ThinkingBudget = None,
     sources: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder with a folder of texts for each source: /v1/ask.")
     ] = None,
@@ -67,6 +69,8 @@ def serve(
         policy=options.policy(select, evict, ffn),
         sampling=sampling,
         max_new_tokens=max_new_tokens,
+        enable_thinking=think,
+        thinking_budget=thinking_budget,
         chunk=chunk,
         places=places,
         queue=queue,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thresher.cli import answers, console, wrap
 
@@ -37,7 +37,7 @@ class Text:
     """How text becomes a prompt.
 
     name: what to call the document. room: tokens that are left free for an answer by cutting its middle; 0 refuses what
-    is too long.
+    is too long. think: whether the model is to reason first, None for as the template has it.
     """
 
     llm: LanguageModel
@@ -45,6 +45,7 @@ class Text:
     system: str | None
     raw: bool
     room: int
+    think: bool | None
 
     def question(self, text: str, ending: str) -> list[int]:
         """The ids of a question about what was read."""
@@ -61,16 +62,19 @@ class Text:
         """The ids of a document, and the text that ends a prompt once a question has followed it."""
         from thresher.document import split
 
+        def opened(text: str) -> tuple[list[int], str]:
+            return split(self.llm, text, system=self.system, chat=not self.raw, enable_thinking=self.think)
+
         def both(text: str) -> list[int]:
-            ids, ending = split(self.llm, text, system=self.system, chat=not self.raw)
+            ids, ending = opened(text)
             return ids + self.question(question, ending)
 
-        fitting = self._fitting(document, both)
-        return split(self.llm, fitting, system=self.system, chat=not self.raw)
+        return opened(self._fitting(document, both))
 
     def _whole(self, text: str) -> list[int]:
         chat = not self.raw and self.llm.checkpoint.template is not None
-        return self.llm.encode(answers.messages(text, self.system) if chat else text)
+        prompt: Any = answers.messages(text, self.system) if chat else text
+        return self.llm.encode(prompt, enable_thinking=self.think)
 
     def _fitting(self, text: str, ids: Callable[[str], list[int]]) -> str:
         """The text, without its middle where its prompt would not fit; ValueError where it may not or cannot be cut."""

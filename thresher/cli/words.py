@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 
 SAID = re.compile(r"(?P<place>.+?)(?P<joint>:? )got (?P<got>.*?), wanted (?P<wanted>.*)", re.DOTALL)
-TYPED: dict[str, str] = {}  # how each parameter of a command is typed: {"top_k": "--top-k", "model": "MODEL"}
+# How each parameter of a command is typed: {"top_k": "--top-k", "model": "MODEL"}. Commands add theirs; this one has
+# another name in the library.
+TYPED = {"enable_thinking": "--think"}
 CHOICE = re.compile(r"'(?P<word>[^']*)'.*?one of (?P<known>[\w.,/ -]+)", re.DOTALL)
 
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TextIO
 
+DIM, BRIGHT = "\x1b[2m", "\x1b[0m"  # what a terminal shows fainter, and as usual
+
 
 class WordWrap:
     """Text as it comes, with a line end put before a word that would cross the right edge.
@@ -59,13 +61,33 @@ class WordWrap:
 
 
 def stream(pieces: Iterable[str]) -> None:
-    """Print an answer as it comes; the line is ended, also where Ctrl-C cuts it short."""
-    wrap = _for(sys.stdout)
+    """Print an answer as it comes; the line is ended, also where Ctrl-C cuts it short.
+
+    Reasoning before it (`piece.reasoning`) is shown on a terminal, dimmed, and left out of a pipe or a file.
+    """
+    wrap, dimmed = _for(sys.stdout), False
+
+    def show(text: str) -> None:
+        print(wrap.feed(text) if wrap else text, end="", flush=True)
+
+    def brighten() -> None:
+        print(wrap.rest() + BRIGHT if wrap else "", end="")
+
     try:
         for piece in pieces:
-            print(wrap.feed(piece) if wrap else piece, end="", flush=True)
+            if (reasoning := getattr(piece, "reasoning", "")) and wrap:
+                print("" if dimmed else wrap.rest() + DIM, end="")
+                dimmed = True
+                show(reasoning)
+            if piece and dimmed:
+                brighten()
+                dimmed = False
+                show("\n\n")
+            show(piece)
         print(wrap.rest() if wrap else "", end="")
     finally:
+        if dimmed:
+            brighten()
         print(flush=True)
 
 

@@ -31,6 +31,7 @@ from thresher.server.metrics import Metrics
 from thresher.server.prefixes import Prefixes
 from thresher.server.reply import Reply, wrong
 from thresher.server.scheduler import Event, Job, Scheduler
+from thresher.thinking import check_budget, switch
 
 BODY_SECONDS = 60  # that a request's body may take to arrive
 
@@ -39,16 +40,18 @@ BODY_SECONDS = 60  # that a request's body may take to arrive
 class Serving:
     """How a model is served. Raises ValueError for a number that makes no sense.
 
-    name: what clients call the model. policy, sampling and max_new_tokens count for requests that do not say. places:
-    answers in progress at a time; queue: how many more may wait. prefix_bytes: of prompts' beginnings that are kept.
-    body_bytes: of the largest request. api_key: what clients must show, None for nothing. library: the sources that
-    /v1/ask answers from, None for none.
+    name: what clients call the model. policy, sampling, max_new_tokens, enable_thinking and thinking_budget count for
+    requests that do not say; the last two for chats alone. places: answers in progress at a time; queue: how many more
+    may wait. prefix_bytes: of prompts' beginnings that are kept. body_bytes: of the largest request. api_key: what
+    clients must show, None for nothing. library: the sources that /v1/ask answers from, None for none.
     """
 
     name: str
     policy: Policy = field(default_factory=Policy)
     sampling: str = "greedy"
     max_new_tokens: int = 1024
+    enable_thinking: bool | None = None
+    thinking_budget: int | None = None
     chunk: int = CHUNK
     places: int = 8
     queue: int = 64
@@ -61,12 +64,16 @@ class Serving:
         one_of("sampling", self.sampling, ("greedy", "model"))
         for name in ("max_new_tokens", "chunk", "places", "body_bytes"):
             whole(name, getattr(self, name))
-        for name in ("queue", "prefix_bytes"):
-            whole(name, getattr(self, name), least=0)
+        for name in ("queue", "prefix_bytes", "thinking_budget"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), least=0)
 
 
 def application(llm: LanguageModel, serving: Serving) -> Starlette:
-    """The model as an ASGI application. Raises ValueError for a policy that the model cannot run under."""
+    """The model as an ASGI application. Raises ValueError for a policy that the model cannot run under, and for a
+    switch or a budget of thinking that it does not have."""
+    switch(llm.checkpoint.template, serving.enable_thinking)
+    check_budget(serving.thinking_budget, llm.thinking_tags)
     metrics = Metrics()
     scheduler = Scheduler(serving.places, serving.queue, Prefixes(serving.prefix_bytes), metrics)
     policy = llm.new_state(serving.policy).given
@@ -203,9 +210,10 @@ class _Desk:
         answers = []
         try:
             options = self._options(request)
-            variables, seed = options.pop("template_variables", None), options["seed"]
+            seed = options["seed"]
+            written = {name: options.pop(name, None) for name in ("template_variables", "enable_thinking")}
             for prompt in request.prompts:
-                ids = self.llm.encode(prompt, template_variables=variables)
+                ids = self.llm.encode(prompt, **written)
                 most = self.llm.config.max_positions
                 if len(ids) > most:
                     name = "messages" if request.chat else "prompt"
@@ -215,8 +223,8 @@ class _Desk:
                     options["seed"] = None if seed is None else (seed + copy) % 2**64
                     answers.append(self.llm.generate(ids, request.policy or self.policy, **options).answer)
         except ValueError as error:
-            name = str(error).partition(":")[0]
-            raise error if isinstance(error, BadRequest) else BadRequest(str(error), name) from None
+            told = str(error).replace("thinking_budget", "thinking_token_budget")  # as the field is called here
+            raise error if isinstance(error, BadRequest) else BadRequest(told, told.partition(":")[0]) from None
         return answers
 
     def _options(self, request: Request) -> dict[str, Any]:
@@ -227,6 +235,9 @@ class _Desk:
         temperature = authors if options["temperature"] is None else options["temperature"]
         if not temperature:  # clients send these besides, and at temperature 0 they do nothing
             options |= dict.fromkeys(("top_p", "top_k", "min_p"))
+        if request.chat:
+            own = {name: getattr(self.serving, name) for name in ("enable_thinking", "thinking_budget")}
+            options |= {name: value for name, value in own.items() if options[name] is None}
         return {**options, "sampling": self.serving.sampling, "chunk": self.serving.chunk}
 
 

@@ -72,14 +72,18 @@ class Request:
         options = {"max_new_tokens": limit or (max_new_tokens if chat else DEFAULT_NEW_TOKENS)}
         options |= {"seed": given.take("seed", _seed), "stop": given.take("stop", _stops, [])}
         options |= {name: given.take(name, _number) for name in SAMPLING}
-        options |= {"template_variables": given.take("chat_template_kwargs", _variables)} if chat else {}
         if chat:
+            variables = given.take("chat_template_kwargs", _variables, {})
+            thinking = variables.pop("enable_thinking", None)
+            options |= {"template_variables": variables, "enable_thinking": thinking}
+            options |= {"thinking_budget": given.take("thinking_token_budget", _budget)}
             prompts: list[Any] = [given.needed("messages", _messages)]
             told, top = given.take("logprobs", _flag, False), given.take("top_logprobs", _top)
             if top and not told:
                 raise BadRequest("top_logprobs: got some without logprobs, wanted logprobs: true", "top_logprobs")
             top = (top or 0) if told else None
         else:
+            options["separate_reasoning"] = False  # a text goes on as it is
             prompts, top = given.needed("prompt", _prompts), given.take("logprobs", _top)
         stream = given.take("stream", _flag, False)
         request = cls(
@@ -173,6 +177,11 @@ def _whole(name: str, value: Any) -> int:
     return int(value)
 
 
+def _budget(name: str, value: Any) -> int:
+    _require(type(value) is int and value >= 0, name, value, "a whole number of at least 0")
+    return int(value)
+
+
 def _seed(name: str, value: Any) -> int:
     """A generator takes no seed below 0, and OpenAI's interface does."""
     _require(type(value) is int and abs(value) < 2**63, name, value, "a whole number of 64 bits")
@@ -199,6 +208,8 @@ def _variables(name: str, value: Any) -> dict[str, Any]:
     variables = _object(name, value)
     _require("messages" not in variables, name, variables, "other names than messages")
     _text(f"{name}.chat_template", variables.get("chat_template", ""))
+    if variables.get("enable_thinking") is not None:
+        _flag(f"{name}.enable_thinking", variables["enable_thinking"])
     return variables
 
 

@@ -38,9 +38,8 @@ class Way:
         policy = state.given.resolve(length)
         parts = [policy, *policy.overrides.values()]
         looks = any(part.ffn for part in parts) or any(rope and rope.scaling == "dynamic" for rope in config.ropes)
-        whole = not any(part.evict for part in parts) and not any(config.windows)
         words = json.dumps(policy.specs, sort_keys=True)
-        return cls(words, chunk, chunk * together, length if looks else None, whole)
+        return cls(words, chunk, chunk * together, length if looks else None, state.can_be_cut(config))
 
     def ends(self, length: int) -> list[int]:
         """Where in a prompt of `length` tokens a beginning is worth keeping, at least one token before its end."""
@@ -69,7 +68,10 @@ class Prefixes:
         if best is None:
             return None
         self._held.move_to_end(best)
-        return _cut(self._held[best].copy(), length)
+        state = self._held[best].copy()
+        if length < state.position:
+            state.cut(length)
+        return state
 
     def keep(self, way: Way, ids: list[int], state: State) -> None:
         """Remember a copy of the state, which has read `ids`. One that takes more than the whole budget is left out."""
@@ -102,12 +104,3 @@ def _shared(way: Way, held: np.ndarray, wanted: np.ndarray) -> int:
     differ = np.flatnonzero(held[:most] != wanted[:most])
     agree = (int(differ[0]) if differ.size else most) // way.step * way.step
     return agree if way.whole or agree == len(held) else 0
-
-
-def _cut(state: State, length: int) -> State:
-    """The state as it was after its first `length` tokens."""
-    if count := state.position - length:
-        for layer in state.cache.layers:
-            layer.take_back(count)
-        state.position, state.token_ids = length, state.token_ids[:length]
-    return state

@@ -28,6 +28,12 @@ def event(document: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(document, ensure_ascii=False)}\n\n".encode()
 
 
+def _reasoning(text: str) -> dict[str, Any]:
+    """A model's reasoning under both names that clients know: SGLang, llama.cpp and DeepSeek have the first, vLLM the
+    second. None where there is none."""
+    return {"reasoning_content": text, "reasoning": text} if text else {}
+
+
 @dataclass
 class Writer:
     """Writes the documents of one request, whose jobs are its choices in order."""
@@ -52,7 +58,10 @@ class Writer:
     def piece(self, told: Event) -> dict[str, Any]:
         """A piece of a stream."""
         number = self.jobs.index(told.job)
-        delta = {"content": told.text} if told.text or told.tokens else {}
+        reasoning = told.text.reasoning
+        delta: dict[str, Any] = _reasoning(reasoning)
+        if told.text or (told.tokens and not reasoning):
+            delta["content"] = told.text
         body: dict[str, Any] = {"delta": delta} if self.request.chat else {"text": told.text}
         logprobs = self._logprobs(number, told.tokens) if told.tokens else None
         return self._chunk([self._choice(number, body, logprobs, told.finish_reason)])
@@ -67,7 +76,8 @@ class Writer:
         for number, job in enumerate(self.jobs):
             own = [told for told in events if told.job is job]
             text, tokens = "".join(told.text for told in own), [token for told in own for token in told.tokens]
-            message = {"role": "assistant", "content": text, "refusal": None}
+            reasoning = "".join(told.text.reasoning for told in own)
+            message = {"role": "assistant", "content": text, "refusal": None, **_reasoning(reasoning)}
             body: dict[str, Any] = {"message": message} if self.request.chat else {"text": text}
             choices.append(self._choice(number, body, self._logprobs(number, tokens), own[-1].finish_reason))
         return self._document(False, choices, usage=self.usage())
@@ -78,11 +88,13 @@ class Writer:
         prompt = sum(job.answer.stats.prompt_tokens for job in self.jobs[::copies])
         completion = sum(len(job.answer.token_ids) for job in self.jobs)
         reused = sum(job.reused for job in self.jobs[::copies])
+        reasoning = sum(job.answer.stats.reasoning_tokens for job in self.jobs)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": reused},
+            "completion_tokens_details": {"reasoning_tokens": reasoning},
         }
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:

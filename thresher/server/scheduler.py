@@ -23,6 +23,7 @@ from reference.transformer import TOGETHER
 from thresher.generate import Answer, advance
 from thresher.server.metrics import Metrics
 from thresher.server.prefixes import Prefixes, Way
+from thresher.thinking import Piece
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Event:
     """What a job has to tell: a piece of text with the tokens drawn for it, its end, or why there is none."""
 
     job: Job
-    text: str = ""
+    text: Piece = Piece()  # noqa: RUF009 (a text does not change)
     tokens: tuple[Token, ...] = ()
     finish_reason: str = ""
     error: Exception | None = None
@@ -241,7 +242,7 @@ class Scheduler:
         if answer.finished:  # the place is free before the client hears of it, and may ask again
             self._writing.remove(job)
             self._leave(job)
-        if text or tokens or answer.finished:
+        if text or text.reasoning or tokens or answer.finished:
             job.tell(Event(job, text, tokens, answer.stats.finish_reason))
 
     def _leave(self, job: Job, error: Exception | None = None) -> None:
