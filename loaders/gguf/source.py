@@ -72,20 +72,21 @@ class GGUF:
             return self._zeros[name].shape
         return self._file.shapes[self._stored_name(name)]
 
-    def tensor(self, name: str) -> np.ndarray:
-        """The tensor as a Hugging Face checkpoint holds it: stored floats as they are, quantised ones as float32."""
+    def tensor(self, name: str, part: int | None = None) -> np.ndarray:
+        """The tensor, or x[part] of it, as a Hugging Face checkpoint holds it: stored floats as they are, quantised ones
+        as float32."""
         if name in self._zeros:
             return self._zeros[name]
-        x = self._file.tensor(self._stored_name(name))
+        x = self._file.tensor(self._stored_name(name), part)
         if heads := self._paired_heads(name):
             return self._halves(name, x, heads)
         if self._arch in ("gemma2", "gemma3") and name.endswith("norm.weight"):
             return x.astype(np.float32) - 1
         return x
 
-    def eight_bits(self, name: str) -> Int8 | None:
-        """The matrix as it stands where it is stored as Q8_0."""
-        x = None if name in self._zeros else self._file.eight_bits(self._stored_name(name))
+    def eight_bits(self, name: str, part: int | None = None) -> Int8 | None:
+        """The matrix, or that part of a stack, as it stands where it is stored as Q8_0."""
+        x = None if name in self._zeros else self._file.eight_bits(self._stored_name(name), part)
         heads = self._paired_heads(name)
         if x is None or not heads:
             return x
