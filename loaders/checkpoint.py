@@ -25,7 +25,7 @@ from loaders.huggingface import HuggingFace
 from loaders.lora import Adapter
 from loaders.source import Source
 from loaders.tokenizer import load_tokenizer
-from loaders.weights import WeightReader
+from loaders.weights import Fits, WeightReader
 from reference import ModelConfig, Weights
 from reference.checks import require
 
@@ -69,23 +69,29 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str], *, dtype: str = "float32", adapter: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    adapter: str | os.PathLike[str] | None = None,
+    fits: Fits | None = None,
 ) -> Checkpoint:
     """Load a Hugging Face model directory or a GGUF file, matrices as `dtype`: float32, float64, float16, bfloat16, or
     int8, which has a scale for each 32 numbers of a row, and which a Q8_0 GGUF file already is.
 
     adapter: a directory with a LoRA or AdaLoRA adapter in PEFT's layout, merged into the weights.
+    fits: asked for a mixture with the bytes of its experts, and the most that reading all weights takes. Where it says
+      no, experts are `StoredExperts`: each is read, and its numbers checked, when a token is sent to it.
     Raises FileNotFoundError where a file is missing, ValueError naming file and tensor or key for anything in them that
     cannot be right or is not supported.
     """
     require(dtype in DTYPES, f"dtype: got {dtype!r}, wanted one of {', '.join(DTYPES)}")
     try:
-        return _load(Path(path), DTYPES[dtype], None if adapter is None else Path(adapter))
+        return _load(Path(path), DTYPES[dtype], None if adapter is None else Path(adapter), fits)
     except MemoryError:
         raise ValueError(f"{path}: got a checkpoint that needs more memory than there is, wanted it smaller") from None
 
 
-def _load(path: Path, dtype: np.dtype, adapter: Path | None) -> Checkpoint:
+def _load(path: Path, dtype: np.dtype, adapter: Path | None, fits: Fits | None) -> Checkpoint:
     source = open_source(path)
     where = str(source.path / "config.json" if source.path.is_dir() else source.path)
     family = family_of(source.config.get("model_type"), where)
@@ -96,7 +102,7 @@ def _load(path: Path, dtype: np.dtype, adapter: Path | None) -> Checkpoint:
     reader = WeightReader(source, family, settings, config)
     if isinstance(source, Adapted):
         source.check(reader.names.values())
-    weights = reader.read_all(dtype)
+    weights = reader.read_all(dtype, fits)
     return Checkpoint(replace(config, tied=weights.output is weights.embedding), weights, source)
 
 

@@ -36,7 +36,8 @@ class HuggingFace:
         return self._files[name].entries[name].shape
 
     def tensor(self, name: str, part: int | None = None) -> np.ndarray:
-        """The tensor, or x[part] of it, as a view of its file. Raises ValueError naming the directory where it has no such tensor."""
+        """The tensor, or x[part] of it, as a view of its file. Raises ValueError naming the directory where it has
+        no such tensor."""
         require(
             name in self._files, f"{self.path}: tensor {shown(name)}: got no such tensor, wanted it in one of its files"
         )

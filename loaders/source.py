@@ -59,7 +59,8 @@ class Source(Protocol):
 
 
 class Files(Source, Protocol):
-    """A checkpoint as its files have it: `part` asks for one matrix of a stack (X, out, in), so that no more is read."""
+    """A checkpoint as its files have it. `part` asks for one matrix of a stack (X, out, in), so that no more is
+    read."""
 
     def tensor(self, name: str, part: int | None = None) -> np.ndarray:
         """The tensor, or x[part] of it."""

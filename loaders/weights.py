@@ -12,6 +12,7 @@ two under one name or the other, or an output of its own that differs.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
@@ -23,10 +24,12 @@ from loaders.settings import Settings, shown
 from loaders.source import Source
 from reference import Int8, LayerWeights, ModelConfig, Weights
 from reference.checks import is_float, require
-from reference.int8 import Matrix
-from reference.weights import layer_shapes, model_shapes
+from reference.experts import Expert, StoredExperts
+from reference.int8 import GROUP, Matrix
+from reference.weights import EXPERTS, FFN, layer_shapes, model_shapes
 
 WIDE = ("router",)  # matrices that are never narrower than float32
+Fits = Callable[[int, int], bool]
 CACHE_OF_INT8 = np.dtype(ml_dtypes.bfloat16)  # (chosen) as exact as such weights need, and of float32's range
 
 
@@ -66,12 +69,23 @@ class WeightReader:
             "config tells of",
         )
 
-    def read_all(self, dtype: np.dtype) -> Weights:
+    def read_all(self, dtype: np.dtype, fits: Fits | None = None) -> Weights:
         """All weights, matrices as `dtype`, int8 meaning `Int8`; a tied output is the embedding itself. Raises
-        ValueError naming the file and the tensor that is missing, of another shape, not a float, or not finite."""
+        ValueError naming the file and the tensor that is missing, of another shape, not a float, or not finite.
+
+        Where `fits`, asked with the bytes of all experts and the most that reading all weights takes, says no, experts
+        are `StoredExperts`, whose numbers are checked when they are read.
+        """
         shared = self._config.tied and self._equal(self.names["embedding"], self.names["output"])
+        left_out = {"output"} if shared else set()
+        experts = [weight for weight in self.names if _is_expert(weight)]
+        stored: list[StoredExperts | None] = [None] * self._config.layers
+        if experts and fits is not None and not fits(*self._sizes(dtype, experts, left_out)):
+            left_out.update(experts)
+            mixed = range(self._config.layers)
+            stored = [self._stored_experts(n, dtype) if self._config.is_mixture(n) else None for n in mixed]
         arrays: dict[str, Matrix] = {}
-        for weights in self._by_tensor(leave_out="output" if shared else None):
+        for weights in self._by_tensor(left_out):
             arrays |= zip(weights, self._read(weights, dtype), strict=True)
         layers: list[dict[str, Matrix]] = [{} for _ in range(self._config.layers)]
         for weight, array in arrays.items():
@@ -80,7 +94,7 @@ class WeightReader:
                 layers[int(layer)][name] = array
         return Weights(
             embedding=arrays["embedding"],
-            layers=tuple(LayerWeights.of(layer) for layer in layers),
+            layers=tuple(map(LayerWeights.of, layers, stored)),
             final_norm=arrays["final_norm"],
             output=arrays.get("output", arrays["embedding"]),
             cache_dtype=CACHE_OF_INT8 if dtype == np.int8 else None,
@@ -105,11 +119,43 @@ class WeightReader:
                 f"{self._config.layers} layers and this config does not have, wanted it absent",
             )
 
-    def _by_tensor(self, leave_out: str | None) -> list[list[str]]:
+    def _sizes(self, dtype: np.dtype, experts: list[str], left_out: set[str]) -> tuple[int, int]:
+        """Bytes of the experts, and of all weights while they are read: twice, unless they stand in the file as they
+        are wanted and are then a part of it."""
+        own = sum(self._bytes(weight, dtype) for weight in experts)
+        rest = sum(self._bytes(weight, dtype) for weight in self.names.keys() - left_out - {*experts})
+        as_it_stands = self._source.tensor(self.names[experts[0]]).dtype == dtype
+        return own, (1 if as_it_stands else 2) * (own + rest)
+
+    def _bytes(self, weight: str, dtype: np.dtype) -> int:
+        """Of a matrix as `dtype`; what is never narrower than float32 is little."""
+        numbers = math.prod(self._shapes[weight])
+        return numbers * dtype.itemsize + (2 * numbers // GROUP if dtype == np.int8 else 0)
+
+    def _stored_experts(self, layer: int, dtype: np.dtype) -> StoredExperts:
+        """The experts of a layer, each read when it is asked for. ValueError for a tensor that is missing or of another
+        shape."""
+        mixture = self._config.mixture
+        assert mixture is not None
+        first = {matrix: f"{layer}.{EXPERTS}0.{matrix}" for matrix in FFN}
+        shapes = {matrix: self._shapes[weight] for matrix, weight in first.items()}
+        for n in range(mixture.experts):
+            for matrix, shape in shapes.items():
+                self._check_shape(f"{layer}.{EXPERTS}{n}.{matrix}", shape)
+
+        def read(n: int) -> Expert:
+            self._source.let_go()  # of those that were read before
+            return Expert(**{m: self._tensor(f"{layer}.{EXPERTS}{n}.{m}", shapes[m], dtype) for m in FFN})
+
+        alike = Expert(**{matrix: np.broadcast_to(np.float32(0), shape) for matrix, shape in shapes.items()})
+        each = sum(self._bytes(weight, dtype) for weight in first.values())
+        return StoredExperts(mixture.experts, alike, mixture.experts * each, read)
+
+    def _by_tensor(self, left_out: set[str]) -> list[list[str]]:
         """The weights that are read together: those of one tensor, in the order in which they are its rows."""
         found: dict[str, list[str]] = {}
         for weight, name in self.names.items():
-            if weight != leave_out:
+            if weight not in left_out:
                 found.setdefault(weight if _kind(weight) in self._made else name, []).append(weight)
         return list(found.values())
 
@@ -127,12 +173,10 @@ class WeightReader:
         """The tensor that this weight is of: checked, offset if it is a norm, and cast or quantised."""
         name, kind = self.names[weight], _kind(weight)
         narrow = kind not in WIDE and len(shape) > 1
-        where = f"{self._source.file_of(name)}: tensor {shown(name)}"
-        made = self._made.get(kind)
+        where, made = self._where(name), self._made.get(kind)
         as_it_stands = self._source.eight_bits(name) if dtype == np.int8 and narrow and made is None else None
         stored = self._source.tensor(name) if as_it_stands is None else as_it_stands
-        whole = shape if made is None else made.shape
-        require(stored.shape == whole, f"{where}: got shape {stored.shape}, wanted {whole} as the config says")
+        _require_shape(where, stored.shape, shape if made is None else made.shape)
         if made is not None:
             stored = made.take(self._source.tensor(name))
         require(is_float(stored.dtype), f"{where}: got dtype {stored.dtype}, wanted a floating-point type")
@@ -148,6 +192,23 @@ class WeightReader:
             cast = cast + cast.dtype.type(self._family.norm_offset) if self._family.norm_offset else cast
         check_finite(where, stored, cast)
         return cast
+
+    def _check_shape(self, weight: str, wanted: tuple[int, ...]) -> None:
+        """What `_tensor` finds without reading."""
+        name = self.names[weight]
+        got = self._source.shape(name) if name in self._stored else self._source.tensor(name).shape  # which says no
+        _require_shape(self._where(name), got, wanted)
+
+    def _where(self, name: str) -> str:
+        return f"{self._source.file_of(name)}: tensor {shown(name)}"
+
+
+def _require_shape(where: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    require(got == wanted, f"{where}: got shape {got}, wanted {wanted} as the config says")
+
+
+def _is_expert(weight: str) -> bool:
+    return weight.partition(".")[2].startswith(EXPERTS)
 
 
 def _kind(weight: str) -> str:

@@ -6,7 +6,7 @@ are a view or a line of NumPy are the reference's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numba import carray
@@ -19,6 +19,7 @@ from accel.cpu.simd import F32, LANES, fetch_add, fma, load, real, splat, store,
 from reference import contract
 from reference import layers as meaning
 from reference.checks import match
+from reference.experts import Expert
 from reference.predictor import Compensator, FastForwardLayer, FastForwardWeights, Predictor
 from reference.weights import LayerWeights, Weights
 
@@ -87,15 +88,26 @@ def prepare_weights(weights: Weights) -> Weights:
     outer = {name: getattr(weights, name) for name in ("embedding", "final_norm", "output")}
     if weights.output is weights.embedding:
         del outer["output"]
-    layers = [{name: _turned(name, x) for name, x in layer.arrays().items()} for layer in weights.layers]
-    room = Room([x for group in (*layers, outer) for x in group.values()])
-    placed = [{name: _turned(name, room.put(x)) for name, x in layer.items()} for layer in layers]
+    layers = [layer.arrays() for layer in weights.layers]
+    room = Room([_turned(name, x) for group in (*layers, outer) for name, x in group.items()])
+    placed = [_placed(layer, room) for layer in layers]
+    stored = [layer.stored and layer.stored.then(_fetched) for layer in weights.layers]
     kept = {name: room.put(x) for name, x in outer.items()}
     return Weights(
-        layers=tuple(LayerWeights.of(layer) for layer in placed),
+        layers=tuple(map(LayerWeights.of, placed, stored)),
         cache_dtype=weights.cache_dtype,
         **{"output": kept["embedding"], **kept},
     )
+
+
+def _fetched(expert: Expert) -> Expert:
+    """An expert that was not in memory, in the layout of those that are."""
+    arrays = vars(expert)
+    return Expert(**_placed(arrays, Room([_turned(name, x) for name, x in arrays.items()])))
+
+
+def _placed(arrays: Mapping[str, Matrix], room: Room) -> dict[str, Matrix]:
+    return {name: _turned(name, room.put(_turned(name, x))) for name, x in arrays.items()}
 
 
 def _turned(name: str, weight: Matrix) -> Matrix:

@@ -73,8 +73,8 @@ class GGUF:
         return self._file.shapes[self._stored_name(name)]
 
     def tensor(self, name: str, part: int | None = None) -> np.ndarray:
-        """The tensor, or x[part] of it, as a Hugging Face checkpoint holds it: stored floats as they are, quantised ones
-        as float32."""
+        """The tensor x, or x[part], as a Hugging Face checkpoint holds it: stored floats as they are, quantised ones as
+        float32."""
         if name in self._zeros:
             return self._zeros[name]
         x = self._file.tensor(self._stored_name(name), part)
