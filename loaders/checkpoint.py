@@ -23,6 +23,7 @@ from loaders.generation import Generation, load_generation
 from loaders.gguf import GGUF
 from loaders.huggingface import HuggingFace
 from loaders.lora import Adapter
+from loaders.scaled import multiplied_out
 from loaders.source import Source
 from loaders.tokenizer import load_tokenizer
 from loaders.weights import Fits, WeightReader
@@ -111,6 +112,6 @@ def open_source(path: Path) -> Source:
     if not path.exists():
         raise FileNotFoundError(f"{path}: got no such file or directory, wanted a model directory or a .gguf file")
     if path.is_dir():
-        return apart(HuggingFace(path))
+        return apart(multiplied_out(HuggingFace(path)))
     require(path.suffix == ".gguf", f"{path}: got a file, wanted a model directory or a .gguf file")
     return apart(GGUF(path))
