@@ -26,7 +26,7 @@ from loaders.lora import Adapter
 from loaders.scaled import multiplied_out
 from loaders.source import Source
 from loaders.tokenizer import load_tokenizer
-from loaders.weights import Fits, WeightReader
+from loaders.weights import WeightReader
 from reference import ModelConfig, Weights
 from reference.checks import require
 
@@ -74,25 +74,24 @@ def load_checkpoint(
     *,
     dtype: str = "float32",
     adapter: str | os.PathLike[str] | None = None,
-    fits: Fits | None = None,
+    stored_experts: bool = False,
 ) -> Checkpoint:
     """Load a Hugging Face model directory or a GGUF file, matrices as `dtype`: float32, float64, float16, bfloat16, or
     int8, which has a scale for each 32 numbers of a row, and which a Q8_0 GGUF file already is.
 
     adapter: a directory with a LoRA or AdaLoRA adapter in PEFT's layout, merged into the weights.
-    fits: asked for a mixture with the bytes of its experts, and the most that reading all weights takes. Where it says
-      no, experts are `StoredExperts`: each is read, and its numbers checked, when a token is sent to it.
+    stored_experts: those of a mixture are `StoredExperts`: each is read, and its numbers checked, when it is asked for.
     Raises FileNotFoundError where a file is missing, ValueError naming file and tensor or key for anything in them that
     cannot be right or is not supported.
     """
     require(dtype in DTYPES, f"dtype: got {dtype!r}, wanted one of {', '.join(DTYPES)}")
     try:
-        return _load(Path(path), DTYPES[dtype], None if adapter is None else Path(adapter), fits)
+        return _load(Path(path), DTYPES[dtype], None if adapter is None else Path(adapter), stored_experts)
     except MemoryError:
         raise ValueError(f"{path}: got a checkpoint that needs more memory than there is, wanted it smaller") from None
 
 
-def _load(path: Path, dtype: np.dtype, adapter: Path | None, fits: Fits | None) -> Checkpoint:
+def _load(path: Path, dtype: np.dtype, adapter: Path | None, stored_experts: bool) -> Checkpoint:
     source = open_source(path)
     where = str(source.path / "config.json" if source.path.is_dir() else source.path)
     family = family_of(source.config.get("model_type"), where)
@@ -103,7 +102,7 @@ def _load(path: Path, dtype: np.dtype, adapter: Path | None, fits: Fits | None) 
     reader = WeightReader(source, family, settings, config)
     if isinstance(source, Adapted):
         source.check(reader.names.values())
-    weights = reader.read_all(dtype, fits)
+    weights = reader.read_all(dtype, stored_experts=stored_experts)
     return Checkpoint(replace(config, tied=weights.output is weights.embedding), weights, source)
 
 

@@ -26,6 +26,7 @@ class HuggingFace:
         self.path = path
         self.config = read_json(path / "config.json")
         self._files = _open_files(path)
+        self._opened = list(dict.fromkeys(self._files.values()))
 
     def names(self) -> list[str]:
         """Every tensor's name, as stored."""
@@ -49,7 +50,7 @@ class HuggingFace:
 
     def let_go(self) -> None:
         """Keep nothing of the files in memory."""
-        for file in set(self._files.values()):
+        for file in self._opened:
             file.let_go()
 
     def file_of(self, name: str) -> Path:

@@ -12,7 +12,6 @@ two under one name or the other, or an output of its own that differs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
@@ -29,7 +28,6 @@ from reference.int8 import GROUP, Matrix
 from reference.weights import EXPERTS, FFN, layer_shapes, model_shapes
 
 WIDE = ("router",)  # matrices that are never narrower than float32
-Fits = Callable[[int, int], bool]
 CACHE_OF_INT8 = np.dtype(ml_dtypes.bfloat16)  # (chosen) as exact as such weights need, and of float32's range
 
 
@@ -69,21 +67,19 @@ class WeightReader:
             "config tells of",
         )
 
-    def read_all(self, dtype: np.dtype, fits: Fits | None = None) -> Weights:
+    def read_all(self, dtype: np.dtype, *, stored_experts: bool = False) -> Weights:
         """All weights, matrices as `dtype`, int8 meaning `Int8`; a tied output is the embedding itself. Raises
         ValueError naming the file and the tensor that is missing, of another shape, not a float, or not finite.
 
-        Where `fits`, asked with the bytes of all experts and the most that reading all weights takes, says no, experts
-        are `StoredExperts`, whose numbers are checked when they are read.
+        stored_experts: a mixture's are `StoredExperts`, whose numbers are checked when they are read.
         """
         shared = self._config.tied and self._equal(self.names["embedding"], self.names["output"])
         left_out = {"output"} if shared else set()
-        experts = [weight for weight in self.names if _is_expert(weight)]
         stored: list[StoredExperts | None] = [None] * self._config.layers
-        if experts and fits is not None and not fits(*self._sizes(dtype, experts, left_out)):
-            left_out.update(experts)
-            mixed = range(self._config.layers)
-            stored = [self._stored_experts(n, dtype) if self._config.is_mixture(n) else None for n in mixed]
+        if stored_experts:
+            left_out.update(filter(_is_expert, self.names))
+            mixed = [self._config.is_mixture(n) for n in range(self._config.layers)]
+            stored = [self._stored_experts(n, dtype) if mixture else None for n, mixture in enumerate(mixed)]
         arrays: dict[str, Matrix] = {}
         for weights in self._by_tensor(left_out):
             arrays |= zip(weights, self._read(weights, dtype), strict=True)
@@ -119,26 +115,12 @@ class WeightReader:
                 f"{self._config.layers} layers and this config does not have, wanted it absent",
             )
 
-    def _sizes(self, dtype: np.dtype, experts: list[str], left_out: set[str]) -> tuple[int, int]:
-        """Bytes of the experts, and of all weights while they are read: twice, unless they stand in the file as they
-        are wanted and are then a part of it."""
-        own = sum(self._bytes(weight, dtype) for weight in experts)
-        rest = sum(self._bytes(weight, dtype) for weight in self.names.keys() - left_out - {*experts})
-        as_it_stands = self._source.tensor(self.names[experts[0]]).dtype == dtype
-        return own, (1 if as_it_stands else 2) * (own + rest)
-
-    def _bytes(self, weight: str, dtype: np.dtype) -> int:
-        """Of a matrix as `dtype`; what is never narrower than float32 is little."""
-        numbers = math.prod(self._shapes[weight])
-        return numbers * dtype.itemsize + (2 * numbers // GROUP if dtype == np.int8 else 0)
-
     def _stored_experts(self, layer: int, dtype: np.dtype) -> StoredExperts:
         """The experts of a layer, each read when it is asked for. ValueError for a tensor that is missing or of another
         shape."""
         mixture = self._config.mixture
         assert mixture is not None
-        first = {matrix: f"{layer}.{EXPERTS}0.{matrix}" for matrix in FFN}
-        shapes = {matrix: self._shapes[weight] for matrix, weight in first.items()}
+        shapes = {matrix: self._shapes[f"{layer}.{EXPERTS}0.{matrix}"] for matrix in FFN}
         for n in range(mixture.experts):
             for matrix, shape in shapes.items():
                 self._check_shape(f"{layer}.{EXPERTS}{n}.{matrix}", shape)
@@ -147,9 +129,8 @@ class WeightReader:
             self._source.let_go()  # of those that were read before
             return Expert(**{m: self._tensor(f"{layer}.{EXPERTS}{n}.{m}", shapes[m], dtype) for m in FFN})
 
-        alike = Expert(**{matrix: np.broadcast_to(np.float32(0), shape) for matrix, shape in shapes.items()})
-        each = sum(self._bytes(weight, dtype) for weight in first.values())
-        return StoredExperts(mixture.experts, alike, mixture.experts * each, read)
+        alike = Expert(**{matrix: _of_shape(shape, dtype) for matrix, shape in shapes.items()})
+        return StoredExperts(mixture.experts, alike, read)
 
     def _by_tensor(self, left_out: set[str]) -> list[list[str]]:
         """The weights that are read together: those of one tensor, in the order in which they are its rows."""
@@ -205,6 +186,13 @@ class WeightReader:
 
 def _require_shape(where: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     require(got == wanted, f"{where}: got shape {got}, wanted {wanted} as the config says")
+
+
+def _of_shape(shape: tuple[int, ...], dtype: np.dtype) -> Matrix:
+    """A matrix of zeros that takes no memory."""
+    zeros = np.broadcast_to(np.zeros((), dtype), shape)
+    groups = shape[0], -(-shape[1] // GROUP)
+    return Int8(zeros, np.broadcast_to(np.float16(0), groups)) if dtype == np.int8 else zeros
 
 
 def _is_expert(weight: str) -> bool:

@@ -60,7 +60,7 @@ class LayerWeights:
     b_q_down: Any = None  # (query rank,)
 
     @classmethod
-    def of(cls, arrays: Mapping[str, Any], stored: StoredExperts | None = None) -> LayerWeights:
+    def of(cls, arrays: Mapping[str, Any], others: Experts | None = None) -> LayerWeights:
         """The block of these arrays, named as `arrays` names them, and perhaps of experts that are not among them."""
         own, experts = {}, defaultdict[int, dict[str, Any]](dict)
         for name, array in arrays.items():
@@ -70,7 +70,7 @@ class LayerWeights:
             else:
                 own[name] = array
         listed = tuple(Expert(**experts[n]) for n in range(len(experts)))
-        return cls(**own, experts=listed or stored)
+        return cls(**own, experts=listed or others)
 
     @property
     def stored(self) -> StoredExperts | None:
@@ -112,8 +112,10 @@ class Weights:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays in memory; the embedding counts once where it is the output matrix too."""
-        layers = (array for layer in self.layers for array in layer.arrays().values())
+        """Bytes of all arrays in memory, or that come there when they are prepared; the embedding counts once where it
+        is the output matrix too."""
+        layers = [array for layer in self.layers for array in layer.arrays().values()]
+        layers += [layer.stored for layer in self.layers if layer.stored and not layer.stored.stay]
         arrays = {id(array): array for array in (self.embedding, self.final_norm, self.output, *layers)}
         return sum(array.nbytes for array in arrays.values() if array is not None)
 

@@ -31,7 +31,7 @@ class ExpertMemory:
     @property
     def nbytes(self) -> int:
         """Bytes of the experts that are kept."""
-        return sum(map(_nbytes, list(self._kept.values())))
+        return sum(expert.nbytes for expert in list(self._kept.values()))
 
     def keep_some(self, weights: Weights) -> Weights:
         """The weights with those experts that are not in memory taken from here."""
@@ -48,7 +48,7 @@ class ExpertMemory:
         expert = stored[n]
         self.reads += 1
         if self._room is None:
-            self._room = max(self.budget // max(_nbytes(expert), 1) - 1, 0)
+            self._room = max(self.budget // max(expert.nbytes, 1) - 1, 0)
             wanted = self._room > 0
         if wanted:
             self._kept[place] = expert
@@ -57,7 +57,7 @@ class ExpertMemory:
     def _of_layer(self, layer: int, experts: Experts | None) -> Experts | None:
         if not isinstance(experts, StoredExperts):
             return experts
-        return StoredExperts(len(experts), experts.alike, experts.nbytes, lambda n: self.take(layer, n, experts))
+        return replace(experts, read=lambda n: self.take(layer, n, experts))
 
     def _count(self, place: tuple[int, int]) -> None:
         self._uses[place] = self._uses.get(place, 0) + 1
@@ -77,17 +77,29 @@ class ExpertMemory:
         return True
 
 
+def fetch_if_they_fit(weights: Weights, room: int | None) -> Weights:
+    """The weights with experts that are not in memory told to come there, where all take at most `room` bytes."""
+    if room is not None and stored_bytes(weights) > room:
+        return weights
+
+    def fetched(experts: Experts | None) -> Experts | None:
+        return replace(experts, stay=False) if isinstance(experts, StoredExperts) else experts
+
+    return replace(weights, layers=tuple(replace(w, experts=fetched(w.experts)) for w in weights.layers))
+
+
+def stored_bytes(weights: Weights) -> int:
+    """Bytes of all experts that stay out of memory."""
+    return sum(layer.stored.nbytes for layer in weights.layers if layer.stored and layer.stored.stay)
+
+
 def told(weights: Weights, budget: int) -> str:
     """One line about the experts that are not in memory, or "" where all are."""
     stored = [layer.stored for layer in weights.layers if layer.stored is not None]
     if not stored:
         return ""
-    count, nbytes = sum(map(len, stored)), sum(each.nbytes for each in stored)
+    count, nbytes = sum(map(len, stored)), stored_bytes(weights)
     return (
         f"{count:,} experts of {size(nbytes)} stay on disk and are read when a token is sent to them, which is slow; "
         f"{size(budget)} of memory keep those that are used most"
     )
-
-
-def _nbytes(expert: Expert) -> int:
-    return sum(matrix.nbytes for matrix in vars(expert).values())

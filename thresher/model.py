@@ -24,7 +24,7 @@ from reference import CHUNK, FastForward, Model, ModelConfig, Policy, Sampling
 from reference.checks import one_of, require
 from reference.fastforward import check_dense
 from reference.state import check_tokens
-from thresher.experts import ExpertMemory, told
+from thresher.experts import ExpertMemory, fetch_if_they_fit, stored_bytes, told
 from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settings
 from thresher.kernels import compile_kernels
 from thresher.memory import available, give_back
@@ -84,14 +84,12 @@ def load(
         backend = "cpu" if backend == "auto" else backend
     most = None if expert_memory is None else read_size("expert_memory", expert_memory)
     module = None if backend == "auto" else accel.backend(backend)
-
-    def fits(experts: int, all_of_it: int) -> bool:
-        if most is not None:
-            return experts <= most
-        free = None if backend == "cuda" else available()  # a GPU says itself what it has no room for
-        return free is None or all_of_it + BESIDES <= free
-
-    checkpoint = load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter, fits=fits)
+    checkpoint = load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter, stored_experts=True)
+    nbytes = checkpoint.weights.nbytes  # without experts
+    free = None if backend == "cuda" else available()  # a GPU says itself what it has no room for
+    room = most if most is not None or free is None else free - nbytes - BESIDES
+    weights = fetch_if_they_fit(checkpoint.weights, room)
+    checkpoint = replace(checkpoint, weights=weights)
     module = module or accel.backend("auto", _bytes_needed(checkpoint, most))
     llm = LanguageModel(checkpoint, module, expert_memory=most)
     del checkpoint  # whose arrays were copied
@@ -336,7 +334,7 @@ class LanguageModel:
 def _bytes_needed(checkpoint: Checkpoint, expert_memory: int | None) -> int:
     """Weights, of experts that stay on disk as many as may be kept, a long prompt's cache, and what a pass takes
     besides."""
-    stored = sum(layer.stored.nbytes for layer in checkpoint.weights.layers if layer.stored)
+    stored = stored_bytes(checkpoint.weights)
     experts = stored if expert_memory is None else min(stored, expert_memory)
     config, itemsize = checkpoint.config, checkpoint.weights.stored_cache.itemsize
     cache = config.cache_bytes_per_token(itemsize) * min(config.max_positions, LONG)

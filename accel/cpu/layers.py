@@ -88,26 +88,29 @@ def prepare_weights(weights: Weights) -> Weights:
     outer = {name: getattr(weights, name) for name in ("embedding", "final_norm", "output")}
     if weights.output is weights.embedding:
         del outer["output"]
-    layers = [layer.arrays() for layer in weights.layers]
+    layers = [layer.arrays() if layer.stored and layer.stored.stay else layer.alike() for layer in weights.layers]
     room = Room([_turned(name, x) for group in (*layers, outer) for name, x in group.items()])
-    placed = [_placed(layer, room) for layer in layers]
-    stored = [layer.stored and layer.stored.then(_fetched) for layer in weights.layers]
+
+    def prepared(layer: LayerWeights) -> LayerWeights:
+        def fetched(expert: Expert) -> Expert:
+            return Expert(**_placed(vars(expert), room if in_memory else None))
+
+        in_memory = layer.stored is not None and not layer.stored.stay
+        return LayerWeights.of(_placed(layer.arrays(), room), layer.stored and layer.stored.prepared(fetched))
+
     kept = {name: room.put(x) for name, x in outer.items()}
     return Weights(
-        layers=tuple(map(LayerWeights.of, placed, stored)),
+        layers=tuple(map(prepared, weights.layers)),
         cache_dtype=weights.cache_dtype,
         **{"output": kept["embedding"], **kept},
     )
 
 
-def _fetched(expert: Expert) -> Expert:
-    """An expert that was not in memory, in the layout of those that are."""
-    arrays = vars(expert)
-    return Expert(**_placed(arrays, Room([_turned(name, x) for name, x in arrays.items()])))
-
-
-def _placed(arrays: Mapping[str, Matrix], room: Room) -> dict[str, Matrix]:
-    return {name: _turned(name, room.put(_turned(name, x))) for name, x in arrays.items()}
+def _placed(arrays: Mapping[str, Matrix], room: Room | None) -> dict[str, Matrix]:
+    """The arrays as kernels read them, in this room or in one of their own."""
+    turned = {name: _turned(name, x) for name, x in arrays.items()}
+    room = room or Room(turned.values())
+    return {name: _turned(name, room.put(x)) for name, x in turned.items()}
 
 
 def _turned(name: str, weight: Matrix) -> Matrix:

@@ -149,7 +149,7 @@ def prepare_weights(weights: Weights) -> Weights:
 
     embedding = to_backend(weights.embedding)
     output = embedding if weights.output is weights.embedding else to_backend(weights.output)
-    stored = [layer.stored and layer.stored.then(fetched) for layer in weights.layers]
+    stored = [layer.stored and layer.stored.prepared(fetched) for layer in weights.layers]
     layers = tuple(map(LayerWeights.of, [moved(layer.arrays()) for layer in weights.layers], stored))
     return Weights(embedding, layers, to_backend(weights.final_norm), output)
 
