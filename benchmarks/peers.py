@@ -192,8 +192,8 @@ def race(
 def main() -> None:
     known = parser("peers")
     known.add_argument("--threads", type=_numbers, metavar="N,N", help="default: 1, 2, 4, … and all")
-    known.add_argument("--dtypes", type=_words, metavar="DTYPE,DTYPE", help="default: float32,bfloat16,int8")
-    known.add_argument("--only", type=_words, metavar="NAME,NAME", help="dense, QUOKA, transformers, OpenVINO, …")
+    known.add_argument("--dtypes", type=words, metavar="DTYPE,DTYPE", help="default: float32,bfloat16,int8")
+    known.add_argument("--only", type=words, metavar="NAME,NAME", help="dense, QUOKA, transformers, OpenVINO, …")
     known.add_argument("--tokens", type=int, metavar="N", help="of the prompt")
     known.add_argument("--rounds", type=int, metavar="N", help="that count")
     chosen = vars(known.parse_args())
@@ -202,7 +202,7 @@ def main() -> None:
     report.show()
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
     return text.split(",")
 
 
