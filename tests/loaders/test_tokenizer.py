@@ -44,8 +44,8 @@ WORDS: dict[str, Callable[[str], list[str]]] = {
 
 
 def deepseek_words(text: str) -> list[str]:
-    """Cut three times, by the kinds of letters: d a number, c Chinese or Japanese, a and l a letter of ASCII and another,
-    m a mark, p and s punctuation or a symbol of ASCII and another, n a line's end, a space, t other white space."""
+    """Cut three times, by the kinds of letters: d a number, c Chinese or Japanese, a one of ASCII and l another, m a mark,
+    p punctuation or a symbol of ASCII and s another, n a line's end, a space, t other white space."""
 
     def kind(letter: str) -> str:
         category = unicodedata.category(letter)[0]
@@ -160,6 +160,16 @@ def test_byte_level_tokens_are_those_of_the_algorithm(tokenizers: dict[str, Toke
     got = tokenizers[pre].encode(text, add_special_tokens=False).ids
     assert [tokens[i] for i in got] == wanted
     assert tokenizers[pre].decode(got) == (unicodedata.normalize("NFC", text) if pre == "qwen2" else text)
+
+
+@pytest.mark.parametrize("pre", WORDS)
+@given(text=TEXTS)
+def test_words_are_cut_as_the_manner_says(tokenizers: dict[str, Tokenizer], pre: str, text: str) -> None:
+    """Also where no merge shows it."""
+    text = unicodedata.normalize("NFC", text) if pre == "qwen2" else text
+    cutter: Any = tokenizers[pre].pre_tokenizer
+    got = [word for word, _ in cutter.pre_tokenize_str(text)]
+    assert got == ["".join(LETTER_OF[b] for b in word.encode()) for word in WORDS[pre](text)]
 
 
 def test_special_tokens_are_found_in_text_and_padding_is_gone(tokenizers: dict[str, Tokenizer]) -> None:
