@@ -25,6 +25,7 @@ NAMES = (
     "fastforward",
     "peers",
     "load",
+    "mixture",
 )
 
 

@@ -21,14 +21,16 @@ from typing import Any
 
 
 class Thresher:
-    """Ours. `dtype`; `select`, `evict` and `ffn` are specs as on the command line."""
+    """Ours. `dtype`; `select`, `evict` and `ffn` are specs as on the command line, `expert_memory` is
+    `load`'s."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         os.environ["THRESHER_NUM_THREADS"] = str(settings["threads"])  # before anything of ours is imported
         sys.path.insert(0, str(Path(__file__).parents[1]))
         import thresher
 
-        self.llm = thresher.load(settings["model"], backend="cpu", dtype=settings["dtype"])
+        memory = settings.get("expert_memory")
+        self.llm = thresher.load(settings["model"], backend="cpu", dtype=settings["dtype"], expert_memory=memory)
         self.policy = thresher.Policy(settings.get("select"), settings.get("evict"), settings.get("ffn"))
 
     def run(self, ids: list[int], tokens: int) -> tuple[float, float]:

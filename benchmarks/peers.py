@@ -144,19 +144,19 @@ def run(
         if only is not None:
             found = {name: found[name] for name in only if name in found}
         for count in threads or (counts(THREADS) if size != "smallest" else [THREADS]):
-            _race(report, found, dtype, count, ids, new, rounds)
+            race(report, found, dtype, count, ids, new, rounds)
 
 
-def _race(
+def race(
     report: Report,
     found: dict[str, tuple[str, dict[str, Any]]],
-    dtype: str,
+    what: str,
     threads: int,
     ids: list[int],
     new: int,
     rounds: int,
 ) -> None:
-    """The contestants of one dtype with so many threads, in turns."""
+    """Contestants, all of the dtype or model that `what` tells, with so many threads, in turns."""
     racing: dict[str, Contestant] = {}
     with ExitStack() as running:
 
@@ -164,7 +164,7 @@ def _race(
             try:
                 step()
             except RuntimeError as error:
-                report.settings["failed"][f"{dtype} {name}, {threads} threads"] = str(error)
+                report.settings["failed"][f"{what} {name}, {threads} threads"] = str(error)
                 racing.pop(name, None)
 
         def enter(name: str) -> None:
@@ -179,9 +179,9 @@ def _race(
                 attempt(name, one.run)
     if racing:
         first = {name: one.all("first") for name, one in racing.items()}
-        report.point(f"time to first token, {dtype}", {"threads": threads}, first)
+        report.point(f"time to first token, {what}", {"threads": threads}, first)
     for name, one in racing.items():
-        at = f"{dtype} {name}, {threads} threads"
+        at = f"{what} {name}, {threads} threads"
         report.row(f"first token, {at}", one.all("first"), unit="s")
         report.row(f"decoding, {at}", one.all("speed"), unit="tokens/s")
         if "peak" in one.loaded:
@@ -192,8 +192,8 @@ def _race(
 def main() -> None:
     known = parser("peers")
     known.add_argument("--threads", type=_numbers, metavar="N,N", help="default: 1, 2, 4, … and all")
-    known.add_argument("--dtypes", type=_words, metavar="DTYPE,DTYPE", help="default: float32,bfloat16,int8")
-    known.add_argument("--only", type=_words, metavar="NAME,NAME", help="dense, QUOKA, transformers, OpenVINO, …")
+    known.add_argument("--dtypes", type=words, metavar="DTYPE,DTYPE", help="default: float32,bfloat16,int8")
+    known.add_argument("--only", type=words, metavar="NAME,NAME", help="dense, QUOKA, transformers, OpenVINO, …")
     known.add_argument("--tokens", type=int, metavar="N", help="of the prompt")
     known.add_argument("--rounds", type=int, metavar="N", help="that count")
     chosen = vars(known.parse_args())
@@ -202,7 +202,7 @@ def main() -> None:
     report.show()
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
     return text.split(",")
 
 

@@ -23,6 +23,7 @@ from loaders.generation import Generation, load_generation
 from loaders.gguf import GGUF
 from loaders.huggingface import HuggingFace
 from loaders.lora import Adapter
+from loaders.scaled import multiplied_out
 from loaders.source import Source
 from loaders.tokenizer import load_tokenizer
 from loaders.weights import WeightReader
@@ -69,23 +70,28 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str], *, dtype: str = "float32", adapter: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    adapter: str | os.PathLike[str] | None = None,
+    stored_experts: bool = False,
 ) -> Checkpoint:
     """Load a Hugging Face model directory or a GGUF file, matrices as `dtype`: float32, float64, float16, bfloat16, or
     int8, which has a scale for each 32 numbers of a row, and which a Q8_0 GGUF file already is.
 
     adapter: a directory with a LoRA or AdaLoRA adapter in PEFT's layout, merged into the weights.
+    stored_experts: those of a mixture are `StoredExperts`: each is read, and its numbers checked, when it is asked for.
     Raises FileNotFoundError where a file is missing, ValueError naming file and tensor or key for anything in them that
     cannot be right or is not supported.
     """
     require(dtype in DTYPES, f"dtype: got {dtype!r}, wanted one of {', '.join(DTYPES)}")
     try:
-        return _load(Path(path), DTYPES[dtype], None if adapter is None else Path(adapter))
+        return _load(Path(path), DTYPES[dtype], None if adapter is None else Path(adapter), stored_experts)
     except MemoryError:
         raise ValueError(f"{path}: got a checkpoint that needs more memory than there is, wanted it smaller") from None
 
 
-def _load(path: Path, dtype: np.dtype, adapter: Path | None) -> Checkpoint:
+def _load(path: Path, dtype: np.dtype, adapter: Path | None, stored_experts: bool) -> Checkpoint:
     source = open_source(path)
     where = str(source.path / "config.json" if source.path.is_dir() else source.path)
     family = family_of(source.config.get("model_type"), where)
@@ -96,7 +102,7 @@ def _load(path: Path, dtype: np.dtype, adapter: Path | None) -> Checkpoint:
     reader = WeightReader(source, family, settings, config)
     if isinstance(source, Adapted):
         source.check(reader.names.values())
-    weights = reader.read_all(dtype)
+    weights = reader.read_all(dtype, stored_experts=stored_experts)
     return Checkpoint(replace(config, tied=weights.output is weights.embedding), weights, source)
 
 
@@ -105,6 +111,6 @@ def open_source(path: Path) -> Source:
     if not path.exists():
         raise FileNotFoundError(f"{path}: got no such file or directory, wanted a model directory or a .gguf file")
     if path.is_dir():
-        return apart(HuggingFace(path))
+        return apart(multiplied_out(HuggingFace(path)))
     require(path.suffix == ".gguf", f"{path}: got a file, wanted a model directory or a .gguf file")
     return apart(GGUF(path))

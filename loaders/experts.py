@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loaders.source import Source
+from loaders.source import Files, Source
 from reference import Int8
 
 OLDER = re.compile(r"(.*\.)block_sparse_moe\.(gate|experts\.\d+\.w[123])\.weight")
@@ -31,13 +31,8 @@ class Place:
     expert: int | None = None
     rows: slice | None = None  # where the stack has more than one matrix of each expert
 
-    @property
-    def of_each(self) -> slice:
-        """The matrix's rows of the expert's."""
-        return self.rows or slice(None)
 
-
-def apart(base: Source) -> Source:
+def apart(base: Files) -> Source:
     """The checkpoint with each expert's matrices by themselves: itself, where they are."""
     places = dict(place for name in base.names() for place in _places(base, name))
     return base if all(name == place.name for name, place in places.items()) else Apart(base, places)
@@ -46,10 +41,9 @@ def apart(base: Source) -> Source:
 class Apart:
     """A `Source` some of whose matrices are parts of another's tensors."""
 
-    def __init__(self, base: Source, places: dict[str, Place]) -> None:
+    def __init__(self, base: Files, places: dict[str, Place]) -> None:
         self.path, self.config = base.path, base.config
         self._base, self._places = base, places
-        self._last: tuple[str, np.ndarray | Int8 | None] = "", None  # the stack that was read last
 
     def names(self) -> list[str]:
         """Every tensor's name, experts apart."""
@@ -59,30 +53,19 @@ class Apart:
         """The matrix's shape, without reading it."""
         place = self._place(name)
         shape = self._base.shape(place.name)
-        return shape if place.expert is None else (len(range(shape[1])[place.of_each]), *shape[2:])
+        return shape if place.expert is None else (len(range(shape[1])[place.rows or slice(None)]), *shape[2:])
 
     def tensor(self, name: str) -> np.ndarray:
         """The base's tensor, or the expert's part of it."""
         place = self._place(name)
-        if place.expert is None:
-            return self._base.tensor(place.name)
-        if self._last[0] != place.name or not isinstance(self._last[1], np.ndarray):
-            self._last = place.name, self._base.tensor(place.name)
-        stack = self._last[1]
-        assert isinstance(stack, np.ndarray)
-        return stack[place.expert][place.of_each]
+        x = self._base.tensor(place.name, place.expert)
+        return x if place.rows is None else x[place.rows]
 
     def eight_bits(self, name: str) -> Int8 | None:
         """The base's matrix as it stands, or the expert's rows of a stack."""
         place = self._place(name)
-        if place.expert is None:
-            return self._base.eight_bits(place.name)
-        if self._last[0] != place.name or isinstance(self._last[1], np.ndarray):
-            self._last = place.name, self._base.eight_bits(place.name)
-        stack, each = self._last[1], self._base.shape(place.name)[1]
-        if not isinstance(stack, Int8):
-            return None
-        return stack.rows(np.arange(each)[place.of_each] + place.expert * each)
+        matrix = self._base.eight_bits(place.name, place.expert)
+        return matrix if matrix is None or place.rows is None else matrix.rows(place.rows)
 
     def let_go(self) -> None:
         """Keep nothing of the files in memory."""

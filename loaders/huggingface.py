@@ -26,6 +26,7 @@ class HuggingFace:
         self.path = path
         self.config = read_json(path / "config.json")
         self._files = _open_files(path)
+        self._opened = list(dict.fromkeys(self._files.values()))
 
     def names(self) -> list[str]:
         """Every tensor's name, as stored."""
@@ -35,20 +36,21 @@ class HuggingFace:
         """The tensor's shape, without reading it."""
         return self._files[name].entries[name].shape
 
-    def tensor(self, name: str) -> np.ndarray:
-        """The tensor as a view of its file. Raises ValueError naming the directory where it has no such tensor."""
+    def tensor(self, name: str, part: int | None = None) -> np.ndarray:
+        """The tensor, or x[part] of it, as a view of its file. Raises ValueError naming the directory where it has
+        no such tensor."""
         require(
             name in self._files, f"{self.path}: tensor {shown(name)}: got no such tensor, wanted it in one of its files"
         )
-        return self._files[name].tensor(name)
+        return self._files[name].tensor(name, part)
 
-    def eight_bits(self, name: str) -> Int8 | None:
+    def eight_bits(self, name: str, part: int | None = None) -> Int8 | None:
         """None: safetensors has no such type."""
         return None
 
     def let_go(self) -> None:
         """Keep nothing of the files in memory."""
-        for file in set(self._files.values()):
+        for file in self._opened:
             file.let_go()
 
     def file_of(self, name: str) -> Path:

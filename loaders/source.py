@@ -56,3 +56,16 @@ class Source(Protocol):
     def texts_in(self, folder: str, suffix: str) -> list[str]:
         """The names, less `suffix`, of the text files in a folder of the checkpoint, sorted."""
         ...
+
+
+class Files(Source, Protocol):
+    """A checkpoint as its files have it. `part` asks for one matrix of a stack (X, out, in), so that no more is
+    read."""
+
+    def tensor(self, name: str, part: int | None = None) -> np.ndarray:
+        """The tensor, or x[part] of it."""
+        ...
+
+    def eight_bits(self, name: str, part: int | None = None) -> Int8 | None:
+        """The matrix as it stands, or that part of a stack."""
+        ...

@@ -74,12 +74,14 @@ class TensorFile:
         mapped = np.memmap(path, np.uint8, mode="c")
         self._bytes, self.let_go = mapped.view(np.ndarray), forgetting(mapped)
 
-    def tensor(self, name: str) -> np.ndarray:
-        """The tensor as a view of the file, or a copy where the file does not align it for its dtype."""
+    def tensor(self, name: str, part: int | None = None) -> np.ndarray:
+        """The tensor, or x[part] of it, as a view of the file, or a copy where the file does not align it for its
+        dtype."""
         require(name in self.entries, f"{self.path}: tensor {shown(name)}: got no such tensor, wanted it here")
         entry = self.entries[name]
         raw = self._bytes[self._data_start + entry.start : self._data_start + entry.stop]
-        return np.require(raw.view(entry.dtype).reshape(entry.shape), requirements="A")
+        whole = raw.view(entry.dtype).reshape(entry.shape)
+        return np.require(whole if part is None else whole[part], requirements="A")
 
     def arrays(self, kind: str) -> dict[str, np.ndarray]:
         """All tensors, in memory, of a file whose metadata says that its format is `kind`; ValueError for another."""

@@ -23,8 +23,9 @@ from loaders.settings import Settings, shown
 from loaders.source import Source
 from reference import Int8, LayerWeights, ModelConfig, Weights
 from reference.checks import is_float, require
-from reference.int8 import Matrix
-from reference.weights import layer_shapes, model_shapes
+from reference.experts import Expert, StoredExperts
+from reference.int8 import GROUP, Matrix
+from reference.weights import EXPERTS, FFN, layer_shapes, model_shapes
 
 WIDE = ("router",)  # matrices that are never narrower than float32
 CACHE_OF_INT8 = np.dtype(ml_dtypes.bfloat16)  # (chosen) as exact as such weights need, and of float32's range
@@ -66,12 +67,21 @@ class WeightReader:
             "config tells of",
         )
 
-    def read_all(self, dtype: np.dtype) -> Weights:
+    def read_all(self, dtype: np.dtype, *, stored_experts: bool = False) -> Weights:
         """All weights, matrices as `dtype`, int8 meaning `Int8`; a tied output is the embedding itself. Raises
-        ValueError naming the file and the tensor that is missing, of another shape, not a float, or not finite."""
+        ValueError naming the file and the tensor that is missing, of another shape, not a float, or not finite.
+
+        stored_experts: a mixture's are `StoredExperts`, whose numbers are checked when they are read.
+        """
         shared = self._config.tied and self._equal(self.names["embedding"], self.names["output"])
+        left_out = {"output"} if shared else set()
+        stored: list[StoredExperts | None] = [None] * self._config.layers
+        if stored_experts:
+            left_out.update(filter(_is_expert, self.names))
+            mixed = [self._config.is_mixture(n) for n in range(self._config.layers)]
+            stored = [self._stored_experts(n, dtype) if mixture else None for n, mixture in enumerate(mixed)]
         arrays: dict[str, Matrix] = {}
-        for weights in self._by_tensor(leave_out="output" if shared else None):
+        for weights in self._by_tensor(left_out):
             arrays |= zip(weights, self._read(weights, dtype), strict=True)
         layers: list[dict[str, Matrix]] = [{} for _ in range(self._config.layers)]
         for weight, array in arrays.items():
@@ -80,7 +90,7 @@ class WeightReader:
                 layers[int(layer)][name] = array
         return Weights(
             embedding=arrays["embedding"],
-            layers=tuple(LayerWeights.of(layer) for layer in layers),
+            layers=tuple(map(LayerWeights.of, layers, stored)),
             final_norm=arrays["final_norm"],
             output=arrays.get("output", arrays["embedding"]),
             cache_dtype=CACHE_OF_INT8 if dtype == np.int8 else None,
@@ -105,11 +115,28 @@ class WeightReader:
                 f"{self._config.layers} layers and this config does not have, wanted it absent",
             )
 
-    def _by_tensor(self, leave_out: str | None) -> list[list[str]]:
+    def _stored_experts(self, layer: int, dtype: np.dtype) -> StoredExperts:
+        """The experts of a layer, each read when it is asked for. ValueError for a tensor that is missing or of another
+        shape."""
+        mixture = self._config.mixture
+        assert mixture is not None
+        shapes = {matrix: self._shapes[f"{layer}.{EXPERTS}0.{matrix}"] for matrix in FFN}
+        for n in range(mixture.experts):
+            for matrix, shape in shapes.items():
+                self._check_shape(f"{layer}.{EXPERTS}{n}.{matrix}", shape)
+
+        def read(n: int) -> Expert:
+            self._source.let_go()  # of those that were read before
+            return Expert(**{m: self._tensor(f"{layer}.{EXPERTS}{n}.{m}", shapes[m], dtype) for m in FFN})
+
+        alike = Expert(**{matrix: _of_shape(shape, dtype) for matrix, shape in shapes.items()})
+        return StoredExperts(mixture.experts, alike, read)
+
+    def _by_tensor(self, left_out: set[str]) -> list[list[str]]:
         """The weights that are read together: those of one tensor, in the order in which they are its rows."""
         found: dict[str, list[str]] = {}
         for weight, name in self.names.items():
-            if weight != leave_out:
+            if weight not in left_out:
                 found.setdefault(weight if _kind(weight) in self._made else name, []).append(weight)
         return list(found.values())
 
@@ -127,12 +154,10 @@ class WeightReader:
         """The tensor that this weight is of: checked, offset if it is a norm, and cast or quantised."""
         name, kind = self.names[weight], _kind(weight)
         narrow = kind not in WIDE and len(shape) > 1
-        where = f"{self._source.file_of(name)}: tensor {shown(name)}"
-        made = self._made.get(kind)
+        where, made = self._where(name), self._made.get(kind)
         as_it_stands = self._source.eight_bits(name) if dtype == np.int8 and narrow and made is None else None
         stored = self._source.tensor(name) if as_it_stands is None else as_it_stands
-        whole = shape if made is None else made.shape
-        require(stored.shape == whole, f"{where}: got shape {stored.shape}, wanted {whole} as the config says")
+        _require_shape(where, stored.shape, shape if made is None else made.shape)
         if made is not None:
             stored = made.take(self._source.tensor(name))
         require(is_float(stored.dtype), f"{where}: got dtype {stored.dtype}, wanted a floating-point type")
@@ -148,6 +173,30 @@ class WeightReader:
             cast = cast + cast.dtype.type(self._family.norm_offset) if self._family.norm_offset else cast
         check_finite(where, stored, cast)
         return cast
+
+    def _check_shape(self, weight: str, wanted: tuple[int, ...]) -> None:
+        """What `_tensor` finds without reading."""
+        name = self.names[weight]
+        got = self._source.shape(name) if name in self._stored else self._source.tensor(name).shape  # which says no
+        _require_shape(self._where(name), got, wanted)
+
+    def _where(self, name: str) -> str:
+        return f"{self._source.file_of(name)}: tensor {shown(name)}"
+
+
+def _require_shape(where: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    require(got == wanted, f"{where}: got shape {got}, wanted {wanted} as the config says")
+
+
+def _of_shape(shape: tuple[int, ...], dtype: np.dtype) -> Matrix:
+    """A matrix of zeros that takes no memory."""
+    zeros = np.broadcast_to(np.zeros((), dtype), shape)
+    groups = shape[0], -(-shape[1] // GROUP)
+    return Int8(zeros, np.broadcast_to(np.float16(0), groups)) if dtype == np.int8 else zeros
+
+
+def _is_expert(weight: str) -> bool:
+    return weight.partition(".")[2].startswith(EXPERTS)
 
 
 def _kind(weight: str) -> str:

@@ -27,6 +27,7 @@ from reference.caote import Caote, caote_scores, joint_eviction_error
 from reference.config import ModelConfig, Rope
 from reference.door import takes_any_array
 from reference.eviction import Evictor, group_mean
+from reference.experts import Expert, StoredExperts
 from reference.fastforward import FastForward, layer_densities, predictor_scores, select_neurons, sparse_ffn
 from reference.int8 import Int8, dequantize, quantize
 from reference.keydiff import KeyDiff, keydiff_scores
@@ -80,7 +81,7 @@ from reference.voting import (
     sources_asked,
     weighted_vote,
 )
-from reference.weights import Expert, LayerWeights, Weights
+from reference.weights import LayerWeights, Weights
 
 __all__ = [  # the names of the contract first
     *backend.NAMES,
@@ -113,6 +114,7 @@ __all__ = [  # the names of the contract first
     "Sampling",
     "SnapKV",
     "State",
+    "StoredExperts",
     "Tova",
     "Trace",
     "Weights",

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reference.checks import is_float, match, one_of, require, whole
+from reference.experts import Experts, StoredExperts
 
 Sizes = Mapping[str, int]
 
@@ -160,11 +161,12 @@ def route(logits: Any, bias: Any, mixture: Any) -> Sizes:
     return sizes
 
 
-def mixture_ffn(x: Any, experts: Sequence[Any], chosen: Any, shares: Any, act: str) -> Sizes:
+def mixture_ffn(x: Any, experts: Experts, chosen: Any, shares: Any, act: str) -> Sizes:
     """T, E, F and K; every expert has the shapes of `gated_ffn`, all alike."""
     require(len(experts) > 0, "experts: got none, wanted at least one")
-    for expert in {(e.w_gate.shape, e.w_up.shape, e.w_down.shape): e for e in experts}.values():
-        sizes = gated_ffn(x, experts[0].w_gate, expert.w_up, expert.w_down, act)
+    each = [experts.alike] if isinstance(experts, StoredExperts) else experts
+    for expert in {(e.w_gate.shape, e.w_up.shape, e.w_down.shape): e for e in each}.values():
+        sizes = gated_ffn(x, each[0].w_gate, expert.w_up, expert.w_down, act)
         match(w_gate=(expert.w_gate, "F E"), w_up=(expert.w_up, "F E"))
     require(
         len(chosen.shape) == 2 and chosen.dtype.kind in "iu",

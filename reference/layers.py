@@ -10,6 +10,7 @@ Sources: Zhang & Sennrich, RMSNorm (arXiv 1910.07467); Su et al., RoFormer (arXi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from reference.contract import ACTIVATIONS
 from reference.int8 import Matrix, dequantize, plain
 from reference.predictor import FastForwardWeights
 from reference.sampling import Sampling
-from reference.weights import Weights
+from reference.weights import LayerWeights, Weights
 
 
 def embed(token_ids: np.ndarray, table: Matrix, *, scale: float = 1.0) -> np.ndarray:
@@ -164,7 +165,12 @@ def to_numpy(x: np.ndarray) -> np.ndarray:
 
 def prepare_weights(weights: Weights) -> Weights:
     """A model's weights in the layout that this backend computes with: here, as they were loaded."""
-    return weights
+
+    def fetched(layer: LayerWeights) -> LayerWeights:
+        stored = layer.stored
+        return layer if stored is None else replace(layer, experts=stored.prepared(lambda expert: expert))
+
+    return replace(weights, layers=tuple(map(fetched, weights.layers)))
 
 
 def prepare_fastforward(weights: FastForwardWeights) -> FastForwardWeights:

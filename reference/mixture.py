@@ -18,7 +18,6 @@ Scores are kept in float32 or better. A router that gives NaN spoils its own tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,11 @@ import numpy as np
 from reference import contract
 from reference.checks import ascending, require, widen
 from reference.config import ModelConfig
+from reference.experts import Experts
 from reference.layers import gated_ffn, sigmoid
 from reference.parts import Mixture
 from reference.topk import keep_top
-from reference.weights import Expert, LayerWeights
+from reference.weights import LayerWeights
 
 BEST = 2  # of a group's experts, those that it is weighed by
 TINY = 1e-20  # so that scores that are all 0 have shares of 0
@@ -59,7 +59,7 @@ def route(logits: np.ndarray, bias: np.ndarray | None = None, *, mixture: Mixtur
 
 
 def mixture_ffn(
-    x: np.ndarray, experts: Sequence[Expert], chosen: np.ndarray, shares: np.ndarray, *, act: str = "silu"
+    x: np.ndarray, experts: Experts, chosen: np.ndarray, shares: np.ndarray, *, act: str = "silu"
 ) -> np.ndarray:
     """Σ_{e ∈ chosen} share_e FFN_e(x) for every token: x (T, E), X experts, chosen and shares (T, K) -> (T, E).
 

@@ -8,25 +8,17 @@ where the family has none.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
 
 from reference.checks import require
 from reference.config import ModelConfig
+from reference.experts import Expert, Experts, StoredExperts
 from reference.parts import Latent
 
 EXPERTS = "experts."
-
-
-@dataclass(frozen=True)
-class Expert:
-    """One FFN of a mixture, F its own width."""
-
-    w_gate: Any  # (F, E)
-    w_up: Any  # (F, E)
-    w_down: Any  # (E, F)
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class LayerWeights:
     post_ffn_norm: Any = None  # (E,)   norm of the FFN's output before the residual
     router: Any = None  # (X, E)
     router_bias: Any = None  # (X,)   added to scores where experts are chosen
-    experts: tuple[Expert, ...] | None = None  # X of them
+    experts: Experts | None = None  # X of them
     w_kv_down: Any = None  # (rank, E)   of latent attention, from here on
     kv_down_norm: Any = None  # (rank,)
     w_k_rotated: Any = None  # (R, E)   R the rotated dimensions of a head
@@ -68,8 +60,8 @@ class LayerWeights:
     b_q_down: Any = None  # (query rank,)
 
     @classmethod
-    def of(cls, arrays: Mapping[str, Any]) -> LayerWeights:
-        """The block of these arrays, named as `arrays` names them."""
+    def of(cls, arrays: Mapping[str, Any], others: Experts | None = None) -> LayerWeights:
+        """The block of these arrays, named as `arrays` names them, and perhaps of experts that are not among them."""
         own, experts = {}, defaultdict[int, dict[str, Any]](dict)
         for name, array in arrays.items():
             if name.startswith(EXPERTS):
@@ -78,14 +70,29 @@ class LayerWeights:
             else:
                 own[name] = array
         listed = tuple(Expert(**experts[n]) for n in range(len(experts)))
-        return cls(**own, experts=listed or None)
+        return cls(**own, experts=listed or others)
+
+    @property
+    def stored(self) -> StoredExperts | None:
+        """The experts, where they are not in memory."""
+        return self.experts if isinstance(self.experts, StoredExperts) else None
 
     def arrays(self) -> dict[str, Any]:
-        """Every array of the block by its name; those of expert 3 are called "experts.3.w_gate" and so on."""
+        """Every array of the block in memory by its name; those of expert 3 are called "experts.3.w_gate" and so on."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "experts"}
-        for n, expert in enumerate(self.experts or ()):
-            named |= {f"{EXPERTS}{n}.{name}": array for name, array in vars(expert).items()}
+        named |= _named(() if self.stored or self.experts is None else self.experts)  # type: ignore[arg-type]
         return {name: array for name, array in named.items() if array is not None}
+
+    def alike(self) -> dict[str, Any]:
+        """`arrays`, and for experts that are not in memory arrays of their shapes."""
+        stored = self.stored
+        return self.arrays() | _named([stored.alike] * len(stored) if stored else ())
+
+
+def _named(experts: Sequence[Expert]) -> dict[str, Any]:
+    """The arrays of a layer's experts by their names."""
+    each = enumerate(experts)
+    return {f"{EXPERTS}{n}.{name}": array for n, expert in each for name, array in vars(expert).items()}
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,10 @@ class Weights:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays; the embedding counts once where it is the output matrix too."""
-        layers = (array for layer in self.layers for array in layer.arrays().values())
+        """Bytes of all arrays in memory, or that come there when they are prepared; the embedding counts once where it
+        is the output matrix too."""
+        layers = [array for layer in self.layers for array in layer.arrays().values()]
+        layers += [layer.stored for layer in self.layers if layer.stored and not layer.stored.stay]
         arrays = {id(array): array for array in (self.embedding, self.final_norm, self.output, *layers)}
         return sum(array.nbytes for array in arrays.values() if array is not None)
 
@@ -204,7 +213,7 @@ def check_weights(weights: Weights, config: ModelConfig) -> None:
     )
     outer = {name: getattr(weights, name) for name in model_shapes(config)}
     holders = [("", outer, model_shapes(config))]
-    holders += [(f"layers.{n}.", layer.arrays(), layer_shapes(config, n)) for n, layer in enumerate(weights.layers)]
+    holders += [(f"layers.{n}.", layer.alike(), layer_shapes(config, n)) for n, layer in enumerate(weights.layers)]
     for prefix, arrays, shapes in holders:
         for name in {**shapes, **arrays}:
             array, wanted = arrays.get(name), shapes.get(name)

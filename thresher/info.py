@@ -13,14 +13,14 @@ from reference.weights import EXPERTS, FFN
 
 def describe(model: str, dtype: str = "float32") -> dict[str, Any]:
     """Family, shapes, parameters, bytes per part when loaded as `dtype`, cache bytes per token, positions."""
-    checkpoint = load_checkpoint(find(model), dtype=dtype)
+    checkpoint = load_checkpoint(find(model), dtype=dtype, stored_experts=True)
     config, weights = checkpoint.config, checkpoint.weights
     parts: dict[str, list[Any]] = {"embedding": [weights.embedding], "attention": [], "ffn": [], "norms": []}
     if weights.output is not weights.embedding:
         parts["output"] = [weights.output]
     parts["norms"].append(weights.final_norm)
     for layer in weights.layers:
-        for name, array in layer.arrays().items():
+        for name, array in layer.alike().items():
             parts.setdefault(_part(name), []).append(array)
     windows = [window for window in config.windows if window is not None]
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +24,17 @@ from reference import CHUNK, FastForward, Model, ModelConfig, Policy, Sampling
 from reference.checks import one_of, require
 from reference.fastforward import check_dense
 from reference.state import check_tokens
+from thresher.experts import ExpertMemory, fetch_if_they_fit, stored_bytes, told
 from thresher.generate import Answer, Batch, BatchGeneration, Generation, Settings
 from thresher.kernels import compile_kernels
-from thresher.memory import give_back
+from thresher.memory import available, give_back
+from thresher.sizes import read_size
 from thresher.state import State
 from thresher.text import check_text
 from thresher.thinking import Tags, find_tags, switch
 from thresher.trained import weights_for
+
+log = logging.getLogger(__name__)
 
 LONG, BESIDES = 32_768, 1 << 30  # tokens and bytes that "auto" wants a GPU to have room for, besides the weights
 
@@ -64,6 +69,7 @@ def load(
     backend: str = "auto",
     dtype: str = "float32",
     adapter: str | os.PathLike[str] | None = None,
+    expert_memory: int | str | None = None,
 ) -> LanguageModel:
     """Load a pulled model by name, a Hugging Face directory, or a GGUF file.
 
@@ -72,27 +78,41 @@ def load(
     dtype: what weights and cache are stored in: float32, float64, float16 or bfloat16; or int8, whose cache is in
       bfloat16, for "cpu" and "reference": a quarter of float32's memory, and the fastest to decode.
     adapter: a directory with a LoRA or AdaLoRA adapter in PEFT's layout, merged into the weights.
+    expert_memory: bytes, or a text such as "2GB", that the experts of a mixture may take. Where they need more they
+      stay on disk, those used most are kept, and a line in the log says so. By default they may take what memory there
+      is, and half of what the rest of the model leaves where that is too little.
     Raises FileNotFoundError for a model that is not there and ValueError for one that cannot be read, in one line.
     """
     if dtype == "int8":
         require(backend != "cuda", "dtype: got int8 for the GPU, wanted float32, float16 or bfloat16 there")
         backend = "cpu" if backend == "auto" else backend
+    most = None if expert_memory is None else read_size("expert_memory", expert_memory)
     module = None if backend == "auto" else accel.backend(backend)
-    checkpoint = load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter)
-    llm = LanguageModel(checkpoint, module or accel.backend("auto", _bytes_needed(checkpoint)))
+    checkpoint = load_checkpoint(find(os.fspath(model)), dtype=dtype, adapter=adapter, stored_experts=True)
+    nbytes = checkpoint.weights.nbytes  # without experts
+    free = None if backend == "cuda" else available()  # a GPU says itself what it has no room for
+    room = most if most is not None or free is None else free - nbytes - BESIDES
+    weights = fetch_if_they_fit(checkpoint.weights, room)
+    checkpoint = replace(checkpoint, weights=weights)
+    module = module or accel.backend("auto", _bytes_needed(checkpoint, most))
+    llm = LanguageModel(checkpoint, module, expert_memory=most)
     del checkpoint  # whose arrays were copied
     give_back()
+    if llm.experts_on_disk:
+        log.warning(llm.experts_on_disk)
     return llm
 
 
 class LanguageModel:
     """A model with its tokenizer and backend. `config` is its ModelConfig, `tokenizer` a `tokenizers.Tokenizer`."""
 
-    def __init__(self, checkpoint: Checkpoint, backend: Any = reference) -> None:
+    def __init__(self, checkpoint: Checkpoint, backend: Any = reference, *, expert_memory: int | None = None) -> None:
         compile_kernels(backend, Policy())
         weights = backend.prepare_weights(checkpoint.weights)
-        self.checkpoint = replace(checkpoint, weights=weights)
         checkpoint.source.let_go()  # a file whose numbers were copied takes no memory
+        self.expert_memory = ExpertMemory((available() or 0) // 2 if expert_memory is None else expert_memory)
+        weights = self.expert_memory.keep_some(weights)
+        self.checkpoint = replace(checkpoint, weights=weights)
         self.model = Model(checkpoint.config, weights, backend)
 
     @property
@@ -105,6 +125,11 @@ class LanguageModel:
         """What computes: "cpu", or the GPU's name, compute capability and memory."""
         name = getattr(self.model.backend, "device_name", None)
         return "cpu" if name is None else str(name())
+
+    @property
+    def experts_on_disk(self) -> str:
+        """What of a mixture is read from its file when it is needed, in a line; "" where all is in memory."""
+        return told(self.model.weights, self.expert_memory.budget)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -338,11 +363,14 @@ class LanguageModel:
         return replace(policy, ffn=ffn, overrides=overrides)
 
 
-def _bytes_needed(checkpoint: Checkpoint) -> int:
-    """Weights, a long prompt's cache, and what a pass takes besides."""
+def _bytes_needed(checkpoint: Checkpoint, expert_memory: int | None) -> int:
+    """Weights, of experts that stay on disk as many as may be kept, a long prompt's cache, and what a pass takes
+    besides."""
+    stored = stored_bytes(checkpoint.weights)
+    experts = stored if expert_memory is None else min(stored, expert_memory)
     config, itemsize = checkpoint.config, checkpoint.weights.stored_cache.itemsize
     cache = config.cache_bytes_per_token(itemsize) * min(config.max_positions, LONG)
-    return checkpoint.weights.nbytes + cache + BESIDES
+    return checkpoint.weights.nbytes + experts + cache + BESIDES
 
 
 def _no_variables(variables: Mapping[str, Any], thinking: bool | None) -> None:

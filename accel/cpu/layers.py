@@ -6,7 +6,7 @@ are a view or a line of NumPy are the reference's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numba import carray
@@ -19,6 +19,7 @@ from accel.cpu.simd import F32, LANES, fetch_add, fma, load, real, splat, store,
 from reference import contract
 from reference import layers as meaning
 from reference.checks import match
+from reference.experts import Expert
 from reference.predictor import Compensator, FastForwardLayer, FastForwardWeights, Predictor
 from reference.weights import LayerWeights, Weights
 
@@ -87,15 +88,29 @@ def prepare_weights(weights: Weights) -> Weights:
     outer = {name: getattr(weights, name) for name in ("embedding", "final_norm", "output")}
     if weights.output is weights.embedding:
         del outer["output"]
-    layers = [{name: _turned(name, x) for name, x in layer.arrays().items()} for layer in weights.layers]
-    room = Room([x for group in (*layers, outer) for x in group.values()])
-    placed = [{name: _turned(name, room.put(x)) for name, x in layer.items()} for layer in layers]
+    layers = [layer.arrays() if layer.stored and layer.stored.stay else layer.alike() for layer in weights.layers]
+    room = Room([_turned(name, x) for group in (*layers, outer) for name, x in group.items()])
+
+    def prepared(layer: LayerWeights) -> LayerWeights:
+        def fetched(expert: Expert) -> Expert:
+            return Expert(**_placed(vars(expert), room if in_memory else None))
+
+        in_memory = layer.stored is not None and not layer.stored.stay
+        return LayerWeights.of(_placed(layer.arrays(), room), layer.stored and layer.stored.prepared(fetched))
+
     kept = {name: room.put(x) for name, x in outer.items()}
     return Weights(
-        layers=tuple(LayerWeights.of(layer) for layer in placed),
+        layers=tuple(map(prepared, weights.layers)),
         cache_dtype=weights.cache_dtype,
         **{"output": kept["embedding"], **kept},
     )
+
+
+def _placed(arrays: Mapping[str, Matrix], room: Room | None) -> dict[str, Matrix]:
+    """The arrays as kernels read them, in this room or in one of their own."""
+    turned = {name: _turned(name, x) for name, x in arrays.items()}
+    room = room or Room(turned.values())
+    return {name: _turned(name, room.put(x)) for name, x in turned.items()}
 
 
 def _turned(name: str, weight: Matrix) -> Matrix:

@@ -7,7 +7,7 @@ stream is float32; what feeds a product is stored as the weights are.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from accel.cuda.runtime.pool import pool
 from accel.cuda.runtime.reduce import HALF, THREADS, WARP
 from accel.cuda.runtime.views import plain, to_numpy
 from reference import contract
+from reference.experts import Expert
 from reference.predictor import FastForwardWeights
 from reference.sampling import Sampling
 from reference.weights import LayerWeights, Weights
@@ -133,19 +134,23 @@ def prepare_weights(weights: Weights) -> Weights:
     that one product serves them (`linear_each`). MemoryError where the device has no room for them."""
     _make_sure_of(weights.nbytes // (2 if weights.embedding.dtype == F64 else 1), weights.embedding.dtype)
 
-    def moved(layer: LayerWeights) -> LayerWeights:
-        there = layer.arrays()
+    def moved(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        there = dict(arrays)
         for name in [name for name in there if name.endswith("w_down")]:
             there[name] = to_backend(np.ascontiguousarray(there[name].T)).axes(1, 0)
         gates = [(name, name.replace("w_gate", "w_up")) for name in there if name.endswith("w_gate")]
         for names in [("w_q", "w_k", "w_v"), ("b_q", "b_k", "b_v"), *gates]:
             if all(name in there for name in names):
                 there |= zip(names, _joined([there[name] for name in names]), strict=True)
-        return LayerWeights.of({name: to_backend(array) for name, array in there.items()})
+        return {name: to_backend(array) for name, array in there.items()}
+
+    def fetched(expert: Expert) -> Expert:
+        return Expert(**moved(vars(expert)))
 
     embedding = to_backend(weights.embedding)
     output = embedding if weights.output is weights.embedding else to_backend(weights.output)
-    layers = tuple(moved(layer) for layer in weights.layers)
+    stored = [layer.stored and layer.stored.prepared(fetched) for layer in weights.layers]
+    layers = tuple(map(LayerWeights.of, [moved(layer.arrays()) for layer in weights.layers], stored))
     return Weights(embedding, layers, to_backend(weights.final_norm), output)
 
 

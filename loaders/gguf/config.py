@@ -23,6 +23,8 @@ import numpy as np
 from gguf import Keys
 
 from loaders.family import MOST_LAYERS
+from loaders.gguf import deepseek
+from loaders.gguf.decimal import decimal
 from loaders.gguf.file import GGUFFile
 from loaders.gguf.special import special_ids
 from loaders.settings import Settings
@@ -39,6 +41,7 @@ MODEL_TYPES = {
     "granite": "granite",
     "olmo2": "olmo2",
     "phi3": "phi3",
+    "deepseek2": "deepseek_v3",
 }
 SCALE_LINEAR = "{arch}.rope.scale_linear"  # until August 2023; gguf has forgotten it
 USED = {
@@ -79,6 +82,7 @@ USED_BY = {
     "llama": EXPERTS,
     "phi3": {Keys.Attention.SLIDING_WINDOW},
     "qwen3moe": EXPERTS | {Keys.LLM.EXPERT_FEED_FORWARD_LENGTH},
+    "deepseek2": deepseek.KEYS,
 }
 CHANGES_NOTHING = {
     Keys.LLM.VOCAB_SIZE,  # the embedding has it
@@ -108,9 +112,8 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
     at = _of(arch)
     heads, width = metadata.whole(at(Keys.Attention.HEAD_COUNT)), metadata.whole(at(Keys.LLM.EMBEDDING_LENGTH))
     head_dim = _whole(metadata, at(Keys.Attention.KEY_LENGTH), width // heads)
-    alike = [(Keys.Attention.VALUE_LENGTH, "as wide as keys")]
-    if arch != "phi3":
-        alike.append((Keys.Rope.DIMENSION_COUNT, "no partial rotation"))
+    alike = [(Keys.Attention.VALUE_LENGTH, "as wide as keys"), (Keys.Rope.DIMENSION_COUNT, "no partial rotation")]
+    alike = alike[: {"deepseek2": 0, "phi3": 1}.get(arch)]
     for key, what in alike:
         metadata.require(at(key), metadata.get(at(key), head_dim) == head_dim, f"{head_dim}: {what}")
     config = {
@@ -123,8 +126,8 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
         "num_key_value_heads": _whole(metadata, at(Keys.Attention.HEAD_COUNT_KV), heads),
         "head_dim": head_dim,
         "max_position_embeddings": metadata.whole(at(Keys.LLM.CONTEXT_LENGTH)),
-        "rms_norm_eps": _decimal(metadata.number(at(Keys.Attention.LAYERNORM_RMS_EPS))),
-        "rope_theta": _decimal(metadata.number(at(Keys.Rope.FREQ_BASE), 10_000.0)),
+        "rms_norm_eps": decimal(metadata.number(at(Keys.Attention.LAYERNORM_RMS_EPS))),
+        "rope_theta": decimal(metadata.number(at(Keys.Rope.FREQ_BASE), 10_000.0)),
         "rope_scaling": _longrope(metadata, file) if arch == "phi3" else _rope_scaling(arch, metadata),
         "attention_bias": arch != "qwen2" and any(name.endswith(BIASED) for name in file.shapes),
         "tie_word_embeddings": OUTPUT not in file.shapes,
@@ -135,7 +138,7 @@ def hugging_face_config(arch: str, metadata: Settings, file: GGUFFile) -> dict[s
         alone = config["rope_scaling"] is None
         metadata.require(at(Keys.Rope.SCALING_TYPE), alone, f"no scaling beside the factors in {ROPE_FACTORS}")
         config["rope_scaling"] = _llama3(config["rope_theta"], head_dim, file)
-    own = {"gemma2": _gemma2, "gemma3": _gemma3, "granite": _granite, "phi3": _phi3}.get(arch)
+    own = OWN.get(arch)
     config |= own(config, metadata) if own else {}
     config |= _experts(arch, metadata)
     return config if "hidden_activation" in config else config | {"hidden_act": "silu"}
@@ -183,11 +186,11 @@ def _rope_scaling(arch: str, metadata: Settings) -> dict[str, Any] | None:
     metadata.require(at(Keys.Rope.SCALING_TYPE), kind in ("none", "linear", "yarn"), "none, linear or yarn")
     factor = metadata.number(at(Keys.Rope.SCALING_FACTOR), metadata.number(at(SCALE_LINEAR), 0)) or 1.0
     scale = at(Keys.Rope.SCALING_ATTN_FACTOR)
-    attention = _decimal(metadata.number(scale, 1.0))
+    attention = decimal(metadata.number(scale, 1.0))
     metadata.require(scale, kind == "yarn" or attention == 1, f"1 with a scaling of type {kind}")
     if kind == "none" or (kind == "linear" and factor == 1):
         return None
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": _decimal(factor)}
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": decimal(factor)}
     if kind == "yarn":
         trained = at(Keys.Rope.SCALING_ORIG_CTX_LEN)
         length = metadata.whole(at(Keys.LLM.CONTEXT_LENGTH))
@@ -195,7 +198,7 @@ def _rope_scaling(arch: str, metadata: Settings) -> dict[str, Any] | None:
         betas = {"beta_fast": Keys.Rope.SCALING_YARN_BETA_FAST, "beta_slow": Keys.Rope.SCALING_YARN_BETA_SLOW}
         for name, key in betas.items():
             if metadata.get(at(key)) is not None:
-                scaling[name] = _decimal(metadata.number(at(key)))
+                scaling[name] = decimal(metadata.number(at(key)))
         if attention != 1:
             scaling["attention_factor"] = attention * (0.1 * math.log(max(factor, 1)) + 1)
     return scaling
@@ -204,7 +207,7 @@ def _rope_scaling(arch: str, metadata: Settings) -> dict[str, Any] | None:
 def _llama3(theta: float, head_dim: int, file: GGUFFile) -> dict[str, Any]:
     """The scaling whose frequencies are the plain ones divided by the stored factors (D/2,)."""
     factors = file.tensor(ROPE_FACTORS)
-    factor = _decimal(factors.max())
+    factor = decimal(factors.max())
     scaled = Rope(theta, "llama3", factor, original_positions=8192, low_freq_factor=1.0, high_freq_factor=4.0)
     wanted = Rope(theta).frequencies(head_dim, 0) / scaled.frequencies(head_dim, 0)  # (D/2,)
     require(
@@ -218,7 +221,7 @@ def _llama3(theta: float, head_dim: int, file: GGUFFile) -> dict[str, Any]:
 def _experts(arch: str, metadata: Settings) -> dict[str, Any]:
     """What a mixture's config says besides. llama.cpp lets the shares of Qwen3's experts add up to 1."""
     at = _of(arch)
-    if not metadata.get(at(Keys.LLM.EXPERT_COUNT)):
+    if arch not in ("llama", "qwen3moe") or not metadata.get(at(Keys.LLM.EXPERT_COUNT)):
         return {}
     config: dict[str, Any] = {
         "num_local_experts": metadata.whole(at(Keys.LLM.EXPERT_COUNT)),
@@ -243,9 +246,9 @@ def _longrope(metadata: Settings, file: GGUFFile) -> dict[str, Any] | None:
     )
     scaling: dict[str, Any] = {"rope_type": "longrope"}
     for key, name in LONGROPE_FACTORS.items():
-        scaling[key] = [_decimal(x) for x in file.tensor(name).ravel()]
+        scaling[key] = [decimal(x) for x in file.tensor(name).ravel()]
     if metadata.get(at(Keys.Rope.SCALING_ATTN_FACTOR)) is not None:
-        scaling["attention_factor"] = _decimal(metadata.number(at(Keys.Rope.SCALING_ATTN_FACTOR)))
+        scaling["attention_factor"] = decimal(metadata.number(at(Keys.Rope.SCALING_ATTN_FACTOR)))
     return scaling
 
 
@@ -266,7 +269,7 @@ def _granite(config: dict[str, Any], metadata: Settings) -> dict[str, Any]:
     at = _of("granite")
     rotates = metadata.get(at(Keys.Rope.SCALING_FINETUNED), True)
     metadata.require(at(Keys.Rope.SCALING_FINETUNED), rotates is True, "true: without, llama.cpp would not rotate")
-    found = {name: _decimal(metadata.number(at(key), 0)) for name, key in FACTORS.items()}
+    found = {name: decimal(metadata.number(at(key), 0)) for name, key in FACTORS.items()}
     plain = {name: config["head_dim"] ** -0.5 if name == "attention_multiplier" else 1.0 for name in FACTORS}
     return {name: factor or plain[name] for name, factor in found.items()}
 
@@ -274,7 +277,7 @@ def _granite(config: dict[str, Any], metadata: Settings) -> dict[str, Any]:
 def _gemma2(config: dict[str, Any], metadata: Settings) -> dict[str, Any]:
     """What a Gemma 2 config says otherwise or besides."""
     at = _of("gemma2")
-    caps = {name: _decimal(metadata.number(at(key))) for name, key in CAPS.items() if metadata.get(at(key)) is not None}
+    caps = {name: decimal(metadata.number(at(key))) for name, key in CAPS.items() if metadata.get(at(key)) is not None}
     return {**_gemma("gemma2", config), "sliding_window": metadata.whole(at(Keys.Attention.SLIDING_WINDOW)), **caps}
 
 
@@ -294,12 +297,10 @@ def _gemma3(config: dict[str, Any], metadata: Settings) -> dict[str, Any]:
     period = _whole(metadata, at(Keys.Attention.SLIDING_WINDOW_PATTERN), GEMMA3_PERIOD)
     return {
         **_gemma("gemma3", config),
-        "rope_local_base_freq": _decimal(metadata.number(at(Keys.Rope.FREQ_BASE_SWA), 10_000.0)),
+        "rope_local_base_freq": decimal(metadata.number(at(Keys.Rope.FREQ_BASE_SWA), 10_000.0)),
         "sliding_window": metadata.whole(at(Keys.Attention.SLIDING_WINDOW)),
         "layer_types": ["sliding_attention" if (n + 1) % period else "full_attention" for n in range(layers)],
     }
 
 
-def _decimal(value: float) -> float:
-    """The shortest decimal that is this float32: 1e-05, where the metadata give 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+OWN = {"deepseek2": deepseek.deepseek2, "gemma2": _gemma2, "gemma3": _gemma3, "granite": _granite, "phi3": _phi3}

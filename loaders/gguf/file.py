@@ -62,22 +62,24 @@ class GGUFFile:
             ) from None
         self.shapes = {name: tuple(map(int, reversed(tensor.shape))) for name, tensor in self._tensors.items()}
 
-    def eight_bits(self, name: str) -> Int8 | None:
-        """A matrix that is stored as Q8_0, as it stands, or a stack of them under each other; None for any other."""
-        tensor = self._tensors.get(name)
-        if tensor is None or tensor.tensor_type is not GGMLQuantizationType.Q8_0 or len(self.shapes[name]) < 2:
+    def eight_bits(self, name: str, part: int | None = None) -> Int8 | None:
+        """A matrix that is stored as Q8_0, as it stands, or that part of a stack of them; None for any other."""
+        tensor, axes = self._tensors.get(name), 2 if part is None else 3
+        if tensor is None or tensor.tensor_type is not GGMLQuantizationType.Q8_0 or len(self.shapes[name]) != axes:
             return None
-        blocks = np.asarray(tensor.data)
-        return from_q8_0(f"{self.path}: tensor {name!r}", blocks.reshape(-1, blocks.shape[-1]), self.shapes[name][-1])
+        blocks = np.asarray(tensor.data) if part is None else np.asarray(tensor.data)[part]
+        return from_q8_0(f"{self.path}: tensor {name!r}", blocks, self.shapes[name][-1])
 
-    def tensor(self, name: str) -> np.ndarray:
-        """The tensor: a view of the file where it is stored as floats, or else its blocks as float32."""
+    def tensor(self, name: str, part: int | None = None) -> np.ndarray:
+        """The tensor, or x[part] of it: a view of the file where it is stored as floats, or else its blocks as
+        float32."""
         require(name in self.shapes, f"{self.path}: tensor {name!r}: got no such tensor, wanted it here")
         tensor, kind = self._tensors[name], self._tensors[name].tensor_type
         if kind in PLAIN:
-            return np.require(np.asarray(tensor.data).view(PLAIN[kind]).reshape(self.shapes[name]), requirements="A")
+            whole = np.asarray(tensor.data).view(PLAIN[kind]).reshape(self.shapes[name])
+            return np.require(whole if part is None else whole[part], requirements="A")
         try:
-            return dequantize(tensor.data, kind)
+            return dequantize(tensor.data if part is None else tensor.data[part], kind)
         except NotImplementedError:
             raise ValueError(
                 f"{self.path}: tensor {name!r}: got quantisation {kind.name}, wanted one that `gguf` reads"

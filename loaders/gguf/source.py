@@ -4,7 +4,8 @@ What a GGUF changes is undone here, so that the families see a checkpoint like a
 
 - archs "llama" and "granite" store the rows of q and k as adjacent rotation pairs (2i, 2i+1), Hugging Face as halves
   (i, i + D/2): rows (n, D/2, 2) become (n, 2, D/2), with n = H for q and KV for k;
-- archs "gemma2" and "gemma3" store norm weights as 1 + w, Hugging Face as w.
+- archs "gemma2" and "gemma3" store norm weights as 1 + w, Hugging Face as w;
+- arch "deepseek2" has two tensors for one of Hugging Face's (deepseek.py).
 
 Source: gguf-py/gguf/constants.py and convert_hf_to_gguf.py of github.com/ggml-org/llama.cpp.
 """
@@ -18,10 +19,12 @@ from pathlib import Path
 import numpy as np
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys, get_tensor_name_map
 
+from loaders.families import deepseek_v3
 from loaders.families.gemma3 import NAMES as GEMMA3_NAMES
 from loaders.families.phi3 import NAMES as PHI3_NAMES
 from loaders.family import EXPERT_NAMES, LLAMA_NAMES, QK_NORMS
 from loaders.gguf.config import LONGROPE_FACTORS, MODEL_TYPES, ROPE_FACTORS, hugging_face_config
+from loaders.gguf.deepseek import joined
 from loaders.gguf.file import GGUFFile
 from loaders.gguf.special import special_ids, tokenizer_config
 from loaders.gguf.tokenizer import tokenizer_json
@@ -32,6 +35,12 @@ from reference.checks import require
 OUTER = ("model.embed_tokens", "model.norm", "lm_head")
 STACKED = {name.replace(".{}", "") for name in EXPERT_NAMES.values()}  # of all experts (loaders/experts.py)
 INNER = {*LLAMA_NAMES.values(), *QK_NORMS.values(), *GEMMA3_NAMES.values(), *STACKED}
+OF_DEEPSEEK = {  # of which the table has a last part without ".bias"
+    *(name.replace(".{}", "").replace("_bias", ".bias") for name in deepseek_v3.MIXTURE_NAMES.values()),
+    *deepseek_v3.NAMES.values(),
+    *(f"self_attn.{part}.weight" for part in ("q_proj", "q_b_proj", "kv_a_proj_with_mqa")),
+    *(f"self_attn.{part}.weight" for part in ("kv_b_proj", "k_b_proj", "v_b_proj")),
+}
 PAIRED = ("llama", "granite")  # architectures whose rotation turns neighbours
 PASSED_OVER = {"llama": {ROPE_FACTORS}, "phi3": {*LONGROPE_FACTORS.values()}}  # tensors that the config tells of
 BIASED = tuple(f".self_attn.{letter}_proj.weight" for letter in "qkvo")
@@ -59,33 +68,40 @@ class GGUF:
         passed_over: set[str] = PASSED_OVER.get(self._arch, set())
         stored = [name for name in self._file.shapes if name not in passed_over]
         self._stored = {self._hugging_face_name(name): name for name in stored}
+        self._pairs = self._taken_together()
         self.config = hugging_face_config(self._arch, self._metadata, self._file)
         self._zeros = self._absent_biases() if self.config["attention_bias"] else {}
 
     def names(self) -> list[str]:
         """Every tensor's Hugging Face name."""
-        return [*self._stored, *self._zeros]
+        return [*self._stored, *self._pairs, *self._zeros]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's shape, without reading it."""
         if name in self._zeros:
             return self._zeros[name].shape
+        if name in self._pairs:
+            (heads, rank, keys), (_, values, _) = map(self._file.shapes.__getitem__, self._pairs[name])
+            return heads * (keys + values), rank
         return self._file.shapes[self._stored_name(name)]
 
-    def tensor(self, name: str) -> np.ndarray:
-        """The tensor as a Hugging Face checkpoint holds it: stored floats as they are, quantised ones as float32."""
+    def tensor(self, name: str, part: int | None = None) -> np.ndarray:
+        """The tensor x, or x[part], as a Hugging Face checkpoint holds it: stored floats as they are, quantised ones as
+        float32."""
         if name in self._zeros:
             return self._zeros[name]
-        x = self._file.tensor(self._stored_name(name))
+        if name in self._pairs:
+            return joined(*map(self._file.tensor, self._pairs[name]))
+        x = self._file.tensor(self._stored_name(name), part)
         if heads := self._paired_heads(name):
             return self._halves(name, x, heads)
         if self._arch in ("gemma2", "gemma3") and name.endswith("norm.weight"):
             return x.astype(np.float32) - 1
         return x
 
-    def eight_bits(self, name: str) -> Int8 | None:
-        """The matrix as it stands where it is stored as Q8_0."""
-        x = None if name in self._zeros else self._file.eight_bits(self._stored_name(name))
+    def eight_bits(self, name: str, part: int | None = None) -> Int8 | None:
+        """The matrix, or that part of a stack, as it stands where it is stored as Q8_0."""
+        x = None if name in self._zeros or name in self._pairs else self._file.eight_bits(self._stored_name(name), part)
         heads = self._paired_heads(name)
         if x is None or not heads:
             return x
@@ -113,6 +129,19 @@ class GGUF:
         """None: a GGUF file has no folders."""
         return []
 
+    def _taken_together(self) -> dict[str, tuple[str, str]]:
+        """Hugging Face's name of each tensor of which the file has two parts, and their names in the file."""
+        found = {}
+        for name in [name for name in self._stored if name.endswith(".k_b_proj.weight")]:
+            other = name.replace(".k_b_proj.", ".v_b_proj.")
+            pair = self._stored_name(name), self._stored_name(other)
+            shapes = [self._file.shapes[part] for part in pair]
+            alike = all(len(x) == 3 for x in shapes) and shapes[0][:2] == (shapes[1][0], shapes[1][2])
+            require(alike, f"{self.path}: tensor {pair[1]!r}: got shape {shapes[1]} beside {shapes[0]} of {pair[0]!r}")
+            found[name.replace(".k_b_proj.", ".kv_b_proj.")] = pair
+            del self._stored[name], self._stored[other]
+        return found
+
     def _absent_biases(self) -> dict[str, np.ndarray]:
         """Zeros for the biases that the file leaves out beside others that it has: Hugging Face's layers have all four
         or none."""
@@ -137,7 +166,7 @@ class GGUF:
         name = self._names[first]
         if in_layer:
             name = name.replace(".0.", f".{in_layer[1]}.", 1)
-        return f"{name}.{kind}"
+        return f"{name}.{kind}".replace("e_score_correction.bias", "e_score_correction_bias")
 
     def _paired_heads(self, name: str) -> int:
         """Heads of a tensor whose rows are stored as adjacent pairs, or 0."""
@@ -160,6 +189,10 @@ def _first_layer(arch: str) -> dict[str, str]:
     for an architecture."""
     (known,) = (each for each in MODEL_ARCH if MODEL_ARCH_NAMES[each] == arch)
     table = get_tensor_name_map(known, 1)
-    inner = {*PHI3_NAMES.values()} if arch == "phi3" else INNER  # gguf has one name for up and for gate and up together
+    own = {
+        "phi3": {*PHI3_NAMES.values()},
+        "deepseek2": OF_DEEPSEEK,
+    }  # gguf has one name for Phi-3's gate and up, and up
+    inner = own.get(arch, INNER)
     ours = [*OUTER, *(f"model.layers.0.{name.rpartition('.')[0]}" for name in inner)]
     return {stored: name for name in ours if (stored := table.get_name(name)) is not None}

@@ -99,7 +99,19 @@ def _words(digits: str) -> Json:
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
+    return _cut(pattern)
+
+
+def _cut(pattern: str) -> Json:
+    """What matches stands by itself."""
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+DEEPSEEK_V3 = (  # one cut after the other: numbers, Chinese and Japanese, words
+    r"\p{N}{1,3}",
+    r"[\x{4e00}-\x{9fa5}\x{3040}-\x{309f}\x{30a0}-\x{30ff}]+",
+    r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
 
 
 def _sequence(*parts: Json, of: str) -> Json:
@@ -111,6 +123,7 @@ PRE_TOKENIZERS = {
     "smollm": _sequence({"type": "Digits", "individual_digits": True}, _bytes(use_regex=True), of="pretokenizers"),
     "qwen2": _sequence(_words(r"\p{N}"), _bytes(use_regex=False), of="pretokenizers"),
     "llama-bpe": _sequence(_words(r"\p{N}{1,3}"), _bytes(use_regex=False), of="pretokenizers"),
+    "deepseek-v3": _sequence(*map(_cut, DEEPSEEK_V3), _bytes(use_regex=False), of="pretokenizers"),
 }
 
 

@@ -31,6 +31,7 @@ TARGETS = {  # how many rows stand beside a target
     "peers": 0,
     "fastforward": 3,
     "load": 0,
+    "mixture": 0,
 }
 
 

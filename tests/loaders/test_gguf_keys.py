@@ -184,7 +184,7 @@ def test_ids_that_mean_none(tmp_path: Path, name: str, value: int) -> None:
     ("keys", "line"),
     [
         ({"tokenizer.ggml.merges": []}, "merges: got .*, wanted the merges of a byte-level vocabulary"),
-        ({"tokenizer.ggml.pre": None}, "pre: got nothing, wanted one of gpt-2, smollm, qwen2, llama-bpe"),
+        ({"tokenizer.ggml.pre": None}, "pre: got nothing, wanted one of gpt-2, smollm, qwen2, llama-bpe, deepseek"),
     ],
 )
 def test_byte_level_vocabularies_that_cannot_be_read(tmp_path: Path, keys: dict[str, Any], line: str) -> None:

@@ -39,7 +39,32 @@ WORDS: dict[str, Callable[[str], list[str]]] = {
     "smollm": lambda text: [word for part in re.split(r"(\d)", text) for word in re.findall(GPT2, part)],
     "qwen2": lambda text: re.findall(GPT4.replace("N", "1"), unicodedata.normalize("NFC", text)),
     "llama-bpe": lambda text: re.findall(GPT4.replace("N", "3"), text),
+    "deepseek-v3": lambda text: deepseek_words(text),
 }
+
+
+def deepseek_words(text: str) -> list[str]:
+    """Cut three times, by the kinds of letters: d a number, c Chinese or Japanese, a one of ASCII and l another, m a mark,
+    p punctuation or a symbol of ASCII and s another, n a line's end, a space, t other white space."""
+
+    def kind(letter: str) -> str:
+        category = unicodedata.category(letter)[0]
+        if letter in "\r\n":
+            return "n"
+        if letter.isspace():
+            return letter if letter == " " else "t"
+        kinds = {"N": "d", "L": "al", "M": "mm", "P": "ps", "S": "ps"}.get(category, "oo")
+        return kinds[0] if letter.isascii() or len(kinds) == 1 else kinds[1]
+
+    parts = [text]
+    for pattern in (r"d{1,3}", r"c+", r"pa+|[^nalps]?[alm]+| ?[ps]+n*|[ tn]*n+|[ tn]+(?![^ tn])|[ tn]+"):
+        cut = []
+        for part in parts:
+            kinds = "".join("c" if pattern == "c+" and "一" <= letter <= "龥" else kind(letter) for letter in part)
+            edges = sorted({0, len(part), *(edge for match in re.finditer(pattern, kinds) for edge in match.span())})
+            cut += [part[start:stop] for start, stop in pairwise(edges)]
+        parts = cut
+    return parts
 
 
 @dataclass
@@ -135,6 +160,16 @@ def test_byte_level_tokens_are_those_of_the_algorithm(tokenizers: dict[str, Toke
     got = tokenizers[pre].encode(text, add_special_tokens=False).ids
     assert [tokens[i] for i in got] == wanted
     assert tokenizers[pre].decode(got) == (unicodedata.normalize("NFC", text) if pre == "qwen2" else text)
+
+
+@pytest.mark.parametrize("pre", WORDS)
+@given(text=TEXTS)
+def test_words_are_cut_as_the_manner_says(tokenizers: dict[str, Tokenizer], pre: str, text: str) -> None:
+    """Also where no merge shows it."""
+    text = unicodedata.normalize("NFC", text) if pre == "qwen2" else text
+    cutter: Any = tokenizers[pre].pre_tokenizer
+    got = [word for word, _ in cutter.pre_tokenize_str(text)]
+    assert got == ["".join(LETTER_OF[b] for b in word.encode()) for word in WORDS[pre](text)]
 
 
 def test_special_tokens_are_found_in_text_and_padding_is_gone(tokenizers: dict[str, Tokenizer]) -> None:

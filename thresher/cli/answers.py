@@ -20,14 +20,19 @@ WAYS = "--truncate middle, a shorter text, or a model that reads more"
 
 
 def load(
-    model: str, policy: Policy | None, backend: str, dtype: str = "float32", adapter: str | None = None
+    model: str,
+    policy: Policy | None,
+    backend: str,
+    dtype: str = "float32",
+    adapter: str | None = None,
+    expert_memory: str | None = None,
 ) -> LanguageModel:
     """The model, with all that it needs under the policy compiled before another bar is shown."""
     from thresher.kernels import compile_kernels
     from thresher.model import load
 
     started = perf_counter()
-    llm = load(model, backend=backend, dtype=dtype, adapter=adapter)
+    llm = load(model, backend=backend, dtype=dtype, adapter=adapter, expert_memory=expert_memory)
     if llm.device != "cpu":
         print(f"On {llm.device}", file=sys.stderr)
     compile_kernels(llm.model.backend, policy)

@@ -45,6 +45,7 @@ def chat(
     backend: options.Backend = "auto",
     dtype: options.Dtype = "float32",
     adapter: options.Adapter = None,
+    expert_memory: options.ExpertMemory = None,
 ) -> None:
     """Talk with a model. Only what is new is read at each turn; /help lists what else can be typed.
 
@@ -54,7 +55,7 @@ def chat(
 
     answering, policy = options.answering(context), options.policy(select, evict, ffn)
     texts = [console.read(each) for each in file or []]
-    llm = answers.load(model, policy, backend, dtype, adapter)
+    llm = answers.load(model, policy, backend, dtype, adapter, expert_memory)
     talk = Talk(Conversation(llm, policy, system=system, enable_thinking=think, **answering), texts)
     if sys.stdin.isatty() and sys.stdout.isatty():
         wrap.note(f"{model}. Enter sends, Alt-Enter begins a new line, /help lists the commands.")

@@ -58,6 +58,7 @@ def generate(
     backend: options.Backend = "auto",
     dtype: options.Dtype = "float32",
     adapter: options.Adapter = None,
+    expert_memory: options.ExpertMemory = None,
     json: options.Json = False,
 ) -> None:
     """Answer a prompt, streaming, or several, together.
@@ -80,7 +81,7 @@ def generate(
     _check_truncate(truncate)
     if state is not None:
         _check_state(state, context)
-    llm = answers.load(model, policy, backend, dtype, adapter)
+    llm = answers.load(model, policy, backend, dtype, adapter, expert_memory)
     text = texts.Text(llm, name, system, raw, max_new_tokens if truncate else 0, think)
     kept: State | None = None
     if state is not None:
@@ -121,6 +122,7 @@ def read(
     backend: options.Backend = "auto",
     dtype: options.Dtype = "float32",
     adapter: options.Adapter = None,
+    expert_memory: options.ExpertMemory = None,
 ) -> None:
     """Read a document once, for `generate --state` to ask many things of."""
     from reference.checks import whole
@@ -133,7 +135,7 @@ def read(
     policy = options.policy(select, evict, ffn)
     whole("chunk", chunk)
     _check_truncate(truncate)
-    llm = answers.load(model, policy, backend, dtype, adapter)
+    llm = answers.load(model, policy, backend, dtype, adapter, expert_memory)
     room = llm.config.max_positions // 8 if truncate else 0  # for what will be asked
     ids, ending = texts.Text(llm, name, system, raw, room, think).opening(document)
     with show.token_progress(len(ids)) as progress:

@@ -64,6 +64,10 @@ Dtype = Annotated[
     ),
 ]
 Adapter = Annotated[str | None, typer.Option(metavar="DIR", help="A LoRA adapter in PEFT's layout, merged on load.")]
+ExpertMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="What a mixture's experts may take, e.g. 2GB; the others stay on disk."),
+]
 Chunk = Annotated[int, typer.Option(help="Prompt tokens per chunk.")]
 Select = Annotated[
     str,

@@ -50,6 +50,7 @@ def serve(
     backend: options.Backend = "auto",
     dtype: options.Dtype = "float32",
     adapter: options.Adapter = None,
+    expert_memory: options.ExpertMemory = None,
 ) -> None:
     """Serve a model to programs that speak OpenAI's HTTP interface. Ctrl-C ends.
 
@@ -79,7 +80,7 @@ def serve(
         library=_library(sources, weights),
     )
     with _listen(host, port) as door:  # before the model is loaded: a port that is taken is told at once
-        llm = load(model, backend=backend, dtype=dtype, adapter=adapter)
+        llm = load(model, backend=backend, dtype=dtype, adapter=adapter, expert_memory=expert_memory)
         compile_kernels(llm.model.backend)  # all of them now: requests bring policies of their own
         app: Starlette = application(llm, serving)
         config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=LAST_SECONDS)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from thresher.cli import console
+from thresher.sizes import size as size  # the commands' way of telling memory
 
 ANY_WIDTH = 100_000  # of a line in a pipe or a file
 
@@ -50,15 +51,6 @@ def word(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def size(count: float) -> str:
-    """Bytes in the largest binary unit that keeps the number above 1."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
 
 
 @contextmanager

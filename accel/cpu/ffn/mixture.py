@@ -8,18 +8,16 @@ experts: a token's sum has the same order whatever tokens stand beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from accel.cpu.ffn.call import gated_ffn
 from reference import contract
+from reference.experts import Experts
 from reference.mixture import tokens_by_expert
-from reference.weights import Expert
 
 
 def mixture_ffn(
-    x: np.ndarray, experts: Sequence[Expert], chosen: np.ndarray, shares: np.ndarray, *, act: str = "silu"
+    x: np.ndarray, experts: Experts, chosen: np.ndarray, shares: np.ndarray, *, act: str = "silu"
 ) -> np.ndarray:
     """Σ_{e ∈ chosen} share_e FFN_e(x): x (T, E), X experts, chosen and shares (T, K) -> (T, E) float32."""
     contract.mixture_ffn(x, experts, chosen, shares, act)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
+from accel.shared.groups import groups
 from reference.checks import require
 
 
@@ -29,30 +29,7 @@ def thread_count() -> int:
 
 def cpu_quota(root: Path = Path("/")) -> float:
     """Cores' worth of time that Linux grants the control groups of this process; infinity where nothing limits it."""
-    return min((quota for group in _groups(root) if (quota := _quota(group)) > 0), default=math.inf)
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    """The directories that may limit this process: its own groups and all that they lie in.
-
-    Inside a container a group's path is often that of the host, which is not to be seen there. What limits the
-    container then stands at the top.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # not Linux
-        return
-    top = root / "sys/fs/cgroup"
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        if number == "0":  # version 2, alone or beside version 1
-            tops = [top, top / "unified"]
-        elif "cpu" in controllers.split(","):
-            tops = [top / controllers, top / "cpu"]
-        else:
-            continue
-        inner = Path(*(part for part in Path(path).parts if part not in ("/", "..")))
-        yield from (above / part for above in tops for part in (inner, *inner.parents))
+    return min((quota for group in groups("cpu", root) if (quota := _quota(group)) > 0), default=math.inf)
 
 
 def _quota(group: Path) -> float:

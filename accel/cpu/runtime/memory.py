@@ -16,6 +16,7 @@ from reference.int8 import Int8
 LINE = 32  # float32 in two cache lines, which processors fetch together
 SMALL = 4096  # float32 that one core fills by itself
 PAGE = 1 << 21  # bytes of a large page
+FEW_PAGES = 4  # of less than so many, what is not filled would be much
 PERIOD = 1 << 12  # bytes from row to row, or a multiple, that make a column of a matrix fight over few lines of a cache
 
 
@@ -62,13 +63,16 @@ if hasattr(os, "register_at_fork"):
 
 
 class Room:
-    """Room for a model's weights in large pages, where the system has them: from a file's small pages they would be
-    read at half the memory's speed. Rows of a matrix start on cache lines, and not a power of two apart."""
+    """Room for a model's weights in large pages, where the system has them and a few are filled: from a file's small
+    pages they would be read at half the memory's speed. Rows of a matrix start on cache lines, and not a power of two
+    apart."""
 
     def __init__(self, arrays: Iterable[Matrix]) -> None:
         size = sum(prod(array.shape[:-1]) * _row(array) for array in arrays)
-        self._bytes = np.frombuffer(_pages(size + PAGE), np.uint8)
-        self._used = -address(self._bytes) % PAGE
+        large = size >= FEW_PAGES * PAGE
+        start = PAGE if large else 4 * LINE
+        self._bytes = np.frombuffer(_pages(size + start) if large else bytearray(size + start), np.uint8)
+        self._used = -address(self._bytes) % start
 
     def put(self, array: Matrix) -> np.ndarray | Grouped:
         """A copy of a matrix or vector, float64 as float32, 8 bits as `Grouped`."""

@@ -8,7 +8,6 @@ numbers per token, is then the reference's own. A pass with a mixture is not rec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,8 @@ from accel.cuda.runtime.reduce import THREADS
 from accel.cuda.runtime.views import plain, to_numpy
 from reference import contract
 from reference import mixture as meaning
+from reference.experts import Experts
 from reference.parts import Mixture
-from reference.weights import Expert
 
 
 def route(logits: Array, bias: Array | None = None, *, mixture: Mixture) -> tuple[Array, Array]:
@@ -34,7 +33,7 @@ def route(logits: Array, bias: Array | None = None, *, mixture: Mixture) -> tupl
     return to_backend(chosen), to_backend(shares)
 
 
-def mixture_ffn(x: Any, experts: Sequence[Expert], chosen: Array, shares: Array, *, act: str = "silu") -> Array:
+def mixture_ffn(x: Any, experts: Experts, chosen: Array, shares: Array, *, act: str = "silu") -> Array:
     """Σ_{e ∈ chosen} share_e FFN_e(x): x (T, E), X experts, chosen and shares (T, K) -> (T, E) float32."""
     contract.mixture_ffn(x, experts, chosen, shares, act)
     x, shares, y = plain(x), plain(shares), zeros(x.shape, F32)
