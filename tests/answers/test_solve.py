@@ -15,17 +15,24 @@ from tests.thresher.test_cli import thresher as command
 from thresher.answers import solve
 from thresher.answers.problems import Problem, read_problems
 from thresher.answers.solve import Solver, program_of, seeds_of
+from thresher.answers.sums import sums_are_true
+from thresher.evaluation.scorers.maths import final_answer
 
 
 class Scripted(Solver):
-    """A solver whose model writes what a list has, and finds right what does not say "wrong"."""
+    """A solver whose model writes what a list has, and finds yes less likely after "wrong" than after nothing."""
 
     def __init__(self, llm: thresher.LanguageModel, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(llm)
         object.__setattr__(self, "texts", texts)
         object.__setattr__(self, "questions", [])
         object.__setattr__(self, "prefixes", [])
-        monkeypatch.setattr(solve, "yes", lambda llm, question: 0.0 if "step: wrong" in question else 1.0)
+        monkeypatch.setattr(solve, "yes", lambda llm, question: self.likely(question))
+
+    def likely(self, question: str) -> float:
+        """How likely yes is: after nothing 0.2, after a step that is as good as nothing the same."""
+        step = question.partition("step: ")[2]
+        return 0.1 if step.startswith("wrong") else 0.2 if step.startswith(("none\n", "idle")) else 0.3
 
     def _ask(self, question: str) -> Any:
         self.questions.append(question)  # type: ignore[attr-defined]
@@ -62,6 +69,10 @@ def test_steps_are_checked_kept_and_built_upon(llm: thresher.LanguageModel, monk
         "Step 1: 3 and 4\nStep 2:",
         "Step 1: 3 and 4\nStep 2: ```python\nprint(3 + 4)\n```\nOutput: 7\nStep 3:",
     ]
+    for forgotten in ("idle", "", "3 + 4 = 8", "```python\nimport os\n```"):
+        solver = Scripted(llm, [forgotten, "So #### 7"], monkeypatch)
+        assert solver.answers("cumulative", "p", [5]) == ["7"]
+        assert solver.prefixes == ["Step 1:", "Step 1:"]  # type: ignore[attr-defined]
     late = Scripted(llm, ["a", "wrong"] * solve.STEPS + ["1", "2"], monkeypatch)
     assert late.answers("cumulative", "p", [5, 6]) == ["1", "2"]  # no step had the answer, so it is asked for
     assert late.prefixes[-1] == "####"  # type: ignore[attr-defined]
@@ -78,6 +89,15 @@ def test_every_run_follows_from_its_seed(llm: thresher.LanguageModel) -> None:
         assert text == str(llm.generate(state.copy(), max_new_tokens=6, temperature=2.0, seed=seed))
     assert seeds[:2] == seeds_of(0, 3, "text", 2)
     assert len({*seeds, *seeds_of(0, 4, "text", 5), *seeds_of(0, 3, "code", 5), *seeds_of(1, 3, "text", 5)}) == 20
+
+
+@pytest.mark.parametrize("method", ["text", "cumulative"])
+def test_a_template_has_no_word_in_the_place_of_an_answer(method: str, llm: thresher.LanguageModel) -> None:
+    """A small model copies it. The example's own answer is a number, and the problem comes last."""
+    template = {"text": solve.TEXT, "cumulative": solve.CUMULATIVE}[method]
+    assert final_answer(template.format(problem="")) == "23"
+    assert template.format(problem="What {is} it?").endswith("\n\nProblem: What {is} it?")
+    assert sums_are_true(template)
 
 
 def test_programs_stand_between_fences() -> None:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 STATES_GB = 4.0
 Top = Annotated[int, typer.Option(help="Passages that are read of a source for a question.")]
-Threshold = Annotated[float, typer.Option(help="An answer whose passages support it less, 0 to 1, does not count.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="An answer with less support, 0 to 1, does not count: 0.95 by default, 0.1 with --nli."),
+]
 States = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where states are kept; by default in the user's cache.")
 ]
@@ -44,7 +47,7 @@ def estimate(
         typer.Option(metavar="DIR", help="Keeps what each source said; a run that was interrupted goes on there."),
     ] = None,
     top: Top = 3,
-    threshold: Threshold = 0.1,
+    threshold: Threshold = None,
     nli: NliModel = None,
     max_new_tokens: options.MaxNewTokens = 24,
     select: options.Select = "",
@@ -89,7 +92,7 @@ def ask(
     ] = None,
     kappa: Annotated[int, typer.Option(help="Answers that are looked for, the most reliable source first.")] = 4,
     top: Top = 3,
-    threshold: Threshold = 0.1,
+    threshold: Threshold = None,
     nli: NliModel = None,
     max_new_tokens: options.MaxNewTokens = 24,
     select: options.Select = "",
@@ -199,7 +202,7 @@ def _reading(
     states: tuple[Path | None, float],
     nli: str | None,
     top: int,
-    threshold: float,
+    threshold: float | None,
     max_new_tokens: int,
     chunk: int,
 ) -> Reading:
