@@ -15,8 +15,7 @@ from tests.thresher.test_cli import thresher as command
 from thresher.answers import solve
 from thresher.answers.problems import Problem, read_problems
 from thresher.answers.solve import Solver, program_of, seeds_of
-from thresher.answers.sums import sums_are_true
-from thresher.evaluation.scorers.maths import final_answer
+from thresher.evaluation.scorers.maths import boxed
 
 
 class Scripted(Solver):
@@ -47,7 +46,7 @@ class Scripted(Solver):
 
 
 def test_text_and_code(llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    solver = Scripted(llm, ["So it is 3.\n#### 7", "nothing at all"], monkeypatch)
+    solver = Scripted(llm, ["So it is 3.\n\\boxed{7}", "nothing at all"], monkeypatch)
     assert solver.answers("text", "p", [1, 2]) == ["7", ""]
     programs = [
         "```python\nprint('hm')\nprint(6 * 7)\n```",
@@ -60,7 +59,7 @@ def test_text_and_code(llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPa
 
 
 def test_steps_are_checked_kept_and_built_upon(llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = ["3 and 4", "wrong turn", "```python\nprint(3 + 4)\n```", "So #### 7"]
+    texts = ["3 and 4", "wrong turn", "```python\nprint(3 + 4)\n```", "So \\boxed{7}"]
     solver = Scripted(llm, texts, monkeypatch)
     assert solver.answers("cumulative", "p", [5]) == ["7"]
     assert solver.prefixes == [  # type: ignore[attr-defined]
@@ -70,12 +69,12 @@ def test_steps_are_checked_kept_and_built_upon(llm: thresher.LanguageModel, monk
         "Step 1: 3 and 4\nStep 2: ```python\nprint(3 + 4)\n```\nOutput: 7\nStep 3:",
     ]
     for forgotten in ("idle", "", "3 + 4 = 8", "```python\nimport os\n```"):
-        solver = Scripted(llm, [forgotten, "So #### 7"], monkeypatch)
+        solver = Scripted(llm, [forgotten, "So \\boxed{7}"], monkeypatch)
         assert solver.answers("cumulative", "p", [5]) == ["7"]
         assert solver.prefixes == ["Step 1:", "Step 1:"]  # type: ignore[attr-defined]
-    late = Scripted(llm, ["a", "wrong"] * solve.STEPS + ["1", "2"], monkeypatch)
-    assert late.answers("cumulative", "p", [5, 6]) == ["1", "2"]  # no step had the answer, so it is asked for
-    assert late.prefixes[-1] == "####"  # type: ignore[attr-defined]
+    late = Scripted(llm, ["a", "wrong"] * solve.STEPS + ["1}", "\\frac{1}{2}}."], monkeypatch)
+    assert late.answers("cumulative", "p", [5, 6]) == ["1", "\\frac{1}{2}"]  # no step had one, so it is asked for
+    assert late.prefixes[-1] == solve.ANSWER  # type: ignore[attr-defined]
 
 
 def test_every_run_follows_from_its_seed(llm: thresher.LanguageModel) -> None:
@@ -91,13 +90,12 @@ def test_every_run_follows_from_its_seed(llm: thresher.LanguageModel) -> None:
     assert len({*seeds, *seeds_of(0, 4, "text", 5), *seeds_of(0, 3, "code", 5), *seeds_of(1, 3, "text", 5)}) == 20
 
 
-@pytest.mark.parametrize("method", ["text", "cumulative"])
-def test_a_template_has_no_word_in_the_place_of_an_answer(method: str, llm: thresher.LanguageModel) -> None:
-    """A small model copies it. The example's own answer is a number, and the problem comes last."""
-    template = {"text": solve.TEXT, "cumulative": solve.CUMULATIVE}[method]
-    assert final_answer(template.format(problem="")) == "23"
-    assert template.format(problem="What {is} it?").endswith("\n\nProblem: What {is} it?")
-    assert sums_are_true(template)
+@pytest.mark.parametrize("template", [solve.TEXT, solve.CUMULATIVE])
+def test_a_template_has_nothing_in_the_place_of_an_answer(template: str) -> None:
+    """A small model would copy it."""
+    asked = template.format(problem="Where {is} it?")
+    assert (boxed(asked), asked.count("\\boxed{}")) == ("", 1)
+    assert asked.endswith("\n\nProblem: Where {is} it?")
 
 
 def test_programs_stand_between_fences() -> None:

@@ -33,23 +33,19 @@ from thresher.generate import Answer, Settings, run
 from thresher.model import LanguageModel
 from thresher.state import State
 
-EXAMPLE = (  # a small model takes its form from an example, and would copy a word that stands for the answer
-    "Problem: A baker has 3 rolls and bakes 4 trays of 5 rolls each. How many rolls are there?\n"
-    "{}4 trays hold 4 * 5 = 20 rolls.\n{}There are 3 + 20 = 23 rolls.\n{}#### 23"
-)
-TEXT = (
-    "Solve the problem step by step. The last line is #### and the answer alone, as in the example.\n\n"
-    f"{EXAMPLE.format('', '', '')}\n\nProblem: {{problem}}"
-)
+# A small model copies a word that stands for the answer, and takes an example's things for those of the problem: so the
+# box is empty.
+TEXT = "Solve the problem step by step, and put the final answer within \\boxed{{}}.\n\nProblem: {problem}"
 CODE = (
     "Write a Python program that solves the problem and prints the answer and nothing else. Answer with the program "
     "alone, between ```python and ```.\n\nProblem: {problem}"
 )
 CUMULATIVE = (
-    "Solve the problem in short steps, one sentence each, as in the example. A step may be a program between ```python "
-    "and ```, whose output you are told. The last step is #### and the answer alone.\n\n"
-    f"{EXAMPLE.format('Step 1: ', 'Step 2: ', 'Step 3: ')}\n\nProblem: {{problem}}"
+    "Solve the problem in short steps, one sentence each, numbered Step 1, Step 2 and so on. A step may be a program "
+    "between ```python and ```, which prints its result. The last step has the final answer within \\boxed{{}}.\n\n"
+    "Problem: {problem}"
 )
+ANSWER = "The final answer is \\boxed{"
 CHECK = (
     "Problem: {problem}\n\nSteps so far:\n{steps}\n\nProposed next step: {step}\n\nIs the proposed step right? Answer "
     "yes or no."
@@ -80,8 +76,7 @@ class Solver:
 
     def text(self, problem: str, seeds: Sequence[int]) -> list[str]:
         """Step by step in words."""
-        states = [self._read(TEXT, problem)] * len(seeds)
-        return [final_answer(text) for text in self._draw(states, seeds, stop=("\nProblem:",))]
+        return [final_answer(text) for text in self._draw([self._read(TEXT, problem)] * len(seeds), seeds)]
 
     def code(self, problem: str, seeds: Sequence[int]) -> list[str]:
         """What programs print last."""
@@ -97,17 +92,17 @@ class Solver:
             active = [n for n in range(len(seeds)) if not done[n]]
             states = [self._go_on(start, f"{_told(kept[n])}Step {len(kept[n]) + 1}:") for n in active]
             numbers = [seeds[n] * STEPS + proposal for n in active]
-            drawn = self._draw(states, numbers, STEP_TOKENS, ("\nStep ", "\nProblem:"))
+            drawn = self._draw(states, numbers, STEP_TOKENS, "\nStep ")
             for n, text in zip(active, drawn, strict=True):
                 step = _with_output(text.strip())
                 if step and self._right(problem, kept[n], step):
                     kept[n].append(f"Step {len(kept[n]) + 1}: {step}")
-                    done[n] = "####" in step or "\\boxed" in step
+                    done[n] = "\\boxed" in step
         late = [n for n in range(len(seeds)) if not done[n]]
-        states = [self._go_on(start, f"{_told(kept[n])}####") for n in late]
-        drawn = self._draw(states, [seeds[n] for n in late], STEP_TOKENS, ("\n",))
+        states = [self._go_on(start, f"{_told(kept[n])}{ANSWER}") for n in late]
+        drawn = self._draw(states, [seeds[n] for n in late], STEP_TOKENS, "\n")
         ends = dict(zip(late, drawn, strict=True))
-        return [final_answer(f"#### {ends[n]}" if n in ends else kept[n][-1]) for n in range(len(seeds))]
+        return [final_answer(f"{ANSWER}{ends[n]}" if n in ends else kept[n][-1]) for n in range(len(seeds))]
 
     def _right(self, problem: str, steps: Sequence[str], step: str) -> bool:
         """Whether the sums of a step are true, and yes is likelier after it than after an empty step."""
@@ -129,12 +124,14 @@ class Solver:
         return self.llm.prefill(ids, state=state.copy(), chunk=self.chunk)
 
     def _draw(
-        self, states: Sequence[State], seeds: Sequence[int], max_new_tokens: int | None = None, stop: Sequence[str] = ()
+        self, states: Sequence[State], seeds: Sequence[int], max_new_tokens: int | None = None, stop: str = ""
     ) -> list[str]:
         """A text per state, each drawn by its own seed, from copies that go through the model together."""
         drawing, most = Sampling(temperature=self.temperature), max_new_tokens or self.max_new_tokens
         answers = [
-            Answer(self.llm, state.copy(), [], Settings(drawing, seed, stop, most, 0, self.chunk, None))
+            Answer(
+                self.llm, state.copy(), [], Settings(drawing, seed, [stop] if stop else [], most, 0, self.chunk, None)
+            )
             for state, seed in zip(states, seeds, strict=True)
         ]
         texts = [""] * len(answers)
