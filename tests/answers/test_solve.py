@@ -72,6 +72,14 @@ def test_steps_are_checked_kept_and_built_upon(llm: thresher.LanguageModel, monk
         solver = Scripted(llm, [forgotten, "So \\boxed{7}"], monkeypatch)
         assert solver.answers("cumulative", "p", [5]) == ["7"]
         assert solver.prefixes == ["Step 1:", "Step 1:"]  # type: ignore[attr-defined]
+    texts = ["```py\nx = 3\nprint(x)\n```\nOutput: 5", "```\nprint(x + 4)", "```py\nprint(y)\n```", "So \\boxed{7}"]
+    built = Scripted(llm, texts, monkeypatch)  # on an earlier program, and not on the output that was made up
+    assert built.answers("cumulative", "p", [5]) == ["7"]
+    first, second = (
+        f"Step {n}: ```python\n{each}\n```\nOutput: {out}\n"
+        for n, each, out in [(1, "x = 3\nprint(x)", 3), (2, "print(x + 4)", 7)]
+    )
+    assert built.prefixes[1:] == [f"{first}Step 2:", *[f"{first}{second}Step 3:"] * 2]  # type: ignore[attr-defined]
     late = Scripted(llm, ["a", "wrong"] * solve.STEPS + ["1}", "\\frac{1}{2}}."], monkeypatch)
     assert late.answers("cumulative", "p", [5, 6]) == ["1", "\\frac{1}{2}"]  # no step had one, so it is asked for
     assert late.prefixes[-1] == solve.ANSWER  # type: ignore[attr-defined]

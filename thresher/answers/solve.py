@@ -94,7 +94,7 @@ class Solver:
             numbers = [seeds[n] * STEPS + proposal for n in active]
             drawn = self._draw(states, numbers, STEP_TOKENS, "\nStep ")
             for n, text in zip(active, drawn, strict=True):
-                step = _with_output(text.strip())
+                step = _with_output(text.strip(), kept[n])
                 if step and self._right(problem, kept[n], step):
                     kept[n].append(f"Step {len(kept[n]) + 1}: {step}")
                     done[n] = "\\boxed" in step
@@ -177,15 +177,18 @@ def _printed(program: str) -> str:
     return final_answer(last) or last
 
 
-def _with_output(step: str) -> str:
-    """A step, with what its program prints; "" where the program fails."""
-    program = program_of(step)
-    if not program:
+def _with_output(step: str, earlier: Sequence[str]) -> str:
+    """A step up to the end of its program, and what that prints, run after the programs of the earlier steps; "" where
+    it fails. What a model writes after its program is often an output that it made up."""
+    found = PROGRAM.search(step)
+    if not found:
         return " ".join(step.split())
+    before = "".join(f"{program_of(each)}\n" for each in earlier)
     try:
-        return f"{step}\nOutput: {run_program(program).strip()}"
+        printed = run_program(before + found[1]).removeprefix(run_program(before) if before else "")
     except ProgramError:
         return ""
+    return f"{step[: found.start()]}```python\n{found[1].rstrip()}\n```\nOutput: {printed.strip()}"
 
 
 def _told(steps: Sequence[str]) -> str:
