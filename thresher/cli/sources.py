@@ -125,8 +125,9 @@ def ask(
         for name, each in verdict.said.items()
     ]
     show.columns(["source", "weight", "said"], rows)
-    for name, why in verdict.not_read.items():
-        print(f"{name} was not read: {why}")
+    for why in dict.fromkeys(verdict.not_read.values()):
+        names = [name for name, each in verdict.not_read.items() if each == why]
+        print(f"\n{len(names)} not read, since {why}: {shorten(', '.join(names), 80, placeholder=' …')}")
     print(_costs(reader.cost))
 
 
@@ -158,6 +159,7 @@ def solve(
 ) -> None:
     """Solve problems in several ways, again and again: what each way covers, what their mix saves, what a vote says."""
     from thresher.answers import work
+    from thresher.answers.coverage import MIX
     from thresher.answers.problems import read_problems
     from thresher.evaluation.cells import Engine
 
@@ -181,7 +183,9 @@ def solve(
         return
     rows = []
     for name, each in told["methods"].items():
-        saved = "" if each.get("saved") is None else f"{each['saved']:.0%}, at run {each['reached']}"
+        saved = "" if name == MIX else "none"
+        if each.get("saved") is not None:
+            saved = f"{each['saved']:.0%}, at run {each['reached']}"
         rows.append(
             [name, *(_share(figure) for figure in (each["pass"][0], each["pass"][-1], each["majority"])), saved]
         )
