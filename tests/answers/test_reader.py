@@ -12,7 +12,7 @@ import pytest
 import reference
 import thresher
 from thresher.answers import reader as module
-from thresher.answers.reader import Reader, Said, knows
+from thresher.answers.reader import Reader, Said, alike, knows
 from thresher.answers.shelf import SUFFIX, Shelf
 from thresher.answers.sources import Source, read_sources
 from thresher.evaluation.samples import Ask, prompt
@@ -137,9 +137,17 @@ def test_yes_is_the_likelihood_of_the_next_token(llm: thresher.LanguageModel) ->
 def test_same_text_is_the_same_answer_without_a_model(llm: thresher.LanguageModel) -> None:
     reader = reader_of(llm)
     assert reader.same("q", "The Tempest.", "tempest")
+    assert reader.same("q", "1870", "It was built in 1870.")
+    assert reader.same("q", "Peyton Manning", "Manning")
     assert reader.cost.read == 0
-    reader.same("q", "yes", "no")
+    reader.same("q", "18", "1870")
     assert reader.cost.read > 0
+
+
+def test_nothing_stands_in_no_answer() -> None:
+    assert alike("", "the")
+    assert not alike("", "1870")
+    assert not alike("1870", ".")
 
 
 @pytest.mark.parametrize(

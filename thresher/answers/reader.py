@@ -111,8 +111,8 @@ class Reader:
         return [each for each in said if each is not None]
 
     def same(self, question: str, a: str, b: str) -> bool:
-        """Whether two answers mean the same: equal once normalised, or the model says yes in both orders."""
-        if normalise(a) == normalise(b):
+        """Whether two answers mean the same: as `alike` finds, or the model says yes in both orders."""
+        if alike(a, b):
             return True
         return all(self._yes(SAME.format(question=question, a=x, b=y)) > 0.5 for x, y in ((a, b), (b, a)))
 
@@ -185,6 +185,12 @@ def check_settings(top: int, threshold: float | None, max_new_tokens: int) -> No
     whole("top", top)
     require(threshold is None or 0 <= threshold <= 1, f"threshold: got {threshold}, wanted 0 to 1")
     whole("max_new_tokens", max_new_tokens)
+
+
+def alike(a: str, b: str) -> bool:
+    """Whether two answers are equal once normalised, or one stands in the other, word by word: 1870, and in 1870."""
+    x, y = (f" {normalise(text)} " for text in (a, b))
+    return x in y or y in x
 
 
 def knows(answer: str) -> bool:
