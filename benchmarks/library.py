@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import voting
 from loaders.settings import json_object
-from thresher.answers.reader import TOP
+from thresher.answers.reader import TOP, alike
 from thresher.answers.sources import Source, bm25, cut, read_sources
 from thresher.answers.work import Asked
 from thresher.evaluation import data
@@ -141,9 +141,7 @@ def swapped(question: Question, pool: list[Question], rng: np.random.Generator) 
 
 def right(answer: str | None, wanted: list[str]) -> bool:
     """Whether one of the wanted answers stands in the answer, or the answer is a part of one, word by word."""
-    given = f" {normalise(answer or '')} "
-    texts = [f" {normalise(text)} " for text in wanted]
-    return given.strip() != "" and any(text in given or given in text for text in texts)
+    return answer is not None and normalise(answer) != "" and any(alike(answer, text) for text in wanted)
 
 
 def _findable(all_of_them: list[Question]) -> list[Question]:

@@ -54,7 +54,7 @@ def test_asking_walks_by_weight_until_kappa_know() -> None:
     assert reader.asked == [["c", "b", "d"], ["a"]]
     assert verdict.answer == "Yes"  # the first of its cluster speaks for it
     assert dict(verdict.clusters) == {"c": 0, "b": -1, "d": 0, "a": 1}
-    assert verdict.not_read == {"e": "3 sources with more weight knew an answer"}
+    assert verdict.not_read == {"e": "3 sources of at least its weight knew an answer"}
     told = json.loads(json.dumps(verdict.as_dict()))
     assert [each["source"] for each in told["sources"]] == ["c", "b", "d", "a"]
     assert told["sources"][0] == {

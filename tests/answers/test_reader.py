@@ -12,7 +12,7 @@ import pytest
 import reference
 import thresher
 from thresher.answers import reader as module
-from thresher.answers.reader import Reader, Said, knows
+from thresher.answers.reader import Reader, Said, alike, knows
 from thresher.answers.shelf import SUFFIX, Shelf
 from thresher.answers.sources import Source, read_sources
 from thresher.evaluation.samples import Ask, prompt
@@ -103,6 +103,27 @@ def test_support_decides_what_counts(llm: thresher.LanguageModel, folder: Path) 
     assert nan.text is None
 
 
+def test_certainty_is_the_likelihood_of_the_answer_against_not_to_know(
+    llm: thresher.LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [(source, QUESTIONS[0]) for source in read_sources(folder)]
+    said = reader_of(llm, support=None, threshold=0.0).answers(asked)
+    for (source, question), each in zip(asked, said, strict=True):
+        text = module.PASSAGES.format("\n\n".join(source.passages[i] for i in each.passages))
+        head, tail = prompt(llm, text, Ask(module.QUESTION.format(question=question), ()))
+        row = llm.logits(head + tail)[-1].astype(float)
+        p = np.exp(row - row.max())
+        assert each.support == pytest.approx(p.max() / (p.max() + p[llm.encode("I")[0]]), rel=1e-5)
+    supports = sorted(each.support or 0.0 for each in said)
+    assert supports[0] < supports[-1]
+    monkeypatch.setattr(module, "CERTAINTY", supports[-1])
+    best = reader_of(llm, support=None).answers(asked)
+    assert [each.text is not None for each in best] == [each.support == supports[-1] for each in said]
+    first = str(llm.generate(head + tail, max_new_tokens=1))
+    monkeypatch.setattr(module, "UNSURE", first)  # an answer that begins as not to know does: nothing to tell them by
+    assert reader_of(llm, support=None).answers(asked)[-1].support == 1.0
+
+
 def test_yes_is_the_likelihood_of_the_next_token(llm: thresher.LanguageModel) -> None:
     reader = reader_of(llm)
     head, tail = prompt(llm, "", Ask("Is it?", ()))
@@ -110,15 +131,23 @@ def test_yes_is_the_likelihood_of_the_next_token(llm: thresher.LanguageModel) ->
     p = np.exp(row - row.max())
     spelled = {word: [llm.encode(text)[0] for text in (word, word.capitalize())] for word in ("yes", "no")}
     yes, no = p[spelled["yes"]].sum(), p[spelled["no"]].sum()  # " yes" and " no" begin with the same byte
-    assert reader._yes(None, "Is it?") == pytest.approx(yes / (yes + no), rel=1e-5)
+    assert reader._yes("Is it?") == pytest.approx(yes / (yes + no), rel=1e-5)
 
 
 def test_same_text_is_the_same_answer_without_a_model(llm: thresher.LanguageModel) -> None:
     reader = reader_of(llm)
     assert reader.same("q", "The Tempest.", "tempest")
+    assert reader.same("q", "1870", "It was built in 1870.")
+    assert reader.same("q", "Peyton Manning", "Manning")
     assert reader.cost.read == 0
-    reader.same("q", "yes", "no")
+    reader.same("q", "18", "1870")
     assert reader.cost.read > 0
+
+
+def test_nothing_stands_in_no_answer() -> None:
+    assert alike("", "the")
+    assert not alike("", "1870")
+    assert not alike("1870", ".")
 
 
 @pytest.mark.parametrize(

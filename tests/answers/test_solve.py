@@ -15,17 +15,23 @@ from tests.thresher.test_cli import thresher as command
 from thresher.answers import solve
 from thresher.answers.problems import Problem, read_problems
 from thresher.answers.solve import Solver, program_of, seeds_of
+from thresher.evaluation.scorers.maths import boxed
 
 
 class Scripted(Solver):
-    """A solver whose model writes what a list has, and finds right what does not say "wrong"."""
+    """A solver whose model writes what a list has, and finds yes less likely after "wrong" than after nothing."""
 
     def __init__(self, llm: thresher.LanguageModel, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(llm)
         object.__setattr__(self, "texts", texts)
         object.__setattr__(self, "questions", [])
         object.__setattr__(self, "prefixes", [])
-        monkeypatch.setattr(solve, "yes", lambda llm, question: 0.0 if "step: wrong" in question else 1.0)
+        monkeypatch.setattr(solve, "yes", lambda llm, question: self.likely(question))
+
+    def likely(self, question: str) -> float:
+        """How likely yes is: after nothing 0.2, after a step that is as good as nothing the same."""
+        step = question.partition("step: ")[2]
+        return 0.1 if step.startswith("wrong") else 0.2 if step.startswith(("none\n", "idle")) else 0.3
 
     def _ask(self, question: str) -> Any:
         self.questions.append(question)  # type: ignore[attr-defined]
@@ -40,7 +46,7 @@ class Scripted(Solver):
 
 
 def test_text_and_code(llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    solver = Scripted(llm, ["So it is 3.\n#### 7", "nothing at all"], monkeypatch)
+    solver = Scripted(llm, ["So it is 3.\n\\boxed{7}", "nothing at all"], monkeypatch)
     assert solver.answers("text", "p", [1, 2]) == ["7", ""]
     programs = [
         "```python\nprint('hm')\nprint(6 * 7)\n```",
@@ -53,7 +59,7 @@ def test_text_and_code(llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPa
 
 
 def test_steps_are_checked_kept_and_built_upon(llm: thresher.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = ["3 and 4", "wrong turn", "```python\nprint(3 + 4)\n```", "So #### 7"]
+    texts = ["3 and 4", "wrong turn", "```python\nprint(3 + 4)\n```", "So \\boxed{7}"]
     solver = Scripted(llm, texts, monkeypatch)
     assert solver.answers("cumulative", "p", [5]) == ["7"]
     assert solver.prefixes == [  # type: ignore[attr-defined]
@@ -62,9 +68,21 @@ def test_steps_are_checked_kept_and_built_upon(llm: thresher.LanguageModel, monk
         "Step 1: 3 and 4\nStep 2:",
         "Step 1: 3 and 4\nStep 2: ```python\nprint(3 + 4)\n```\nOutput: 7\nStep 3:",
     ]
-    late = Scripted(llm, ["a", "wrong"] * solve.STEPS + ["1", "2"], monkeypatch)
-    assert late.answers("cumulative", "p", [5, 6]) == ["1", "2"]  # no step had the answer, so it is asked for
-    assert late.prefixes[-1] == "####"  # type: ignore[attr-defined]
+    for forgotten in ("idle", "", "3 + 4 = 8", "```python\nimport os\n```"):
+        solver = Scripted(llm, [forgotten, "So \\boxed{7}"], monkeypatch)
+        assert solver.answers("cumulative", "p", [5]) == ["7"]
+        assert solver.prefixes == ["Step 1:", "Step 1:"]  # type: ignore[attr-defined]
+    texts = ["```py\nx = 3\nprint(x)\n```\nOutput: 5", "```\nprint(x + 4)", "```py\nprint(y)\n```", "So \\boxed{7}"]
+    built = Scripted(llm, texts, monkeypatch)  # on an earlier program, and not on the output that was made up
+    assert built.answers("cumulative", "p", [5]) == ["7"]
+    first, second = (
+        f"Step {n}: ```python\n{each}\n```\nOutput: {out}\n"
+        for n, each, out in [(1, "x = 3\nprint(x)", 3), (2, "print(x + 4)", 7)]
+    )
+    assert built.prefixes[1:] == [f"{first}Step 2:", *[f"{first}{second}Step 3:"] * 2]  # type: ignore[attr-defined]
+    late = Scripted(llm, ["a", "wrong"] * solve.STEPS + ["1}", "\\frac{1}{2}}."], monkeypatch)
+    assert late.answers("cumulative", "p", [5, 6]) == ["1", "\\frac{1}{2}"]  # no step had one, so it is asked for
+    assert late.prefixes[-1] == solve.ANSWER  # type: ignore[attr-defined]
 
 
 def test_every_run_follows_from_its_seed(llm: thresher.LanguageModel) -> None:
@@ -78,6 +96,14 @@ def test_every_run_follows_from_its_seed(llm: thresher.LanguageModel) -> None:
         assert text == str(llm.generate(state.copy(), max_new_tokens=6, temperature=2.0, seed=seed))
     assert seeds[:2] == seeds_of(0, 3, "text", 2)
     assert len({*seeds, *seeds_of(0, 4, "text", 5), *seeds_of(0, 3, "code", 5), *seeds_of(1, 3, "text", 5)}) == 20
+
+
+@pytest.mark.parametrize("template", [solve.TEXT, solve.CUMULATIVE])
+def test_a_template_has_nothing_in_the_place_of_an_answer(template: str) -> None:
+    """A small model would copy it."""
+    asked = template.format(problem="Where {is} it?")
+    assert (boxed(asked), asked.count("\\boxed{}")) == ("", 1)
+    assert asked.endswith("\n\nProblem: Where {is} it?")
 
 
 def test_programs_stand_between_fences() -> None:

@@ -99,13 +99,14 @@ def ask(
     numbers = clusters(question, [each.text for each in said.values()], same)
     voted = weighted_vote(np.array(numbers)[:, None], np.array([given[name] for name in said]), seed=seed)[0]
     texts = [each.text for each in said.values()]
+    enough = f"{kappa} source{'' if kappa == 1 else 's'} of at least its weight knew an answer"
     return Verdict(
         question,
         None if voted < 0 else texts[numbers.index(voted)],  # the first of the cluster speaks for it
         said,
         dict(zip(said, numbers, strict=True)),
         given,
-        {source.name: f"{kappa} sources with more weight knew an answer" for source in waiting},
+        dict.fromkeys((source.name for source in waiting), enough),
     )
 
 

@@ -2,11 +2,15 @@
 
     text         step by step in words
     code         a program, which is run in the sandbox; its last printed line is the answer
-    cumulative   a step at a time, with code; a step that the model itself does not find right is forgotten
+    cumulative   a step at a time, with code; a step that is not found right is forgotten
+
+A step is right where its program runs, its sums are true, and the model finds yes likelier after a question about it
+than after the same question about an empty step: what a model says to nothing is its own leaning, by which its answers
+are calibrated (arXiv 2102.09690).
 
 Source: diverse prompting (arXiv 2410.09780) and cumulative reasoning (arXiv 2308.04371). Differs from them: a step is
-checked by the likelihood of yes against no after a question, and not by a text of its own. What is shared, the problem
-in a method's template, is read once; the runs go on from copies, together.
+checked as above, and not by a text of the model's. What is shared, the problem in a method's template, is read once;
+the runs go on from copies, together.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from reference import CHUNK, Policy, Sampling
 from reference.checks import one_of, require, whole
 from thresher.answers.sandbox import ProgramError
 from thresher.answers.sandbox import run as run_program
+from thresher.answers.sums import sums_are_true
 from thresher.answers.yes import yes
 from thresher.evaluation.samples import Ask, prompt
 from thresher.evaluation.scorers.maths import final_answer
@@ -28,21 +33,26 @@ from thresher.generate import Answer, Settings, run
 from thresher.model import LanguageModel
 from thresher.state import State
 
-TEXT = "Solve the problem step by step and end with the line #### ANSWER.\n\nProblem: {problem}"
+# A small model copies a word that stands for the answer, and takes an example's things for those of the problem: so the
+# box is empty.
+TEXT = "Solve the problem step by step, and put the final answer within \\boxed{{}}.\n\nProblem: {problem}"
 CODE = (
     "Write a Python program that solves the problem and prints the answer and nothing else. Answer with the program "
     "alone, between ```python and ```.\n\nProblem: {problem}"
 )
 CUMULATIVE = (
     "Solve the problem in short steps, one sentence each, numbered Step 1, Step 2 and so on. A step may be a program "
-    "between ```python and ```, whose output you are told. The last step ends with #### ANSWER.\n\nProblem: {problem}"
+    "between ```python and ```, which prints its result. The last step has the final answer within \\boxed{{}}.\n\n"
+    "Problem: {problem}"
 )
+ANSWER = "The final answer is \\boxed{"
 CHECK = (
     "Problem: {problem}\n\nSteps so far:\n{steps}\n\nProposed next step: {step}\n\nIs the proposed step right? Answer "
     "yes or no."
 )
 PROGRAM = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
-STEPS, STEP_TOKENS, KEPT = 6, 96, 0.5  # proposals of a run, tokens of one, and how likely yes must be
+STEPS, STEP_TOKENS = 6, 96  # proposals of a run, and tokens of one
+NOTHING = "none"  # an empty list of steps, and an empty step
 
 
 @dataclass(frozen=True)
@@ -81,18 +91,26 @@ class Solver:
         for proposal in range(STEPS):
             active = [n for n in range(len(seeds)) if not done[n]]
             states = [self._go_on(start, f"{_told(kept[n])}Step {len(kept[n]) + 1}:") for n in active]
-            drawn = self._draw(states, [seeds[n] * STEPS + proposal for n in active], STEP_TOKENS, "\nStep ")
+            numbers = [seeds[n] * STEPS + proposal for n in active]
+            drawn = self._draw(states, numbers, STEP_TOKENS, "\nStep ")
             for n, text in zip(active, drawn, strict=True):
-                step = _with_output(text.strip())
-                question = CHECK.format(problem=problem, steps="\n".join(kept[n]) or "none", step=step)
-                if step and yes(self.llm, self._ask(question)) > KEPT:
+                step = _with_output(text.strip(), kept[n])
+                if step and self._right(problem, kept[n], step):
                     kept[n].append(f"Step {len(kept[n]) + 1}: {step}")
-                    done[n] = "####" in step or "\\boxed" in step
+                    done[n] = "\\boxed" in step
         late = [n for n in range(len(seeds)) if not done[n]]
-        states = [self._go_on(start, f"{_told(kept[n])}####") for n in late]
+        states = [self._go_on(start, f"{_told(kept[n])}{ANSWER}") for n in late]
         drawn = self._draw(states, [seeds[n] for n in late], STEP_TOKENS, "\n")
         ends = dict(zip(late, drawn, strict=True))
-        return [final_answer(f"#### {ends[n]}" if n in ends else kept[n][-1]) for n in range(len(seeds))]
+        return [final_answer(f"{ANSWER}{ends[n]}" if n in ends else kept[n][-1]) for n in range(len(seeds))]
+
+    def _right(self, problem: str, steps: Sequence[str], step: str) -> bool:
+        """Whether the sums of a step are true, and yes is likelier after it than after an empty step."""
+        if not sums_are_true(step):
+            return False
+        asked = CHECK.format(problem=problem, steps="\n".join(steps) or NOTHING, step="{step}")
+        found, leaning = (yes(self.llm, self._ask(asked.replace("{step}", each))) for each in (step, NOTHING))
+        return found > leaning
 
     def _read(self, template: str, problem: str) -> State:
         return self._ask(template.format(problem=problem))
@@ -159,15 +177,18 @@ def _printed(program: str) -> str:
     return final_answer(last) or last
 
 
-def _with_output(step: str) -> str:
-    """A step, with what its program prints."""
-    program = program_of(step)
-    if not program:
+def _with_output(step: str, earlier: Sequence[str]) -> str:
+    """A step up to the end of its program, and what that prints, run after the programs of the earlier steps; "" where
+    it fails. What a model writes after its program is often an output that it made up."""
+    found = PROGRAM.search(step)
+    if not found:
         return " ".join(step.split())
+    before = "".join(f"{program_of(each)}\n" for each in earlier)
     try:
-        return f"{step}\nOutput: {run_program(program).strip()}"
-    except ProgramError as error:
-        return f"{step}\nOutput: {error}"
+        printed = run_program(before + found[1]).removeprefix(run_program(before) if before else "")
+    except ProgramError:
+        return ""
+    return f"{step[: found.start()]}```python\n{found[1].rstrip()}\n```\nOutput: {printed.strip()}"
 
 
 def _told(steps: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from thresher.answers.coverage import coverage
 from thresher.answers.nli import Entailment
 from thresher.answers.panel import Same, clusters, weights_of
 from thresher.answers.problems import Problem
-from thresher.answers.reader import THRESHOLD, TOP, Cost, Reader, check_settings
+from thresher.answers.reader import TOP, Cost, Reader, check_settings
 from thresher.answers.shelf import Shelf
 from thresher.answers.solve import Solver, check_methods, seeds_of
 from thresher.answers.sources import read_sources
@@ -70,7 +70,7 @@ class Reading:
     states: tuple[str, int] | None = None
     nli: str | None = None
     top: int = TOP
-    threshold: float = THRESHOLD
+    threshold: float | None = None
     max_new_tokens: int = 24
 
     def __post_init__(self) -> None:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 STATES_GB = 4.0
 Top = Annotated[int, typer.Option(help="Passages that are read of a source for a question.")]
-Threshold = Annotated[float, typer.Option(help="An answer whose passages support it less, 0 to 1, does not count.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="An answer with less support, 0 to 1, does not count: 0.95 by default, 0.1 with --nli."),
+]
 States = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where states are kept; by default in the user's cache.")
 ]
@@ -44,7 +47,7 @@ def estimate(
         typer.Option(metavar="DIR", help="Keeps what each source said; a run that was interrupted goes on there."),
     ] = None,
     top: Top = 3,
-    threshold: Threshold = 0.1,
+    threshold: Threshold = None,
     nli: NliModel = None,
     max_new_tokens: options.MaxNewTokens = 24,
     select: options.Select = "",
@@ -89,7 +92,7 @@ def ask(
     ] = None,
     kappa: Annotated[int, typer.Option(help="Answers that are looked for, the most reliable source first.")] = 4,
     top: Top = 3,
-    threshold: Threshold = 0.1,
+    threshold: Threshold = None,
     nli: NliModel = None,
     max_new_tokens: options.MaxNewTokens = 24,
     select: options.Select = "",
@@ -122,8 +125,9 @@ def ask(
         for name, each in verdict.said.items()
     ]
     show.columns(["source", "weight", "said"], rows)
-    for name, why in verdict.not_read.items():
-        print(f"{name} was not read: {why}")
+    for why in dict.fromkeys(verdict.not_read.values()):
+        names = [name for name, each in verdict.not_read.items() if each == why]
+        print(f"\n{len(names)} not read, since {why}: {shorten(', '.join(names), 80, placeholder=' …')}")
     print(_costs(reader.cost))
 
 
@@ -155,6 +159,7 @@ def solve(
 ) -> None:
     """Solve problems in several ways, again and again: what each way covers, what their mix saves, what a vote says."""
     from thresher.answers import work
+    from thresher.answers.coverage import MIX
     from thresher.answers.problems import read_problems
     from thresher.evaluation.cells import Engine
 
@@ -178,7 +183,9 @@ def solve(
         return
     rows = []
     for name, each in told["methods"].items():
-        saved = "" if each.get("saved") is None else f"{each['saved']:.0%}, at run {each['reached']}"
+        saved = "" if name == MIX else "none"
+        if each.get("saved") is not None:
+            saved = f"{each['saved']:.0%}, at run {each['reached']}"
         rows.append(
             [name, *(_share(figure) for figure in (each["pass"][0], each["pass"][-1], each["majority"])), saved]
         )
@@ -199,7 +206,7 @@ def _reading(
     states: tuple[Path | None, float],
     nli: str | None,
     top: int,
-    threshold: float,
+    threshold: float | None,
     max_new_tokens: int,
     chunk: int,
 ) -> Reading:
