@@ -23,7 +23,7 @@ from accel.cuda.runtime.kernels import Kernel, device, kernel
 from accel.cuda.runtime.reduce import WARP
 
 # Threads of a block, and columns of each at most: odd, three times what it asks for at once, and they fit in registers
-SIZES = ((2, 3), (2, 9)) if SIMULATED else ((1024, 15), (768, 45))
+SIZES = ((2, 3), (2, 9)) if SIMULATED else ((1024, 15), (512, 69))
 MOST_WARPS, OF_WARPS = 32, 2 if SIMULATED else 1  # of a block, and their sums that a thread adds up
 BYTE, COUNTERS = 256, 512  # digits of 8 bits, and counters of two levels' digits
 OF_LANE = BYTE // WARP  # of them that a thread of one warp adds up
@@ -122,8 +122,8 @@ def keeper(THREADS: int, HELD: int) -> Kernel:
         for n in range(-(-COUNTERS // THREADS)):
             if thread + n * THREADS < COUNTERS:
                 counters[np.uint32(thread + n * THREADS)] = 0
-        cuda.syncthreads()
         own = np.int32((past + THREADS - 1) // THREADS | 1)  # columns of a thread: odd, so that banks differ in a warp
+        cuda.syncthreads()
         start = np.int32(thread * own)
         count = np.int32(min(max(past - start, 0), own))
         for n in range(HELD):
@@ -159,6 +159,9 @@ def keeper(THREADS: int, HELD: int) -> Kernel:
         before = _sum_before(tally, sums)
         same = np.uint32((before >> 16) & 0xFFFF)
         at = np.uint32((before & 0xFFFF) + min(same, need))
+        start = np.int32(
+            thread * found[2]
+        )  # as it was: else the compiler keeps every start + n in a register meanwhile
         for n in range(HELD):
             if places[n] > cut or (places[n] == cut and same < need):
                 memory[at] = start + n
