@@ -100,7 +100,7 @@ def keeper(THREADS: int, HELD: int) -> Kernel:
         memory = cuda.shared.array(LONGEST if SIMULATED else 0, np.uint32)  # places, and in the end columns
         counters = cuda.shared.array(COUNTERS, np.int32)
         sums = cuda.shared.array(MOST_WARPS, np.int32)
-        found = cuda.shared.array(2, np.uint32)
+        found = cuda.shared.array(3, np.uint32)  # the cut, how many are needed of it, columns of a thread
         asked = cuda.local.array(ASKED, np.float32)
         places = cuda.local.array(HELD, np.uint32)
         row, chunk, thread = cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
@@ -123,6 +123,8 @@ def keeper(THREADS: int, HELD: int) -> Kernel:
             if thread + n * THREADS < COUNTERS:
                 counters[np.uint32(thread + n * THREADS)] = 0
         own = np.int32((past + THREADS - 1) // THREADS | 1)  # columns of a thread: odd, so that banks differ in a warp
+        if thread == 0:
+            found[2] = own
         cuda.syncthreads()
         start = np.int32(thread * own)
         count = np.int32(min(max(past - start, 0), own))
@@ -159,9 +161,7 @@ def keeper(THREADS: int, HELD: int) -> Kernel:
         before = _sum_before(tally, sums)
         same = np.uint32((before >> 16) & 0xFFFF)
         at = np.uint32((before & 0xFFFF) + min(same, need))
-        start = np.int32(
-            thread * found[2]
-        )  # as it was: else the compiler keeps every start + n in a register meanwhile
+        start = np.int32(thread * found[2])  # looked up, or the compiler would hold start + n in registers all along
         for n in range(HELD):
             if places[n] > cut or (places[n] == cut and same < need):
                 memory[at] = start + n
