@@ -151,7 +151,8 @@ def keeper(THREADS: int, HELD: int) -> Kernel:
             cuda.syncthreads()
             cut, need = found[0], found[1]
             more = need > 0 and shift > 0
-            shift = np.uint32(shift - 8)
+            if more:
+                shift = np.uint32(shift - 8)
         tally = np.int32(0)
         for n in range(HELD):  # how many are above the cut and, 16 bits further up, at it
             if places[n] > cut:
