@@ -23,7 +23,7 @@ from accel.cuda.runtime.kernels import Kernel, device, kernel
 from accel.cuda.runtime.reduce import WARP
 
 # Threads of a block, and columns of each at most: odd, three times what it asks for at once, and they fit in registers
-SIZES = ((2, 3), (2, 9)) if SIMULATED else ((1024, 15), (768, 45))
+SIZES = ((2, 3), (2, 9)) if SIMULATED else ((1024, 15), (512, 69))
 MOST_WARPS, OF_WARPS = 32, 2 if SIMULATED else 1  # of a block, and their sums that a thread adds up
 BYTE, COUNTERS = 256, 512  # digits of 8 bits, and counters of two levels' digits
 OF_LANE = BYTE // WARP  # of them that a thread of one warp adds up
@@ -100,7 +100,7 @@ def keeper(THREADS: int, HELD: int) -> Kernel:
         memory = cuda.shared.array(LONGEST if SIMULATED else 0, np.uint32)  # places, and in the end columns
         counters = cuda.shared.array(COUNTERS, np.int32)
         sums = cuda.shared.array(MOST_WARPS, np.int32)
-        found = cuda.shared.array(2, np.uint32)
+        found = cuda.shared.array(3, np.uint32)  # the cut, how many are needed of it, columns of a thread
         asked = cuda.local.array(ASKED, np.float32)
         places = cuda.local.array(HELD, np.uint32)
         row, chunk, thread = cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
@@ -122,8 +122,10 @@ def keeper(THREADS: int, HELD: int) -> Kernel:
         for n in range(-(-COUNTERS // THREADS)):
             if thread + n * THREADS < COUNTERS:
                 counters[np.uint32(thread + n * THREADS)] = 0
-        cuda.syncthreads()
         own = np.int32((past + THREADS - 1) // THREADS | 1)  # columns of a thread: odd, so that banks differ in a warp
+        if thread == 0:
+            found[2] = own
+        cuda.syncthreads()
         start = np.int32(thread * own)
         count = np.int32(min(max(past - start, 0), own))
         for n in range(HELD):
@@ -149,7 +151,8 @@ def keeper(THREADS: int, HELD: int) -> Kernel:
             cuda.syncthreads()
             cut, need = found[0], found[1]
             more = need > 0 and shift > 0
-            shift = np.uint32(shift - 8)
+            if more:
+                shift = np.uint32(shift - 8)
         tally = np.int32(0)
         for n in range(HELD):  # how many are above the cut and, 16 bits further up, at it
             if places[n] > cut:
@@ -159,6 +162,7 @@ def keeper(THREADS: int, HELD: int) -> Kernel:
         before = _sum_before(tally, sums)
         same = np.uint32((before >> 16) & 0xFFFF)
         at = np.uint32((before & 0xFFFF) + min(same, need))
+        start = np.int32(thread * found[2])  # looked up, or the compiler would hold start + n in registers all along
         for n in range(HELD):
             if places[n] > cut or (places[n] == cut and same < need):
                 memory[at] = start + n
