@@ -189,10 +189,7 @@ def _first_layer(arch: str) -> dict[str, str]:
     for an architecture."""
     (known,) = (each for each in MODEL_ARCH if MODEL_ARCH_NAMES[each] == arch)
     table = get_tensor_name_map(known, 1)
-    own = {
-        "phi3": {*PHI3_NAMES.values()},
-        "deepseek2": OF_DEEPSEEK,
-    }  # gguf has one name for Phi-3's gate and up, and up
-    inner = own.get(arch, INNER)
+    # gguf has one name for up and for Phi-3's gate and up together.
+    inner = {"phi3": {*PHI3_NAMES.values()}, "deepseek2": OF_DEEPSEEK}.get(arch, INNER)
     ours = [*OUTER, *(f"model.layers.0.{name.rpartition('.')[0]}" for name in inner)]
     return {stored: name for name in ours if (stored := table.get_name(name)) is not None}

@@ -44,8 +44,8 @@ WORDS: dict[str, Callable[[str], list[str]]] = {
 
 
 def deepseek_words(text: str) -> list[str]:
-    """Cut three times, by the kinds of letters: d a number, c Chinese or Japanese, a one of ASCII and l another, m a mark,
-    p punctuation or a symbol of ASCII and s another, n a line's end, a space, t other white space."""
+    """Cut three times, by the kinds of letters: d a number, c Chinese or Japanese, a one of ASCII and l another, m a
+    mark, p punctuation or a symbol of ASCII and s another, n a line's end, a space, t other white space."""
 
     def kind(letter: str) -> str:
         category = unicodedata.category(letter)[0]

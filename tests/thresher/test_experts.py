@@ -18,8 +18,11 @@ from hypothesis import strategies as st
 import thresher
 from loaders.tensors import write_tensors
 from reference import Expert, StoredExperts
+from tests.checkpoints import byte_tokenizer
 from tests.loaders.files import draw, write_checkpoint
 from tests.loaders.test_experts import CONFIGS, RECORDED, gguf, stacks, tensors
+from tests.thresher.test_cli import one_line
+from tests.thresher.test_cli import thresher as thresher_command
 from thresher.experts import ExpertMemory
 from thresher.memory import available, forget_peak, peak, resident
 from thresher.sizes import read_size, size
@@ -211,6 +214,7 @@ def many_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "config.json").write_text(json.dumps(SHAPE))
     stored = {name: x.astype(ml_dtypes.bfloat16) for name, x in axk1_tensors(SHAPE).items()}
     write_tensors(path / "model.safetensors", stored, {})
+    byte_tokenizer().save(str(path / "tokenizer.json"))
     return path
 
 
@@ -246,6 +250,18 @@ def test_experts_that_fit_are_in_memory_once_also_while_they_are_read(many_exper
     assert llm.experts_on_disk == ""
     assert llm.model.weights.nbytes > 120 * MIB  # in the file half of it
     assert most - before < llm.model.weights.nbytes + 16 * MIB
+
+
+def test_the_command_tells_it_in_one_line(many_experts: Path) -> None:
+    options = ("--raw", "--max-new-tokens", 2, "--backend", "cpu", "--dtype", "bfloat16", "--expert-memory")
+    result = thresher_command("generate", many_experts, "-p", "Hello", *options, "6MiB")
+    assert result.returncode == 0, result.stderr
+    lines = result.stderr.split("\n")
+    told = [line for line in lines if line.startswith("thresher: 80 experts of 60.0 MiB stay on disk and")]
+    assert len(told) == 1
+    assert "6.0 MiB of memory" in told[0]
+    refused = one_line(thresher_command("generate", many_experts, "-p", "Hello", *options, "six"))
+    assert refused == "thresher: --expert-memory takes bytes, such as 2GB, 500MiB or 0, not 'six'\n"
 
 
 def test_amounts_of_memory_are_read_as_they_are_written() -> None:
