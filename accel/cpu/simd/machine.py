@@ -9,22 +9,21 @@ lets a process use when asked.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
-from typing import Any
 
 import llvmlite.binding as llvm
-from numba import config
 
 llvm.initialize_native_target()
 llvm.initialize_native_asmprinter()
 
 
-def _target() -> tuple[str, str]:
-    """Name and features of the processor that Numba compiles for."""
-    settings: Any = config
-    if settings.CPU_NAME is not None:
-        return settings.CPU_NAME, settings.CPU_FEATURES or ""
-    return llvm.get_host_cpu_name(), settings.CPU_FEATURES or llvm.get_host_cpu_features().flatten()
+def target() -> tuple[str, str]:
+    """Name and features of the processor that kernels are compiled for."""
+    name, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
+    if name is not None:
+        return name, features or ""
+    return llvm.get_host_cpu_name(), features or llvm.get_host_cpu_features().flatten()
 
 
 def _compiled(name: str, features: str, work: str, stored: str) -> str:
@@ -61,11 +60,11 @@ def _matrix_unit(features: str) -> bool:
     return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
-LANES, REGISTERS = _registers(*_target())
-_ROUNDS = LANES == 16 and _rounds(*_target())
-MATRIX = _ROUNDS and _matrix_unit(_target()[1])
+LANES, REGISTERS = _registers(*target())
+_ROUNDS = LANES == 16 and _rounds(*target())
+MATRIX = _ROUNDS and _matrix_unit(target()[1])
 # Whether products of bfloat16 are faster than of float32. In Intel's registers they take twice as long (measured).
-PAIRS = MATRIX or (_ROUNDS and _target()[0].startswith("znver"))
+PAIRS = MATRIX or (_ROUNDS and target()[0].startswith("znver"))
 VECTORS = 4 if REGISTERS == 32 else 2  # columns of a register tile, in registers
 ROWS = 6 if REGISTERS == 32 or LANES == 8 else 4  # rows of it: ROWS · VECTORS sums, VECTORS of B, one of A
 HALF = LANES > 4 or REGISTERS == 32  # converts float16 by itself: AVX2 and later, NEON
