@@ -37,7 +37,11 @@ def _compiled(name: str, features: str, work: str, stored: str) -> str:
 
 
 def _registers(name: str, features: str) -> tuple[int, int]:
-    """Lanes of float32 in a register, and how many registers, found by compiling one vector addition."""
+    """Lanes of float32 in a register, and how many registers: by the features, or where only the processor's name is
+    given by compiling one vector addition, which needs 20 MB."""
+    for feature, found in (("+avx512f", (16, 32)), ("+avx", (8, 16)), ("+neon", (4, 32))):
+        if feature in features.split(","):
+            return found
     text = _compiled(name, features, "%y = fadd <16 x float> %x, %x", "float")
     if "zmm" in text:
         return 16, 32
@@ -48,6 +52,8 @@ def _registers(name: str, features: str) -> tuple[int, int]:
 
 def _rounds(name: str, features: str) -> bool:
     """Whether registers of 16 float32 are rounded to bfloat16 in one instruction, and pairs of those multiplied."""
+    if "avx512bf16" in features:
+        return "+avx512bf16" in features.split(",")
     text = _compiled(name, features, "%y = fptrunc <16 x float> %x to <16 x bfloat>", "bfloat")
     return "vcvtneps2bf16" in text
 
