@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numba import carray
 
 from accel.cpu.linear.rows import add_row, copy_row, load_kind
 from accel.cpu.runtime.arrays import Matrix, address, readable, rows
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import Room, fresh
-from accel.cpu.simd import F32, LANES, fetch_add, fma, load, real, splat, store, store_some, total, words_at
+from accel.cpu.simd import F32, LANES, carray, fetch_add, fma, load, real, splat, store, store_some, total, words_at
 from reference import contract
 from reference import layers as meaning
 from reference.checks import match

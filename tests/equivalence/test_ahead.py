@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from accel import cpu
-from accel.cpu.runtime import ahead, compiling
+from accel.cpu.runtime import ahead
+from accel.cpu.runtime.code import Code
 from accel.cpu.runtime.kernels import Kernel
 from accel.cpu.runtime.needed import needed
 from reference import Policy
@@ -80,7 +81,7 @@ def test_what_another_process_does_not_compile_is_compiled_here(other: str, monk
 
 def test_without_a_place_for_code_no_other_process_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(compiling._Kept, "folders", [tmp_path / "file" / "below"])
+    monkeypatch.setattr(Code, "folders", [tmp_path / "file" / "below"])
     monkeypatch.setattr(subprocess, "Popen", None)
     kernels = [Pretended(f"kernel {n}") for n in range(9)]
     ahead.compile_all(kernels, processes=3)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import llvmlite.binding as llvm
 import ml_dtypes
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from accel import cpu
 from accel.cpu import simd
 from accel.cpu.linear import maps
 from accel.cpu.runtime.kernels import Kernel
+from accel.cpu.runtime.team import TEAM
+from accel.cpu.simd import machine
+from accel.cpu.simd.later import Later
 from tests.small import small_config
 
 SCRIPT = """
@@ -68,7 +72,7 @@ def test_a_backend_is_found_by_name() -> None:
 def test_warmup_compiles_every_kernel_and_says_when_it_is_done() -> None:
     told: list[tuple[str, int, int]] = []
     count = cpu.warmup(lambda *step: told.append(step))
-    assert count == len(Kernel.known) >= 15
+    assert count == len(Kernel.known) + len(TEAM) >= 15
     assert told[-1] == ("", count, count)
     assert all(kernel.address for kernel in Kernel.known)
 
@@ -238,13 +242,13 @@ def test_columns_that_are_not_there_are_refused() -> None:
 
 
 def test_made_functions_have_names_of_their_own() -> None:
-    """Kernels on disk find what they call by name; two functions of one name were once taken for each other."""
+    """A kernel finds what it calls by name; two functions of one name were once taken for each other."""
     found: dict[str, set[int]] = {}
 
     def visit(function: object) -> None:
-        python = getattr(function, "py_func", None)
-        if python is None:
+        if not (isinstance(function, Later) and hasattr(function.made, "py_func")):
             return
+        python = function.made.py_func
         found.setdefault(f"{python.__module__}.{python.__qualname__}", set()).add(id(python))
         for cell in python.__closure__ or ():
             visit(cell.cell_contents)
@@ -254,3 +258,16 @@ def test_made_functions_have_names_of_their_own() -> None:
             visit(function)
     assert "accel.cpu.simd.tile.fused_tile_of_2_rows" in found
     assert all(len(functions) == 1 and "<locals>" not in name for name, functions in found.items()), found
+
+
+def test_the_features_of_this_machine_tell_what_the_compiler_would() -> None:
+    """Registers are read off the features of this machine; of a processor that is only named LLVM is asked."""
+    name, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    text = machine._compiled(name, features, "%y = fadd <16 x float> %x, %x", "float")
+    lanes = 16 if "zmm" in text else 8 if "ymm" in text else 4
+    assert machine._registers(name, features)[0] == lanes
+    assert machine._registers("haswell", "") == (8, 16)
+    assert machine._registers("cascadelake", "") == (16, 32)
+    if lanes == 16:
+        text = machine._compiled(name, features, "%y = fptrunc <16 x float> %x to <16 x bfloat>", "bfloat")
+        assert machine._rounds(name, features) == ("vcvtneps2bf16" in text)

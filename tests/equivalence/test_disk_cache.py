@@ -12,15 +12,17 @@ from pathlib import Path
 import pytest
 
 import accel
-from accel.cpu.runtime import compiling
+from accel.cpu.runtime import code
 
 ADD = """
+import sys
 import numpy as np
 from accel import cpu
 x = np.ones((3, 5), np.float32)
 assert (cpu.add(x, x) == 2).all()
 from accel.cpu.layers import _add
-print(_add._code.cache_hits)
+assert ("numba" in sys.modules) != _add._code.was_kept
+print(int(_add._code.was_kept))
 """
 
 
@@ -127,8 +129,8 @@ def test_a_full_disk_is_no_reason_to_fail(
             file.write(data[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(compiling._Kept, "folders", [tmp_path])
-    monkeypatch.setattr(compiling._Kept, "told", False)
+    monkeypatch.setattr(code.Code, "folders", [tmp_path])
+    monkeypatch.setattr(code.Code, "told", False)
     monkeypatch.setattr(Path, "write_bytes", full)
 
     def nothing(word):  # type: ignore[no-untyped-def]
@@ -136,7 +138,7 @@ def test_a_full_disk_is_no_reason_to_fail(
 
     nothing.__module__ = "accel.cpu.nothing"  # else it would not be kept
     for _ in range(2):
-        compiling.callback(nothing, 1).compile()
+        assert code.Code(nothing, 1).address
     assert list(tmp_path.iterdir()) == []
     assert [record.message for record in caplog.records] == [
         "compiled kernels cannot be kept, so every start compiles them anew: "
@@ -146,8 +148,8 @@ def test_a_full_disk_is_no_reason_to_fail(
 
 def test_only_what_the_stamp_knows_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel of somebody else's would be found again after its source had changed."""
-    monkeypatch.setattr(compiling._Kept, "folders", [tmp_path])
-    compiling.callback(lambda word: None, 1).compile()
+    monkeypatch.setattr(code.Code, "folders", [tmp_path])
+    assert code.Code(lambda word: None, 1).address
     assert list(tmp_path.iterdir()) == []
 
 
@@ -156,7 +158,7 @@ def test_code_of_another_stamp_goes_when_nobody_loaded_it_for_long(tmp_path: Pat
     (old,) = code_in(tmp_path)
     recent = old.with_name("layers._add-1234567890abcdef.code")
     shutil.copy(old, recent)
-    long_ago = time.time() - compiling.UNUSED - 100
+    long_ago = time.time() - code.UNUSED - 100
     os.utime(old, (long_ago, long_ago))
     run(NUMBA_CACHE_DIR=str(tmp_path))
     assert not old.exists()

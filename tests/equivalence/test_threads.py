@@ -16,7 +16,7 @@ import pytest
 
 from accel import cpu
 from accel.cpu.runtime import cores
-from accel.cpu.runtime.compiling import compiled
+from accel.cpu.runtime.code import compiled
 from accel.cpu.runtime.waiting import SPINS, YIELDS, pause
 
 resource = pytest.importorskip("resource")
@@ -132,12 +132,12 @@ def test_a_child_forked_while_another_thread_computes_has_a_team_of_its_own() ->
 def test_a_child_forked_while_another_thread_compiles_can_compile() -> None:
     script = """
     import faulthandler
-    from accel.cpu.runtime.compiling import callback, global_compiler_lock
+    from accel.cpu.runtime import code
 
     began = threading.Event()
 
     def compile_for_long():
-        with global_compiler_lock:
+        with code.lock:
             began.set()
             time.sleep(0.3)
 
@@ -145,7 +145,7 @@ def test_a_child_forked_while_another_thread_compiles_can_compile() -> None:
     began.wait()
     if (child := os.fork()) == 0:
         faulthandler.dump_traceback_later(30, exit=True)
-        callback(lambda a: None, 1).compile()
+        code.Code(lambda a: None, 1).address
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """

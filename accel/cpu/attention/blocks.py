@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from numba import carray, njit
-from numba.extending import register_jitable
-
 from accel.cpu.attention.hidden_values import list_values
 from accel.cpu.attention.softmax import at_edge
 from accel.cpu.linear.rows import list_rows, padded, rounded
@@ -25,7 +22,7 @@ from accel.cpu.linear.unit import (
     right_size,
     weights_size,
 )
-from accel.cpu.simd import BF16, LANES, words_at
+from accel.cpu.simd import BF16, LANES, carray, njit, words_at
 
 LISTED = 8 * max(WIDTH, padded(KEYS, STEP))  # bytes of a list of addresses
 
@@ -51,7 +48,7 @@ class Places(NamedTuple):
     end: int
 
 
-@register_jitable
+@njit
 def places(base, columns, dim):
     """The places from an address on; from 0 on the last is how many bytes there are."""
     blocks, wide_dim = (columns + WIDTH - 1) // WIDTH, padded(dim, LANES)
@@ -78,7 +75,7 @@ def places(base, columns, dim):
     )  # fmt: skip
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def weighted(kind):
     """The form of Vᵀ times weights. Those from bfloat16 are rounded alike, which leaves them an error of 2⁻⁹ each. The
     scores are not: rounded queries would leave an error in proportion to the score, and an exponent makes it one of

@@ -14,7 +14,6 @@ scores of the next are multiplied, and the next keys and values are packed while
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
 
 from accel.cpu.attention.blocks import LISTED, first_keys, pack_queries, places, plan_values, take_keys, weighted
 from accel.cpu.attention.hidden_values import spoil
@@ -49,9 +48,11 @@ from accel.cpu.linear.unit import (
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
     LANES,
+    carray,
     close_tiles,
     fetch_add,
     floats_at,
+    njit,
     open_tiles,
     real,
     splat,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray, njit
-from numba.extending import register_jitable
 
 from accel.cpu.attention.hidden_values import all_numbers
 from accel.cpu.attention.reads import find, group_of, read_at
@@ -19,6 +17,7 @@ from accel.cpu.simd import (
     F32,
     LANES,
     VECTORS,
+    carray,
     doubles_at,
     exp2,
     fetch_add,
@@ -26,6 +25,7 @@ from accel.cpu.simd import (
     highest,
     larger,
     load,
+    njit,
     only,
     real,
     splat,
@@ -53,7 +53,7 @@ class FewPlaces(NamedTuple):
     end: int
 
 
-@register_jitable
+@njit
 def few_places(base, dim):
     """The places from an address on; from 0 on the last is how many bytes there are."""
     wide_dim = padded(dim, LANES)

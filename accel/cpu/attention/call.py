@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
 
 from accel.cpu.attention.blocks import places
 from accel.cpu.attention.by_block import attend
@@ -20,7 +19,7 @@ from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import fresh, scratch
 from accel.cpu.runtime.team import THREADS
-from accel.cpu.simd import F32, LANES, fetch_add, floats_at, splat, store, store_some, with_rest
+from accel.cpu.simd import F32, LANES, carray, fetch_add, floats_at, njit, splat, store, store_some, with_rest
 from reference import contract
 
 ROWS_MERGED = 64  # per item

@@ -8,11 +8,10 @@ taken out is added to the queries that see them, whatever their weights.
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
 
 from accel.cpu.linear.rows import list_rows, load_kind, number_size, padded, widen
 from accel.cpu.linear.unit import WIDTH
-from accel.cpu.simd import BF16, F32, LANES, bits_at, floats_at, fma, halves_at, splat, total, words_at
+from accel.cpu.simd import BF16, F32, LANES, bits_at, carray, floats_at, fma, halves_at, njit, splat, total, words_at
 
 
 @njit

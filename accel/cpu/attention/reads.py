@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from numba import carray, njit
-from numba.np.unsafe.ndarray import to_fixed_tuple
-
-from accel.cpu.simd import words_at
+from accel.cpu.simd import carray, njit, to_fixed_tuple, words_at
 
 
 class Read(NamedTuple):

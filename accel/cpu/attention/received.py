@@ -12,8 +12,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray, njit
-from numba.extending import register_jitable
 
 from accel.cpu.attention.blocks import Places, first_keys, pack_queries, places, take_keys
 from accel.cpu.attention.by_key import FEW, SCORE_ROW, few_places, score_few, widen_few
@@ -29,11 +27,13 @@ from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import (
     LANES,
+    carray,
     close_tiles,
     exp2,
     fetch_add,
     floats_at,
     load,
+    njit,
     open_tiles,
     real,
     splat,
@@ -92,7 +92,7 @@ class MassPlaces(NamedTuple):
     end: int
 
 
-@register_jitable
+@njit
 def mass_places(base, block, group, dim):
     """The places from an address on; from 0 on the last is how many bytes there are. Columns come head by head."""
     blocks = places(base, group * padded(block, WIDTH), dim)

@@ -8,7 +8,6 @@ raised only when it is exceeded by 2⁸, so that sums are hardly ever rescaled. 
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
 
 from accel.cpu.attention.sums import add_exactly
 from accel.cpu.linear.unit import KEYS, WIDTH
@@ -16,11 +15,13 @@ from accel.cpu.simd import (
     LANES,
     LOG2E,
     any_above,
+    carray,
     exp2,
     floats_at,
     fma,
     larger,
     load,
+    njit,
     smaller,
     splat,
     store,

@@ -8,9 +8,8 @@ sums without loss: what an addition of two floats rounds off is itself a float (
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from accel.cpu.simd import LANES, load, splat, store, with_rest
+from accel.cpu.simd import LANES, load, njit, splat, store, with_rest
 
 SETTLE = 64  # blocks of keys, after which sums are moved to the totals
 

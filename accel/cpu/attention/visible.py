@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numba import carray, njit
 
 from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import kernel
-from accel.cpu.simd import words_at
+from accel.cpu.simd import carray, njit, words_at
 from accel.shared.lazy import Chosen, Consecutive, Lazy
 from reference.attention import as_positions
 from reference.checks import ascending

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import kernel
-from accel.cpu.simd import (
-    LANES,
-    LOG2E,
-    exp2,
-    fetch_add,
-    fma,
-    load,
-    load_some,
-    smaller,
-    splat,
-    store,
-    store_some,
-)
+from accel.cpu.simd import LANES, LOG2E, exp2, fetch_add, fma, load, load_some, njit, smaller, splat, store, store_some
 
 
 def activated(x: np.ndarray, silu: bool, times: np.ndarray | None = None) -> np.ndarray:

@@ -15,7 +15,6 @@ are then added in order. The product is the limit for chunks, memory for decodin
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
 
 from accel.cpu.ffn.activation import activated, gated
 from accel.cpu.ffn.chunk import DOWN_BLOCKS, activate_chunk, down_places, gate_places, project_chunk
@@ -28,7 +27,7 @@ from accel.cpu.runtime.arrays import Matrix, address, matrix, readable
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import SMALL, fresh, scratch
 from accel.cpu.runtime.team import THREADS
-from accel.cpu.simd import F32, LANES, fetch_add, floats_at, load, store
+from accel.cpu.simd import F32, LANES, carray, fetch_add, floats_at, load, store
 from reference import contract
 from reference.checks import listed
 from reference.predictor import Compensator

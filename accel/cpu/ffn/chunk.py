@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from numba import carray, njit
-from numba.extending import register_jitable
-
 from accel.cpu.ffn.activation import gated
 from accel.cpu.linear.maps import SPAN, blocks_of, multiply_rows, packed_at
 from accel.cpu.linear.rows import copy_row, list_rows, number_size, padded, rounded
@@ -34,9 +31,11 @@ from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
     F32,
     LANES,
+    carray,
     close_tiles,
     fetch_add,
     load,
+    njit,
     open_tiles,
     peek,
     store,
@@ -61,7 +60,7 @@ class GatePlaces(NamedTuple):
     end: int
 
 
-@register_jitable
+@njit
 def gate_places(base, tokens, each):
     """The places from an address on; from 0 on the last is how many bytes there are."""
     blocks, high = blocks_of(tokens), padded(each, HIGH)
@@ -87,7 +86,7 @@ class DownPlaces(NamedTuple):
     end: int
 
 
-@register_jitable
+@njit
 def down_places(base, tokens, extra, wide):
     """The places from an address on; from 0 on the last is how many bytes there are."""
     sums = base
@@ -99,7 +98,7 @@ def down_places(base, tokens, extra, wide):
     return DownPlaces(sums, left, temporary, plan, lines, coming, padded(coming + 8 * DOWN, 64))
 
 
-@register_jitable
+@njit
 def row_of_sums(dim):
     """Bytes from token to token of sums: an odd number of cache lines, which spreads them over the caches."""
     return 4 * (padded(dim, 32) + 16)

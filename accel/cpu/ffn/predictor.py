@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import carray
 
 from accel.cpu.linear.rows import add_row, number_size, padded, product, widen
 from accel.cpu.runtime.arrays import address, matrix, readable
@@ -21,6 +20,7 @@ from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import (
     LANES,
     LOG2E,
+    carray,
     exp2,
     fetch_add,
     floats_at,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
 
 from accel.cpu.linear.inverse_norms import known_rate, unit_rate
 from accel.cpu.linear.rows import number_size, padded
@@ -12,11 +11,13 @@ from accel.cpu.simd import (
     BF16,
     LANES,
     bytes_at,
+    carray,
     doubles_at,
     fetch_add,
     floats_at,
     load,
     load_some,
+    njit,
     store,
     store_bf16,
     store_f16,

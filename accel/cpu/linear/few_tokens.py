@@ -7,7 +7,6 @@ apart, twice as much is under way. Stored numbers are widened in registers, so 1
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
 
 from accel.cpu.linear.rows import add_row, load_kind, number_size, padded
 from accel.cpu.runtime.kernels import kernel
@@ -19,6 +18,7 @@ from accel.cpu.simd import (
     LANES,
     MATRIX,
     Q8,
+    carray,
     compiled_as,
     fetch_add,
     floats_at,
@@ -30,6 +30,7 @@ from accel.cpu.simd import (
     load_some,
     load_some_bf16,
     load_some_f16,
+    njit,
     scale_at,
     splat,
     store,

@@ -7,10 +7,9 @@ entry, as in `reference.unit`.
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
 
 from accel.cpu.linear.rows import widen
-from accel.cpu.simd import F32, LANES, floats_at, fma, load, splat, store, total
+from accel.cpu.simd import F32, LANES, carray, floats_at, fma, load, njit, splat, store, total
 
 LARGE, SMALL = 1e30, 1e-30  # squared lengths between these are exact enough in float32
 

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray, njit
-from numba.extending import register_jitable
 
 from accel.cpu.linear.few_tokens import FEW, STREAMS, read, rows_read, whole_vectors
 from accel.cpu.linear.rows import bytes_of, kind_of, list_rows, padded, rounded
@@ -40,10 +38,12 @@ from accel.cpu.runtime.memory import fresh, scratch
 from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import (
     LANES,
+    carray,
     close_tiles,
     fetch_add,
     floats_at,
     load,
+    njit,
     open_tiles,
     splat,
     store,
@@ -107,7 +107,7 @@ def rows_per_item(dim: int, rows: int) -> int:
     return HEIGHT * (1 if dim <= 2 * DEPTH else max(1, min(8, rows // (HEIGHT * 4 * THREADS))))
 
 
-@register_jitable
+@njit
 def blocks_of(tokens):
     """Blocks of columns for so many tokens."""
     return (tokens + WIDTH - 1) // WIDTH
@@ -126,7 +126,7 @@ class Places(NamedTuple):
     end: int
 
 
-@register_jitable
+@njit
 def places(base, tokens, dim, rows):
     """The places from an address on; from 0 on the last is how many bytes there are."""
     left = base

@@ -6,8 +6,6 @@ A pair of depths is r and r + 16 of a step of 32, so that packing needs no shuff
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
-from numba.extending import register_jitable
 
 from accel.cpu.linear.rows import bytes_of, group_part, kind_of, load_kind, number_size, padded
 from accel.cpu.simd import (
@@ -17,7 +15,9 @@ from accel.cpu.simd import (
     Q8,
     ROUNDED,
     TILE,
+    carray,
     load,
+    njit,
     pair,
     rest,
     rounded_pair,
@@ -31,31 +31,31 @@ WIDTH, HIGH, STEP = 2 * LANES, 32, 32
 TEMPORARY = (WIDTH + 2 * LANES) * STEP + 2 * WIDTH + 64
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def rows_of_tiles(count):
     """Floats of the tiles of so many rows or columns, all three pieces, for one depth."""
     return padded(count, HIGH) // 32 * (3 * 2 * TILE // 4 // STEP)
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def left_size(rows, depth):
     """Floats of a packed A."""
     return rows_of_tiles(rows) * padded(depth, STEP)
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def right_size(depth):
     """Floats of a packed block of B."""
     return rows_of_tiles(WIDTH) * padded(depth, STEP)
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def hidden_size(neurons):
     """Floats of a block of tokens that are activations of so many neurons, packed as A."""
     return left_size(WIDTH, neurons)
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def weights_size(keys):
     """Floats of a packed block of softmax weights, besides the scores."""
     return right_size(keys)

@@ -8,8 +8,6 @@ their own. A plan is two words, the first and the end of its units, and after th
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
-from numba.extending import register_jitable
 
 from accel.cpu.linear.matrix_packing import (
     HIGH,
@@ -30,6 +28,8 @@ from accel.cpu.simd import (
     Q8,
     TILE,
     TURN_LEAD,
+    carray,
+    njit,
     pack_units,
     product_and_pack,
     product_and_soften,
@@ -46,14 +46,14 @@ HEIGHT, KEYS = 32, 128
 RUN = 4  # steps of a row that are packed in a row
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def roundings(form):
     """Additions onto C that a product makes for each number of it, of keys as many as a block has, against one: six
     pieces in each of four steps of float32, most of them small. What is stored in 16 bits is not that exact."""
     return 8 if form == F32 else 1
 
 
-@register_jitable
+@njit
 def plan_size(rows, depth):
     """Floats of a plan to pack so many rows of numbers."""
     return padded(2 * (2 + 3 * (padded(rows, HIGH) * padded(depth, STEP) // STEP + LEAD)), 16)

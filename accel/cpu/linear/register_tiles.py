@@ -9,8 +9,6 @@ fetched while blocks are multiplied, and packed when its turn has come.
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
-from numba.extending import register_jitable
 
 from accel.cpu.linear.rows import bytes_of, group_part, kind_of, load_kind, number_size, padded, widen
 from accel.cpu.simd import (
@@ -19,8 +17,10 @@ from accel.cpu.simd import (
     ROUNDED,
     ROWS,
     VECTORS,
+    carray,
     exp2,
     load,
+    njit,
     pair_rows,
     prefetch,
     rounded_pair,
@@ -39,31 +39,31 @@ TEMPORARY = (WIDTH + 2 * LANES) * STEP + 2 * WIDTH
 EACH = 8  # addresses that a product of a few rows fetches
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def left_size(rows, depth):
     """Floats of a packed A."""
     return max(rows * padded(depth, LANES), depth * across_row(rows) // 4)
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def right_size(depth):
     """Floats of a packed block of B."""
     return WIDTH * padded(depth, STEP)
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def hidden_size(neurons):
     """Floats of a block of tokens that are activations of so many neurons, packed as A."""
     return WIDTH * padded(neurons, STEP)
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def weights_size(keys):
     """Floats of a packed block of softmax weights, besides the scores: they take the scores' place."""
     return 0
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def across_row(rows):
     """Bytes from step to step of an A that lies step by step: an odd number of cache lines, which spreads the steps
     over the first-level cache."""
@@ -94,7 +94,7 @@ def hidden_at(hidden, neuron, form):
     return hidden + _number(form) * neuron * WIDTH
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def roundings(form):
     """Additions onto C that a product makes for each number of it, of keys as many as a block has, against one."""
     return 1
@@ -178,7 +178,7 @@ def _pack_steps(lines, form, depth, count, out, out_row):
             store(out + i // 2 * out_row + 4 * j, rounded_pair(x, y))
 
 
-@register_jitable
+@njit
 def plan_size(rows, depth):
     """Floats of a plan to pack so many rows of numbers."""
     return padded(2 * (2 + rows * ((4 * depth + 127) // 128) + EACH), 16)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
-from numba.extending import register_jitable
 
 from accel.cpu.simd import (
     F16,
@@ -14,6 +12,7 @@ from accel.cpu.simd import (
     PAIRS,
     Q8,
     ROUNDED,
+    carray,
     exp2,
     fma,
     highest,
@@ -24,6 +23,7 @@ from accel.cpu.simd import (
     load_some,
     load_some_bf16,
     load_some_f16,
+    njit,
     prefetch,
     scale_at,
     splat,
@@ -34,20 +34,20 @@ from accel.cpu.simd import (
 )
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def padded(n, step):
     """n rounded up to a multiple of step."""
     return (n + step - 1) // step * step
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def rounded(kind):
     """The form of a product whose one side is stored as `kind`, and whose other may be rounded as much: what is stored
     in 16 bits or 8 is multiplied as bfloat16, where the machine does that faster."""
     return kind + ROUNDED if PAIRS and kind != F32 else kind
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def kind_of(form):
     """How the stored side of a product is stored. A kind is a form too, of a product as exact as what is stored."""
     return form % ROUNDED
@@ -59,7 +59,7 @@ def number_size(kind):
     return 4 if kind == F32 else 2
 
 
-@register_jitable(forceinline=True)
+@njit(forceinline=True)
 def bytes_of(kind, count):
     """Bytes of so many stored numbers of a row, of which 8-bit ones come in whole groups of 32."""
     return (count + 31) // 32 * GROUP if kind == Q8 else count * number_size(kind)

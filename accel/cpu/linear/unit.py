@@ -17,9 +17,7 @@ once for all tokens, and a softmax or an activation works on whole registers of 
     soften, fill_step          a softmax's weights as B of the next product
 """
 
-from numba import njit
-
-from accel.cpu.simd import LANES, MATRIX
+from accel.cpu.simd import LANES, MATRIX, njit
 
 if MATRIX:
     from accel.cpu.linear.matrix_packing import (

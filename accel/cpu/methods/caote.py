@@ -11,7 +11,6 @@ smallest scores that decide what is evicted.
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
 
 from accel.cpu.linear.inverse_norms import LARGE, SMALL
 from accel.cpu.linear.rows import ahead, padded, widen
@@ -20,7 +19,7 @@ from accel.cpu.runtime.arrays import address, readable, rows
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
-from accel.cpu.simd import F32, LANES, doubles_at, fetch_add, floats_at, fma, load, splat, total, words_at
+from accel.cpu.simd import F32, LANES, carray, doubles_at, fetch_add, floats_at, fma, load, njit, splat, total, words_at
 from reference import contract
 from reference.caote import GUARD
 from reference.checks import require

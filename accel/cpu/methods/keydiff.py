@@ -8,7 +8,6 @@ keys once and do little else: the memory's speed is the limit.
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
 
 from accel.cpu.linear.inverse_norms import unit_rate
 from accel.cpu.linear.rows import ahead, padded, product, widen
@@ -16,7 +15,7 @@ from accel.cpu.runtime.arrays import address, readable, rows
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
-from accel.cpu.simd import F32, LANES, doubles_at, fetch_add, floats_at, fma, load, splat, store
+from accel.cpu.simd import F32, LANES, carray, doubles_at, fetch_add, floats_at, fma, load, splat, store
 from accel.shared.lazy import Keys
 from reference import contract
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import carray, njit
 
 from accel.cpu.attention.call import attention
 from accel.cpu.linear.inverse_norms import unit_rate
@@ -26,11 +25,13 @@ from accel.cpu.simd import (
     LANES,
     TALL,
     VECTORS,
+    carray,
     fetch_add,
     floats_at,
     highest,
     larger,
     load,
+    njit,
     tall_tile,
     tile_rows,
     words_at,

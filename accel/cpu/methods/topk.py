@@ -8,14 +8,13 @@ is kept, and of its equals the lowest indices. Four passes over the scores in al
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
 
 import reference
 from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
-from accel.cpu.simd import bits_at, fetch_add, words_at
+from accel.cpu.simd import bits_at, carray, fetch_add, njit, words_at
 from reference import contract
 from reference.checks import require
 

@@ -1,12 +1,13 @@
 """Kernels compiled before they are called, in several processes.
 
 Numba compiles one function at a time in a process, so that a first start would leave all cores but one idle. Other
-processes take kernels from one list with this one, the first, which are the longest, at once; what they compile comes
-here from the disk. Whatever one of them does not finish is compiled here: nothing depends on them.
+processes take kernels from one list, the first, which are the longest, at once; what they compile comes here from the
+disk, so that this one need not load Numba. Whatever they do not finish is compiled here: nothing depends on them.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -16,20 +17,24 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from accel.cpu.runtime.compiling import can_keep
+from accel.cpu.runtime.code import can_keep, compiled
 from accel.cpu.runtime.kernels import Kernel
-from accel.cpu.runtime.team import THREADS, compile_team
+from accel.cpu.runtime.team import TEAM, THREADS
 
 KERNELS = 3  # at least, for each process: it takes two seconds before its first (chosen)
+LOOK = 0.1  # seconds between two looks at how far the others are (chosen)
 _OTHER = "from accel.cpu.runtime.ahead import serve; serve()"
 
+Function = Kernel | compiled
 Progress = Callable[[str, int, int], None]  # (name, number from 0, of how many); at the end ("", n, n)
 
 
-def compile_all(kernels: Sequence[Kernel], progress: Progress | None = None, processes: int = THREADS) -> int:
+def compile_all(
+    kernels: Sequence[Kernel | compiled], progress: Progress | None = None, processes: int = THREADS
+) -> int:
     """Compile kernels, or load them from disk; returns how many. `progress` is told before each that is not on disk."""
     missing = [kernel for kernel in kernels if not kernel.is_kept()]
-    others = min(processes, len(missing) // KERNELS) - 1 if missing and can_keep() else 0
+    others = min(processes, len(missing) // KERNELS) if missing and can_keep() else 0
     done = len(kernels) - len(missing)
     with _processes(others) as started:
         waiting, finished = deque(missing), deque[str]()
@@ -41,16 +46,13 @@ def compile_all(kernels: Sequence[Kernel], progress: Progress | None = None, pro
         feeders = [threading.Thread(target=_feed, args=(other, waiting, finished), daemon=True) for other in started]
         for feeder in feeders:
             feeder.start()
-        if missing:
-            tell(missing[0].name)
-        compile_team()
+        while any(feeder.is_alive() for feeder in feeders):
+            tell(next((kernel.name for kernel in missing if kernel.name not in finished), ""))
+            time.sleep(LOOK)
         while (kernel := _next(waiting)) is not None:
             tell(kernel.name)
             kernel.address  # noqa: B018
             finished.append(kernel.name)
-        while len(finished) < len(missing) and any(feeder.is_alive() for feeder in feeders):
-            tell("waiting for the last")
-            time.sleep(0.1)
     for kernel in kernels:
         kernel.address  # noqa: B018
     if progress is not None:
@@ -58,7 +60,7 @@ def compile_all(kernels: Sequence[Kernel], progress: Progress | None = None, pro
     return len(kernels)
 
 
-def _next(waiting: deque[Kernel]) -> Kernel | None:
+def _next(waiting: deque[Function]) -> Function | None:
     try:
         return waiting.popleft()
     except IndexError:
@@ -90,7 +92,7 @@ def _processes(count: int) -> Iterator[list[subprocess.Popen[str]]]:
                         pipe.close()
 
 
-def _feed(other: subprocess.Popen[str], waiting: deque[Kernel], finished: deque[str]) -> None:
+def _feed(other: subprocess.Popen[str], waiting: deque[Function], finished: deque[str]) -> None:
     """Hand kernels to another process, one after another, until none is left or it gives no answer."""
     assert other.stdin is not None
     assert other.stdout is not None
@@ -107,8 +109,11 @@ def _feed(other: subprocess.Popen[str], waiting: deque[Kernel], finished: deque[
 
 def serve() -> None:
     """The life of another process: compile what is asked for on standard input, and say so."""
-    known = {kernel.name: kernel for kernel in Kernel.known}
+    known = {kernel.name: kernel for kernel in (*TEAM, *Kernel.known)}
+    gc.freeze()
+    gc.disable()  # a compiler's objects live until the kernel is done: looking for garbage took a tenth of the time
     print(flush=True)
     for line in sys.stdin:
         known[line.strip()].address  # noqa: B018
+        gc.collect()
         print(flush=True)

@@ -1,187 +1,138 @@
-"""Compiled code, and how it is kept on disk.
+"""How a kernel is compiled, by Numba: with all that it calls, once.
 
-Every function has a file of its own for each stamp: a hash of all that its code depends on, which stands in the file's
-name. Machines that share a home, and versions of this package, so keep their code side by side. A file is written
-whole or not at all, and begins with a checksum: one that is damaged counts as none. Where nothing can be written code
-is compiled in memory, at every start.
+Left to itself Numba makes machine code of every function, with wrappers for Python and C, then again of that function
+inside each of its callers, and all this anew for every constant among the arguments. A kernel consists of dozens of
+small functions that nobody else calls. So here a function stays as it was written until its kernel is complete: then
+all that the kernel reaches is linked, optimised and turned into machine code in one go. That halves the work.
+
+Only who must compile imports this: see code.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
-import pickle
-import sys
-import time
-import uuid
-import zlib
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-import llvmlite
-import numba
-from numba import config, njit, types
-from numba.core.caching import NullCache
-from numba.core.ccallback import CFunc
-from numba.core.compiler import CompileResult
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core.ccallback import _CFuncCompiler  # type: ignore[attr-defined]
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.dispatcher import _FunctionCompiler  # type: ignore[attr-defined]
 from numba.core.registry import cpu_target
-from numba.core.serialize import dumps
-from numba.misc.appdirs import AppDirs
+from numba.core.targetconfig import ConfigStack
 
-from accel.cpu.runtime.linking import linked_at_once
-from accel.cpu.simd import LANES, MATRIX, REGISTERS
+import accel.cpu.simd.typed  # noqa: F401  (tells Numba what this package's functions are)
+from accel.cpu.runtime.code import SYMBOL, target_machine
+from reference.checks import require
 
-PACKAGE = Path(__file__).parents[1]
-UNUSED = 90 * 86400  # seconds after which code of another stamp is deleted
-_CHECK = 4  # bytes of a checksum
-
-
-def stamp() -> str:
-    """A hash of this package's sources, the compiler, Python, and the machine that code is compiled for."""
-    cpu_target.target_context.refresh()  # before the first kernel is asked for, since it takes a while
-    machine = cpu_target.target_context.codegen().magic_tuple()  # system, processor, features
-    parts = sys.version_info[:2], numba.__version__, llvmlite.__version__, machine, LANES, REGISTERS, MATRIX
-    digest = hashlib.sha256(repr(parts).encode())
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+# Kernels own no memory, so that nothing needs to be counted.
+_NO_COUNTING = "".join(
+    f"define void @NRT_{name}(ptr %p) alwaysinline {{ ret void }}\n" for name in ("incref", "decref")
+)
 
 
-def folders() -> list[Path]:
-    """Where code may lie, the first choice first: $NUMBA_CACHE_DIR and nowhere else, if it is set; or beside this
-    package, where who installed it may have compiled for all; or in the user's cache."""
-    settings: Any = config
-    if settings.CACHE_DIR:
-        return [Path(settings.CACHE_DIR) / "accel-cpu"]
-    users = Path(AppDirs("numba", appauthor=False).user_cache_dir) / "accel-cpu"
-    return [PACKAGE / "__pycache__", *([users] if users.is_absolute() else [])]  # "~/…" where nobody has a home
+class _Part(JITCodeLibrary):
+    """The code of one function, and which others it calls."""
+
+    def add_linking_library(self, library: Any) -> None:
+        self._linking_libraries.append(library)  # as it is: Numba would finish it first
+
+    def _optimize_functions(self, module: Any) -> None:
+        """Nothing: all is optimised when the kernel is complete."""
+
+    def object_file(self) -> bytes:
+        """Machine code of this and all that it reaches. It shows one symbol."""
+        whole = self._final_module
+        whole.link_in(llvm.parse_assembly(_NO_COUNTING), preserve=True)
+        for library in self._reached():
+            unfinished = isinstance(library, _Part) and not library._finalized
+            module = library.as_written() if unfinished else library._get_module_for_linking()
+            whole.link_in(module, preserve=True)
+        self._optimize_final_module()
+        for function in whole.functions:
+            if function.is_declaration:
+                found = function.name.startswith("llvm.") or llvm.address_of_symbol(function.name)
+                require(found, f"{self.name}: calls {function.name}, which no process has that runs without Numba")
+            elif function.name != SYMBOL:
+                function.linkage = "internal"
+        whole.verify()
+        return target_machine().emit_object(whole)
+
+    def as_written(self) -> Any:
+        """A module that others link, where it may be found in several of them."""
+        module = self._final_module.clone()
+        for function in module.functions:
+            if not function.is_declaration and function.linkage == llvm.Linkage.external:
+                function.linkage = "linkonce_odr"
+        return module
+
+    def _reached(self) -> list[Any]:
+        """All that this calls and what those call, each once."""
+        reached: dict[Any, None] = {}
+        waiting = list(self._linking_libraries)
+        while waiting:
+            library = waiting.pop()
+            if library not in reached:
+                reached[library] = None
+                waiting += library._linking_libraries
+        return list(reached)
 
 
-class _Kept(NullCache):
-    """The code of one function on disk, as Numba's compilers ask for it."""
-
-    stamp: ClassVar[str] = ""
-    folders: ClassVar[list[Path]] = []
-    told: ClassVar[bool] = False  # that nothing can be kept
-
-    def __init__(self, function: Callable) -> None:
-        self._name = f"{function.__module__.removeprefix('accel.cpu.')}.{function.__name__}"
-
-    def is_there(self) -> bool:
-        """Whether there is a file of its code."""
-        return any((folder / f"{self._name}-{self.stamp}.code").is_file() for folder in self.folders)
-
-    def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
-        """The code, from the first folder that has it whole."""
-        target_context.refresh()
-        for folder in self.folders:
-            path = folder / f"{self._name}-{self.stamp}.code"
-            with suppress(OSError):
-                data = path.read_bytes()
-                if data[:_CHECK] == _checksum(data[_CHECK:]):
-                    with suppress(OSError):
-                        os.utime(path)  # still in use
-                    return CompileResult._rebuild(target_context, *pickle.loads(data[_CHECK:]))
-        return None
-
-    def save_overload(self, sig: Any, data: CompileResult) -> None:
-        """Write it to the first folder that takes it; says once where none does."""
-        code, why = dumps(data._reduce()), ""
-        for folder in self.folders:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                _write(folder / f"{self._name}-{self.stamp}.code", _checksum(code) + code)
-            except OSError as error:
-                why += f" {folder} ({error.strerror});"
-            else:
-                self._tidy(folder)
-                return
-        if not _Kept.told:
-            _Kept.told = True
-            logging.getLogger("accel.cpu").warning(
-                "compiled kernels cannot be kept, so every start compiles them anew:%s set NUMBA_CACHE_DIR to a folder "
-                "that can be written", why,
-            )  # fmt: skip
-
-    def _tidy(self, folder: Path) -> None:
-        """Delete this function's code of other stamps that nobody loaded for long. Who wanted it would compile it."""
-        with suppress(OSError):
-            for path in folder.glob(f"{self._name}-*.code"):
-                if time.time() - path.stat().st_mtime > UNUSED:
-                    path.unlink()
+def compile_code(function: Callable, words: int) -> bytes:
+    """An object file whose SYMBOL is the function: it takes so many words, and returns nothing."""
+    options = {"nopython": True, "error_model": "numpy"}
+    with _parts():
+        compiler = _CFuncCompiler(function, cpu_target, options, {}, pipeline_class=Compiler)
+        return compiler.compile((types.int64,) * words, types.void).library.object_file()
 
 
-_Kept.stamp, _Kept.folders = stamp(), folders()
+@contextmanager
+def _parts() -> Iterator[None]:
+    """While it lasts, whatever Numba compiles is a part of the kernel that it is compiled for."""
+    with global_compiler_lock:
+        context: Any = cpu_target.target_context
+        context.refresh()
+        codegen, compiler = context.codegen(), _FunctionCompiler
+        fold = compiler.fold_argument_types
+
+        def wrap_kernel(library: Any, descriptor: Any, *_: Any) -> None:
+            if ConfigStack().top().no_compile:  # Numba's word for what is given a wrapper before it is compiled
+                _add_door(context, library, descriptor)
+
+        def fold_constants(self: Any, args: Any, kws: Any) -> Any:
+            signature, types_of = fold(self, args, kws)
+            ours = self.py_func.__module__.startswith("accel.cpu.")
+            return signature, tuple(map(types.unliteral, types_of)) if ours else types_of
+
+        changed: dict[str, Any] = {
+            "create_cfunc_wrapper": wrap_kernel,
+            "create_cpython_wrapper": lambda *_, **__: None,
+            "get_executable": lambda *_: {}.popitem,  # of each its own, and if Python calls it, it raises
+        }
+        vars(context).update(changed)
+        codegen._library_class, compiler.fold_argument_types = _Part, fold_constants
+        try:
+            yield
+        finally:
+            compiler.fold_argument_types = fold
+            del codegen._library_class
+            for name in changed:
+                del vars(context)[name]
 
 
-def can_keep() -> bool:
-    """Whether code can be written anywhere: another process could not hand it over otherwise."""
-    for folder in _Kept.folders:
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=folder):
-                return True
-    return False
-
-
-def _checksum(code: bytes) -> bytes:
-    return zlib.crc32(code).to_bytes(_CHECK, "little")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that others see whole or not at all."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except BaseException:  # an interrupt too
-        with suppress(OSError):
-            part.unlink()
-        raise
-
-
-class _Callback(CFunc):
-    """Compiled in one go with all that it calls."""
-
-    _cache: Any
-
-    def is_kept(self) -> bool:
-        """Whether its code lies on disk."""
-        return isinstance(self._cache, _Kept) and self._cache.is_there()
-
-    def _compile_uncached(self) -> CompileResult:
-        with linked_at_once():
-            whole: Any = super()._compile_uncached()  # type: ignore[misc]
-            whole.library._ensure_finalized()
-        return whole
-
-
-def callback(function: Callable, words: int) -> Any:
-    """A function of so many words that other code calls by its address."""
-    signature = (types.int64,) * words, types.void
-    code: Any = _Callback(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
-    return _kept(code, function)
-
-
-def compiled(function: Callable) -> Any:
-    """Decorator: a function of words that Python calls, and that runs without the interpreter's lock."""
-    code: Any = njit(nogil=True, error_model="numpy")(function)
-    return _kept(code, function)
-
-
-def _kept(code: Any, function: Callable) -> Any:
-    """Let code be kept on disk if it is this package's: the stamp knows no other sources."""
-    if function.__module__.startswith("accel.cpu."):
-        code._cache = _Kept(function)
-    return code
-
-
-if hasattr(os, "register_at_fork"):
-    # A child cannot go on with what another thread was compiling, so that a fork waits until nobody compiles.
-    release = global_compiler_lock.release
-    os.register_at_fork(before=global_compiler_lock.acquire, after_in_parent=release, after_in_child=release)
+def _add_door(context: Any, library: Any, descriptor: Any) -> None:
+    """How others call a kernel: with its words alone. What it returns to Numba, whether it raised, nobody reads: none
+    does."""
+    module, convention = context.create_module(SYMBOL), context.call_conv
+    kind = convention.get_function_type(descriptor.restype, descriptor.argtypes)
+    inner = ir.Function(module, kind, descriptor.llvm_func_name)
+    words = [context.get_value_type(argument) for argument in descriptor.argtypes]
+    door = ir.Function(module, ir.FunctionType(ir.VoidType(), words), SYMBOL)
+    builder = ir.IRBuilder(door.append_basic_block())
+    convention.call_function(builder, inner, descriptor.restype, descriptor.argtypes, door.args, attrs=("noinline",))
+    builder.ret_void()
+    library.add_ir_module(module)

@@ -16,7 +16,7 @@ from inspect import signature
 from struct import pack
 from typing import ClassVar
 
-from accel.cpu.runtime.compiling import callback
+from accel.cpu.runtime.code import Code
 from accel.cpu.runtime.team import THREADS, run
 from accel.cpu.simd import MOST_WORDS
 from reference.checks import require
@@ -31,7 +31,7 @@ class Kernel:
         self.name = f"{function.__module__.removeprefix('accel.cpu.')}.{function.__name__.lstrip('_')}"
         self.arguments = tuple(signature(function).parameters)[2:]
         require(len(self.arguments) <= MOST_WORDS, f"{self.name}: got more than {MOST_WORDS} arguments")
-        self._code = callback(function, 2 + len(self.arguments))
+        self._code = Code(function, 2 + len(self.arguments))
         self._address = 0
         self._form = ""
         self.known.append(self)
@@ -40,7 +40,6 @@ class Kernel:
     def address(self) -> int:
         """Where its machine code stands; compiles on first use."""
         if not self._address:
-            self._code.compile()
             self._address = self._code.address
         return self._address
 

@@ -18,12 +18,11 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from numba import carray, int64
 
-from accel.cpu.runtime.compiling import compiled
+from accel.cpu.runtime.code import compiled
 from accel.cpu.runtime.cores import thread_count
 from accel.cpu.runtime.waiting import SPINS, YIELDS, pause
-from accel.cpu.simd import call, peek, swap_if, words_at
+from accel.cpu.simd import call, carray, njit, peek, swap_if, words_at
 
 THREADS = thread_count()
 
@@ -46,8 +45,8 @@ def _serve(board, worker):
         looks += 1
 
 
-@compiled
-def _share(gate, helpers, function, task):
+@njit
+def _together(gate, helpers, function, task):
     """Run a kernel together with so many helpers, whose boards follow the gate; alone where the team is in use."""
     if helpers < 1 or not swap_if(gate, _FREE, _IN_USE):
         call(function, task, 0)
@@ -69,6 +68,12 @@ def _share(gate, helpers, function, task):
 
 
 @compiled
+def _share(gate, helpers, function, task):
+    """Run a kernel."""
+    _together(gate, helpers, function, task)
+
+
+@compiled
 def _share_each(gate, helpers, calls, count):
     """Run kernels one after another: calls (count, 3) are the address of each, of its task, and for how many threads it
     is; one whose address is 0 is left out."""
@@ -77,7 +82,7 @@ def _share_each(gate, helpers, calls, count):
         function, task, workers = listed[n, 0], listed[n, 1], listed[n, 2]
         if function:
             carray(words_at(task), 1)[0] = 0
-            _share(gate, min(helpers, workers - 1), function, task)
+            _together(gate, min(helpers, workers - 1), function, task)
 
 
 class _Team:
@@ -109,7 +114,7 @@ class _Team:
 
     def _start(self, helpers: int) -> int:
         """Start so many helpers, as far as the system lets us; returns how many there are."""
-        compile_team()  # before a helper would
+        _serve.address  # noqa: B018  (loaded before a helper would)
         with self._starting, suppress(RuntimeError):  # no more threads, or none at the end of the interpreter
             while (n := len(self._bells)) < helpers:
                 bell = threading.Lock()
@@ -137,11 +142,7 @@ class _Team:
 _team = _Team(THREADS - 1)
 
 
-def compile_team() -> None:
-    """Compile what the team itself runs, or load it from disk."""
-    _serve.compile((int64,) * 2)
-    _share.compile((int64,) * 4)
-    _share_each.compile((int64,) * 4)
+TEAM = _serve, _share, _share_each  # what the team itself runs
 
 
 def run(function: int, task: int, workers: int) -> None:

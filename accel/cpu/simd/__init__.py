@@ -4,7 +4,7 @@
 `matrix` multiply, `words` are tasks, addresses and atomics.
 """
 
-from accel.cpu.simd.emit import Vector, compiled_as
+from accel.cpu.simd.later import carray, compiled_as, njit, to_fixed_tuple
 from accel.cpu.simd.machine import HALF, LANES, MATRIX, PAIRS, REGISTERS, ROWS, VECTORS
 from accel.cpu.simd.matrix import (
     LEAD,
@@ -70,8 +70,10 @@ from accel.cpu.simd.words import (
     fetch_add,
     floats_at,
     halves_at,
+    let_others_run,
     peek,
     real,
+    sleep,
     swap_if,
     words_at,
 )
@@ -96,11 +98,11 @@ __all__ = [
     "TILE",
     "TURN_LEAD",
     "VECTORS",
-    "Vector",
     "any_above",
     "bits_at",
     "bytes_at",
     "call",
+    "carray",
     "close_tiles",
     "compiled_as",
     "doubles_at",
@@ -111,6 +113,7 @@ __all__ = [
     "halves_at",
     "highest",
     "larger",
+    "let_others_run",
     "load",
     "load_bf16",
     "load_bytes",
@@ -118,6 +121,7 @@ __all__ = [
     "load_some",
     "load_some_bf16",
     "load_some_f16",
+    "njit",
     "only",
     "open_tiles",
     "pack_units",
@@ -133,6 +137,7 @@ __all__ = [
     "rounded_pair",
     "rounded_run",
     "scale_at",
+    "sleep",
     "smaller",
     "soften_units",
     "splat",
@@ -145,6 +150,7 @@ __all__ = [
     "swap_if",
     "tall_tile",
     "tile_rows",
+    "to_fixed_tuple",
     "total",
     "transpose",
     "turn_units",

@@ -6,15 +6,12 @@ Memory is named by address, so that one compiled kernel serves views of any stri
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from inspect import Parameter, Signature
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
-from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
 
+from accel.cpu.simd.later import Later
 from accel.cpu.simd.machine import LANES
 
 
@@ -28,53 +25,33 @@ class _BFloat(ir.Type):  # type: ignore[misc]
 FLOAT, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 VECTOR, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
 SHORTS = ir.VectorType(_BFloat(), 2 * LANES)  # bfloat16, two in the place of a float32
-WORD, REAL = types.int64, types.float32  # what kernels hand over: addresses and counts, numbers
+WORD, REAL, VOID, Vector = (
+    I64,
+    FLOAT,
+    ir.VoidType(),
+    VECTOR,
+)  # what functions of kernels take and return: addresses and counts, numbers
 
 
-class VectorType(types.Type):
-    """Numba's type of one register of LANES float32."""
+@dataclass(frozen=True)
+class Pointer:
+    """An address whose values kernels index as arrays of this type, unsigned where they are shorter than words."""
 
-    def __init__(self) -> None:
-        super().__init__(name=f"float32x{LANES}")
-
-
-Vector = VectorType()
-
-
-@register_model(VectorType)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: VectorType) -> None:
-        super().__init__(manager, kind, VECTOR)
+    pointee: ir.Type
 
 
 def machine_function(result: Any, *arguments: Any) -> Callable:
     """Turn build(builder, *values), which emits LLVM code, into a function that kernels call with these types."""
 
-    names = ["context", *(f"argument_{n}" for n in range(len(arguments)))]  # Numba wants them named
-
     def wrap(build: Callable) -> Any:
-        @wraps(build)
-        def typing(context: Any, *given: Any) -> Any:
-            def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-                value = build(builder, *values)
-                return context.get_dummy_value() if value is None else value
+        def make() -> Any:
+            from accel.cpu.simd.typed import intrinsic_of
 
-            return result(*arguments), codegen
+            return intrinsic_of(build, result, arguments)
 
-        parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-        typing.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        return intrinsic(typing)
+        return Later(build, make)
 
     return wrap
-
-
-def compiled_as(name: str, function: Callable) -> Any:
-    """A function that was made by another, compiled under a name of its own.
-
-    Kernels on disk refer to what they call by name: two made from the same lines would be taken for each other.
-    """
-    function.__name__ = function.__qualname__ = name
-    return njit(function)
 
 
 def number(value: int) -> ir.Constant:

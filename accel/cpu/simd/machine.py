@@ -9,22 +9,21 @@ lets a process use when asked.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
-from typing import Any
 
 import llvmlite.binding as llvm
-from numba import config
 
 llvm.initialize_native_target()
 llvm.initialize_native_asmprinter()
 
 
-def _target() -> tuple[str, str]:
-    """Name and features of the processor that Numba compiles for."""
-    settings: Any = config
-    if settings.CPU_NAME is not None:
-        return settings.CPU_NAME, settings.CPU_FEATURES or ""
-    return llvm.get_host_cpu_name(), settings.CPU_FEATURES or llvm.get_host_cpu_features().flatten()
+def target() -> tuple[str, str]:
+    """Name and features of the processor that kernels are compiled for."""
+    name, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
+    if name is not None:
+        return name, features or ""
+    return llvm.get_host_cpu_name(), features or llvm.get_host_cpu_features().flatten()
 
 
 def _compiled(name: str, features: str, work: str, stored: str) -> str:
@@ -38,7 +37,11 @@ def _compiled(name: str, features: str, work: str, stored: str) -> str:
 
 
 def _registers(name: str, features: str) -> tuple[int, int]:
-    """Lanes of float32 in a register, and how many registers, found by compiling one vector addition."""
+    """Lanes of float32 in a register, and how many registers: by the features, or where only the processor's name is
+    given by compiling one vector addition, which needs 20 MB."""
+    for feature, found in (("+avx512f", (16, 32)), ("+avx", (8, 16)), ("+neon", (4, 32))):
+        if feature in features.split(","):
+            return found
     text = _compiled(name, features, "%y = fadd <16 x float> %x, %x", "float")
     if "zmm" in text:
         return 16, 32
@@ -49,6 +52,8 @@ def _registers(name: str, features: str) -> tuple[int, int]:
 
 def _rounds(name: str, features: str) -> bool:
     """Whether registers of 16 float32 are rounded to bfloat16 in one instruction, and pairs of those multiplied."""
+    if "avx512bf16" in features:
+        return "+avx512bf16" in features.split(",")
     text = _compiled(name, features, "%y = fptrunc <16 x float> %x to <16 x bfloat>", "bfloat")
     return "vcvtneps2bf16" in text
 
@@ -61,11 +66,11 @@ def _matrix_unit(features: str) -> bool:
     return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
-LANES, REGISTERS = _registers(*_target())
-_ROUNDS = LANES == 16 and _rounds(*_target())
-MATRIX = _ROUNDS and _matrix_unit(_target()[1])
+LANES, REGISTERS = _registers(*target())
+_ROUNDS = LANES == 16 and _rounds(*target())
+MATRIX = _ROUNDS and _matrix_unit(target()[1])
 # Whether products of bfloat16 are faster than of float32. In Intel's registers they take twice as long (measured).
-PAIRS = MATRIX or (_ROUNDS and _target()[0].startswith("znver"))
+PAIRS = MATRIX or (_ROUNDS and target()[0].startswith("znver"))
 VECTORS = 4 if REGISTERS == 32 else 2  # columns of a register tile, in registers
 ROWS = 6 if REGISTERS == 32 or LANES == 8 else 4  # rows of it: ROWS · VECTORS sums, VECTORS of B, one of A
 HALF = LANES > 4 or REGISTERS == 32  # converts float16 by itself: AVX2 and later, NEON

@@ -21,22 +21,22 @@ from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 
 from accel.cpu.simd.emit import (
     I8,
     I64,
     VECTOR,
+    VOID,
     WORD,
     at,
     call_llvm,
-    compiled_as,
     fetch,
     machine_function,
     number,
     plus,
     repeat,
 )
+from accel.cpu.simd.later import compiled_as
 from accel.cpu.simd.machine import MATRIX
 from accel.cpu.simd.tile import emit_transpose
 from accel.cpu.simd.vectors import (
@@ -238,7 +238,7 @@ def _alone(emit: Any, form: int, others: int) -> Any:
         if MATRIX:
             emit(b, form, *arguments)
 
-    return machine_function(types.void, *[WORD] * (1 + others))(build)
+    return machine_function(VOID, *[WORD] * (1 + others))(build)
 
 
 def _choice(name: str, functions: dict[int, Any]) -> Any:
@@ -297,7 +297,7 @@ soften_units = _softening()  # (form, unit, units, vectors, scores, weights, sta
 pack_units, turn_units = _units("pack"), _units("turn")  # (form, unit, units, entries[, square])
 
 
-@machine_function(types.void)
+@machine_function(VOID)
 def open_tiles(b):
     """Give this thread's tiles 16 rows of 64 bytes each; does nothing where there is no matrix unit."""
     if not MATRIX:
@@ -313,7 +313,7 @@ def open_tiles(b):
     call_llvm(b, "llvm.x86.ldtilecfg", _NOTHING, b.bitcast(shape, I8.as_pointer()))
 
 
-@machine_function(types.void)
+@machine_function(VOID)
 def close_tiles(b):
     """Let the system forget this thread's tiles."""
     if MATRIX:

@@ -11,16 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 
 from accel.cpu.simd.emit import (
     FLOAT,
     I64,
     INTS,
     VECTOR,
+    VOID,
     WORD,
     at,
-    compiled_as,
     each,
     fetch,
     fused,
@@ -31,6 +30,7 @@ from accel.cpu.simd.emit import (
     repeat,
     spread,
 )
+from accel.cpu.simd.later import compiled_as
 from accel.cpu.simd.machine import LANES, PAIRS, ROWS, VECTORS
 from accel.cpu.simd.vectors import F32, emit_load
 
@@ -70,7 +70,7 @@ def _tile(columns: int, height: int, product: Callable) -> Any:
                     pointer = at(b, place, VECTOR)
                     b.store(b.fadd(b.load(pointer, align=4), total), pointer, align=4)
 
-    return machine_function(types.void, *[WORD] * 9)(build)
+    return machine_function(VOID, *[WORD] * 9)(build)
 
 
 def _tiles(height: int, product: Callable) -> Any:
@@ -118,7 +118,7 @@ tile_rows = _strips(fused)
 pair_rows = _strips(paired) if PAIRS else tile_rows
 
 
-@machine_function(types.void, *[WORD] * 8)
+@machine_function(VOID, *[WORD] * 8)
 def tall_tile(b, a, a_row, other, other_row, c, c_row, depth, ahead):
     """TALL rows and one vector of columns, C = A·B; meanwhile a line per step is fetched from `ahead` on."""
 
@@ -157,4 +157,4 @@ def emit_transpose(
         b.store(line, at(b, plus(b, out, r, out_row), VECTOR), align=4)
 
 
-transpose = machine_function(types.void, WORD, WORD, WORD, WORD)(emit_transpose)  # of float32
+transpose = machine_function(VOID, WORD, WORD, WORD, WORD)(emit_transpose)  # of float32

@@ -7,13 +7,10 @@ A kind says how numbers are stored in memory; they are widened where they are lo
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import overload
 
 from accel.cpu.simd.emit import (
     FLOAT,
@@ -24,9 +21,9 @@ from accel.cpu.simd.emit import (
     REAL,
     SHORTS,
     VECTOR,
+    VOID,
     WORD,
     Vector,
-    VectorType,
     at,
     call_llvm,
     each,
@@ -105,13 +102,13 @@ load, load_f16, load_bf16 = (_loader(kind, masked=False) for kind in (F32, F16, 
 load_some, load_some_f16, load_some_bf16 = (_loader(kind, masked=True) for kind in (F32, F16, BF16))
 
 
-@machine_function(types.void, WORD, Vector)
+@machine_function(VOID, WORD, Vector)
 def store(b, address, x):
     """Write LANES numbers."""
     b.store(x, at(b, address, VECTOR), align=4)
 
 
-@machine_function(types.void, WORD, WORD, Vector)
+@machine_function(VOID, WORD, WORD, Vector)
 def store_some(b, address, count, x):
     """Write the first `count` lanes."""
     void, pointer = ir.VoidType(), at(b, address, VECTOR)
@@ -141,14 +138,14 @@ def _storer(kind: int, masked: bool) -> Any:
         call_llvm(b, name, ir.VoidType(), stored, pointer, align, _mask(b, count))
 
     words = (WORD, WORD) if masked else (WORD,)
-    return machine_function(types.void, *words, Vector)(some if masked else whole)
+    return machine_function(VOID, *words, Vector)(some if masked else whole)
 
 
 store_f16, store_bf16 = (_storer(kind, masked=False) for kind in (F16, BF16))
 store_some_f16, store_some_bf16 = (_storer(kind, masked=True) for kind in (F16, BF16))
 
 
-@machine_function(types.void, WORD)
+@machine_function(VOID, WORD)
 def prefetch(b, address):
     """Ask for the line of memory at an address, which need not be valid."""
     fetch(b, address, write=False)
@@ -229,32 +226,6 @@ def _folded(combine: Callable) -> Any:
 
 total = _folded(lambda b, x, y: b.fadd(x, y))
 highest = _folded(lambda b, x, y: b.select(b.fcmp_ordered(">", y, x), y, x))
-
-
-def _operator(symbol: Callable, emit: str) -> None:
-    """Make x + y and its like work on vectors inside kernels."""
-
-    @machine_function(Vector, Vector, Vector)
-    def combined(b, x, y):
-        return getattr(b, emit)(x, y)
-
-    def applied(x: Any, y: Any) -> Any:
-        return combined(x, y)
-
-    applied.__name__ = applied.__qualname__ = f"vector_{emit}"  # see compiled_as
-
-    @overload(symbol, strict=False)
-    def lanewise(x: Any, y: Any) -> Any:
-        return applied if isinstance(x, VectorType) and isinstance(y, VectorType) else None
-
-
-for _symbol, _emit in (
-    (operator.add, "fadd"),
-    (operator.sub, "fsub"),
-    (operator.mul, "fmul"),
-    (operator.truediv, "fdiv"),
-):
-    _operator(_symbol, _emit)
 
 
 @machine_function(WORD, Vector, REAL)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
 
-from accel.cpu.simd.emit import FLOAT, I64, REAL, WORD, at, call_llvm, machine_function, number
+from accel.cpu.simd.emit import (
+    FLOAT,
+    I8,
+    I16,
+    I32,
+    I64,
+    REAL,
+    VOID,
+    WORD,
+    Pointer,
+    at,
+    call_llvm,
+    machine_function,
+    number,
+)
 
 MOST_WORDS = 40  # of a task
+_HAS_POSIX = sys.platform != "win32"  # elsewhere waiting is looking
 
 
 @machine_function(WORD, WORD, WORD)
@@ -34,7 +49,7 @@ def peek(b, address):
     return b.load_atomic(at(b, address, I64), "seq_cst", 8)
 
 
-@machine_function(types.void, WORD, WORD, WORD)
+@machine_function(VOID, WORD, WORD, WORD)
 def call(b, function, task, worker):
     """Call the kernel at an address: with its task, the worker, and the words of the task. The task's second word says
     how many there are, at most MOST_WORDS."""
@@ -57,16 +72,27 @@ def real(b, word):
     return b.fptrunc(b.bitcast(word, ir.DoubleType()), FLOAT)
 
 
-def _pointer(element: Any, stored: ir.Type) -> Any:
-    @machine_function(types.CPointer(element), WORD)
+def _pointer(stored: ir.Type) -> Any:
+    @machine_function(Pointer(stored), WORD)
     def build(b, address):
         return b.inttoptr(address, stored.as_pointer())
 
     return build
 
 
-floats_at, doubles_at = _pointer(REAL, FLOAT), _pointer(types.float64, ir.DoubleType())
-words_at = _pointer(WORD, I64)
-bits_at, halves_at, bytes_at = (
-    _pointer(element, ir.IntType(size)) for element, size in ((types.uint32, 32), (types.uint16, 16), (types.uint8, 8))
-)
+words_at, doubles_at, floats_at = _pointer(I64), _pointer(ir.DoubleType()), _pointer(FLOAT)
+bits_at, halves_at, bytes_at = _pointer(I32), _pointer(I16), _pointer(I8)
+
+
+@machine_function(VOID)
+def let_others_run(b):
+    """Offer this core to threads that wait for one; returns at once where there are none."""
+    if _HAS_POSIX:
+        call_llvm(b, "sched_yield", I32)
+
+
+@machine_function(VOID, WORD)
+def sleep(b, microseconds):
+    """Let the core go for so long."""
+    if _HAS_POSIX:
+        call_llvm(b, "usleep", I32, b.trunc(microseconds, I32))
