@@ -109,7 +109,8 @@ def _feed(other: subprocess.Popen[str], waiting: deque[Function], finished: dequ
 
 def serve() -> None:
     """The life of another process: compile what is asked for on standard input, and say so."""
-    known = {kernel.name: kernel for kernel in (*TEAM, *Kernel.known)}
+    every: list[Function] = [*TEAM, *Kernel.known]
+    known = {kernel.name: kernel for kernel in every}
     gc.freeze()
     gc.disable()  # a compiler's objects live until the kernel is done: looking for garbage took a tenth of the time
     print(flush=True)
