@@ -78,8 +78,7 @@ def test_smallest_size(name: str, model: str, capsys: pytest.CaptureFixture[str]
 def test_recorded_results(path: Path) -> None:
     told = json.loads(path.read_text(encoding="utf-8"))
     assert told["benchmark"] == path.stem
-    # FastForward's full set has not been recorded for the weights of today; docs/fastforward.md says so
-    assert told["size"] == ("short" if path.stem == "fastforward" else "full")
+    assert told["size"] == "full"
     check_shape(told)
 
 
