@@ -23,11 +23,11 @@ lint: $(VENV)/.installed-test
 	$(RUN)/mypy
 
 # A few minutes on two cores: the model of the demo, short texts, every kind of picture.
-SMOKE_LENGTHS ?= 1024,2048
-SMOKE_LIMIT ?= 5
+SMOKE_LENGTHS ?= 512,1024
+SMOKE_LIMIT ?= 2
 eval-smoke: $(VENV)/.installed-plot
 	@$(RUN)/thresher pull smollm2-135m-instruct
-	$(RUN)/thresher eval smollm2-135m-instruct --out build/eval-smoke/$(SMOKE_LENGTHS)-$(SMOKE_LIMIT) --tasks niah,agreement,perplexity \
+	$(RUN)/thresher eval smollm2-135m-instruct --out build/eval-smoke/$(SMOKE_LENGTHS)-$(SMOKE_LIMIT) --tasks niah,agreement,perplexity --questions known \
 		--lengths $(SMOKE_LENGTHS) --limit $(SMOKE_LIMIT) --methods "dense; quoka:budget=0.25; keydiff:budget=0.5; keydiff:budget=0.25; caote:base=tova,budget=0.5"
 	$(RUN)/thresher plot build/eval-smoke/$(SMOKE_LENGTHS)-$(SMOKE_LIMIT)
 
