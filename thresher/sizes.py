@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from reference.checks import require
-
 UNITS = {
     "": 1,
     "b": 1,
@@ -29,6 +27,6 @@ def read_size(name: str, value: int | str) -> int:
     found = WRITTEN.fullmatch(value) if isinstance(value, str) else None
     if found is not None and found[2].lower() in UNITS:
         return int(float(found[1]) * UNITS[found[2].lower()])
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    require(good, f"{name}: got {value!r}, wanted bytes, such as 2GB, 500MiB or 0")
-    return int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name}: got {value!r}, wanted bytes, such as 2GB, 500MiB or 0")
+    return value

@@ -30,12 +30,12 @@ from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
 
+from accel.cpu.runtime.target import SYMBOL, target_machine
 from accel.cpu.simd.machine import LANES, MATRIX, REGISTERS, target
 
 PACKAGE = Path(__file__).parents[1]
 UNUSED = 90 * 86400  # seconds after which code of another stamp is deleted
 _CHECK = 4  # bytes of a checksum
-SYMBOL = "kernel"
 
 # Held while code is compiled or loaded. A child cannot go on with what another thread was doing, so that a fork waits.
 lock = threading.RLock()
@@ -194,15 +194,6 @@ def load(code: bytes) -> int:
 
 
 _engines: list[Any] = []  # each of the functions loaded lives in one
-
-
-def target_machine() -> Any:
-    """LLVM's code generator for the processor that kernels are compiled for, as code is loaded in this process."""
-    name, features = target()
-    relocation = "static" if llvm.get_process_triple().startswith(("x86", "i686")) else "default"
-    return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-        cpu=name, features=features, opt=3, reloc=relocation, codemodel="jitdefault", jit=True
-    )
 
 
 def _checksum(code: bytes) -> bytes:

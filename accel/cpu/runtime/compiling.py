@@ -26,7 +26,7 @@ from numba.core.registry import cpu_target
 from numba.core.targetconfig import ConfigStack
 
 import accel.cpu.simd.typed  # noqa: F401  (tells Numba what this package's functions are)
-from accel.cpu.runtime.code import SYMBOL, target_machine
+from accel.cpu.runtime.target import SYMBOL, target_machine
 from reference.checks import require
 
 # Kernels own no memory, so that nothing needs to be counted.

@@ -6,38 +6,13 @@ Memory is named by address, so that one compiled kernel serves views of any stri
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
 
+from accel.cpu.simd.kinds import I8, I32, I64, INTS, SHORTS, VECTOR
 from accel.cpu.simd.later import Later
 from accel.cpu.simd.machine import LANES
-
-
-class _BFloat(ir.Type):  # type: ignore[misc]
-    """LLVM's bfloat16, which llvmlite has no name for."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-
-FLOAT, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-VECTOR, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
-SHORTS = ir.VectorType(_BFloat(), 2 * LANES)  # bfloat16, two in the place of a float32
-WORD, REAL, VOID, Vector = (
-    I64,
-    FLOAT,
-    ir.VoidType(),
-    VECTOR,
-)  # what functions of kernels take and return: addresses and counts, numbers
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """An address whose values kernels index as arrays of this type, unsigned where they are shorter than words."""
-
-    pointee: ir.Type
 
 
 def machine_function(result: Any, *arguments: Any) -> Callable:

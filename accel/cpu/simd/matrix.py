@@ -22,20 +22,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from accel.cpu.simd.emit import (
-    I8,
-    I64,
-    VECTOR,
-    VOID,
-    WORD,
-    at,
-    call_llvm,
-    fetch,
-    machine_function,
-    number,
-    plus,
-    repeat,
-)
+from accel.cpu.simd.emit import at, call_llvm, fetch, machine_function, number, plus, repeat
+from accel.cpu.simd.kinds import I8, I64, VECTOR, VOID, WORD
 from accel.cpu.simd.later import compiled_as
 from accel.cpu.simd.machine import MATRIX
 from accel.cpu.simd.tile import emit_transpose

@@ -12,24 +12,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from accel.cpu.simd.emit import (
-    FLOAT,
-    I64,
-    INTS,
-    VECTOR,
-    VOID,
-    WORD,
-    at,
-    each,
-    fetch,
-    fused,
-    machine_function,
-    number,
-    paired,
-    plus,
-    repeat,
-    spread,
-)
+from accel.cpu.simd.emit import at, each, fetch, fused, machine_function, number, paired, plus, repeat, spread
+from accel.cpu.simd.kinds import FLOAT, I64, INTS, VECTOR, VOID, WORD
 from accel.cpu.simd.later import compiled_as
 from accel.cpu.simd.machine import LANES, PAIRS, ROWS, VECTORS
 from accel.cpu.simd.vectors import F32, emit_load

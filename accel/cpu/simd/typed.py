@@ -8,6 +8,7 @@ from functools import wraps
 from inspect import Parameter, Signature
 from typing import Any, ClassVar
 
+from llvmlite import ir
 from numba import types
 from numba.core.datamodel import models
 from numba.core.registry import cpu_target
@@ -15,7 +16,7 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global
 from numba.core.typing.templates import signature as signed
 from numba.extending import intrinsic, lower_builtin, register_model, typeof_impl
 
-from accel.cpu.simd.emit import FLOAT, I8, I16, I32, I64, VECTOR, VOID, Pointer, Vector, ir
+from accel.cpu.simd.kinds import FLOAT, I8, I16, I32, I64, VECTOR, VOID, Pointer, Vector
 from accel.cpu.simd.later import Later
 from accel.cpu.simd.machine import LANES
 

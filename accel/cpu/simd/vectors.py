@@ -12,26 +12,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from accel.cpu.simd.emit import (
-    FLOAT,
-    I16,
-    I32,
-    I64,
-    INTS,
-    REAL,
-    SHORTS,
-    VECTOR,
-    VOID,
-    WORD,
-    Vector,
-    at,
-    call_llvm,
-    each,
-    fetch,
-    fused,
-    machine_function,
-    spread,
-)
+from accel.cpu.simd.emit import at, call_llvm, each, fetch, fused, machine_function, spread
+from accel.cpu.simd.kinds import FLOAT, I16, I32, I64, INTS, REAL, SHORTS, VECTOR, VOID, WORD, Vector
 from accel.cpu.simd.machine import HALF, LANES, PAIRS
 
 F32, F16, BF16, Q8 = 0, 1, 2, 3  # kinds; Q8 is groups of GROUP bytes along a row: a float16 scale, and 32 numbers

@@ -8,21 +8,8 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from accel.cpu.simd.emit import (
-    FLOAT,
-    I8,
-    I16,
-    I32,
-    I64,
-    REAL,
-    VOID,
-    WORD,
-    Pointer,
-    at,
-    call_llvm,
-    machine_function,
-    number,
-)
+from accel.cpu.simd.emit import at, call_llvm, machine_function, number
+from accel.cpu.simd.kinds import FLOAT, I8, I16, I32, I64, REAL, VOID, WORD, Pointer
 
 MOST_WORDS = 40  # of a task
 _HAS_POSIX = sys.platform != "win32"  # elsewhere waiting is looking
