@@ -198,9 +198,9 @@ def parser(name: str) -> argparse.ArgumentParser:
     return found
 
 
-def main(name: str, run: Callable[[Report], None]) -> None:
-    """Run one script as its command line says."""
-    arguments = parser(name).parse_args()
-    report = Report(name, arguments.size, arguments.model)
-    run(report)
+def main(name: str, run: Callable[..., None], known: argparse.ArgumentParser | None = None) -> None:
+    """Run one script as its command line says; what a script added to its parser goes to `run` by name."""
+    chosen = vars((known or parser(name)).parse_args())
+    report = Report(name, chosen.pop("size"), chosen.pop("model"))
+    run(report, **chosen)
     report.show()

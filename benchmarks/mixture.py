@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from accel.cpu import THREADS
-from benchmarks import shape
+from benchmarks import common, shape
 from benchmarks.common import Report, parser
 from benchmarks.peers import race, words
 
@@ -65,10 +65,7 @@ def main() -> None:
     known = parser("mixture")
     known.add_argument("--families", type=words, metavar="NAME,NAME", help="qwen3_moe, deepseek_v3, axk1")
     known.add_argument("--dtypes", type=words, metavar="DTYPE,DTYPE", help="default: float32,bfloat16")
-    chosen = vars(known.parse_args())
-    report = Report("mixture", chosen.pop("size"), chosen.pop("model"))
-    run(report, **chosen)
-    report.show()
+    common.main("mixture", run, known)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any
 
 import thresher
 from accel.cpu import THREADS
+from benchmarks import common
 from benchmarks.common import Report, installed, parser
 from loaders import catalogue
 from thresher.bench import prompt
@@ -196,10 +197,7 @@ def main() -> None:
     known.add_argument("--only", type=words, metavar="NAME,NAME", help="dense, QUOKA, transformers, OpenVINO, …")
     known.add_argument("--tokens", type=int, metavar="N", help="of the prompt")
     known.add_argument("--rounds", type=int, metavar="N", help="that count")
-    chosen = vars(known.parse_args())
-    report = Report("peers", chosen.pop("size"), chosen.pop("model"))
-    run(report, **chosen)
-    report.show()
+    common.main("peers", run, known)
 
 
 def words(text: str) -> list[str]:

@@ -108,9 +108,13 @@ def _base(method: str) -> str | None:
     return f"{evict.base}:budget={evict.budget}" if isinstance(evict, Caote) else None
 
 
+def _told(name: str) -> dict[str, Any]:
+    return dict(json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8")))
+
+
 def gains_block(name: str, task: str, length: str, question: str) -> list[str]:
     """A table of a record: what CAOTE gains, a line per base and form, a column per budget."""
-    told = json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8"))
+    told = _told(name)
     of_task = [g for g in told["gains"] if (g["task"], g["length"], g["question"]) == (task, int(length), question)]
     budgets = sorted({share for g in of_task for share in _shares(g["method"])}, reverse=True)
     lines: dict[str, dict[float, str]] = {}
@@ -127,7 +131,7 @@ def gains_block(name: str, task: str, length: str, question: str) -> list[str]:
 
 def tasks_block(name: str, length: str, question: str) -> list[str]:
     """A table of a record: scores in percent, a line per task, a column per method of COMPARED."""
-    told = json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8"))
+    told = _told(name)
     groups = [g for g in told["groups"] if (g["length"], g["question"]) == (int(length), question) and "/" in g["task"]]
     scores = {(g["task"], g["method"]): g["score"] for g in groups}
     methods = list(named(COMPARED))
@@ -142,7 +146,7 @@ def tasks_block(name: str, length: str, question: str) -> list[str]:
 
 def block(name: str, task: str, length: str, question: str) -> list[str]:
     """A table of a record, with the line that says how it was made."""
-    told = json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8"))
+    told = _told(name)
     made, versions = told["meta"]["request"], told["meta"]["versions"]
     machine = told["meta"]["machine"]
     where = "the CPU" if made["backend"] == "cpu" or machine["gpu"].startswith("none") else machine["gpu"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFWriter, quants
+from gguf import GGMLQuantizationType
 
 import reference
 from loaders import load_checkpoint
@@ -86,27 +86,19 @@ def gguf(path: Path, family: str, kind: GGMLQuantizationType | None = None) -> P
     """The model as a GGUF file, its experts quantised."""
     arch = ARCHS[family]
     names = {theirs: ours for ours, (theirs, _) in gguf_files.names("qwen3", tied=True).items()}
-    writer = GGUFWriter(path, arch)
     keys = {key.replace("llama.", f"{arch}."): value for key, value in gguf_files.metadata("llama").items()}
     keys |= {f"{arch}.expert_count": EXPERTS, f"{arch}.expert_used_count": 2, f"{arch}.attention.key_length": 8}
     if family == "qwen3_moe":
         keys[f"{arch}.expert_feed_forward_length"] = FFN
-    for key, value in keys.items():
-        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
-        add.get(type(value), writer.add_array)(key, value)
+    found = {}
     for name, x in stacks(tensors(family), fused=False).items():
         mlp = name.replace("model.layers.", "blk.").replace(".mlp.gate.", ".ffn_gate_inp.")
         for matrix in ("gate", "up", "down"):
             mlp = mlp.replace(f".mlp.experts.{matrix}_proj.", f".ffn_{matrix}_exps.")
         stored = names.get(name, mlp)
-        x = gguf_files.stored(arch, stored, x)
-        quantised = kind is not None and "_exps" in stored
-        writer.add_tensor(stored, quants.quantize(x, kind) if quantised else x, raw_dtype=kind if quantised else None)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+        found[stored] = gguf_files.stored(arch, stored, x)
+    kinds = {name: kind for name in found if kind is not None and "_exps" in name}
+    return gguf_files.write_gguf(path, arch, {}, keys, kinds=kinds, extra=found)
 
 
 def logits(path: Path, dtype: str = "float64") -> np.ndarray:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFWriter, quants
+from gguf import GGMLQuantizationType
 
 import reference
 import thresher
 from loaders import load_checkpoint
 from loaders.gguf import GGUF, convert
 from reference import Model
+from tests.loaders import gguf_files
 from tests.loaders.files import draw, write_checkpoint
 
 HEADS, PLAIN, TURNED, VALUE, RANK, QUERY, WIDTH, LAYERS, EXPERTS, FFN = 2, 6, 4, 5, 8, 7, 32, 3, 8, 32
@@ -142,18 +143,8 @@ def write_gguf(
                 each = [whole[f"{ours}mlp.experts.{x}.{m}_proj.weight"] for x in range(EXPERTS)]
                 layer[f"ffn_{m}_exps.weight"] = np.stack(each)
         stored |= {f"blk.{n}.{name}": x for name, x in layer.items()}
-    writer = GGUFWriter(path, "deepseek2")
-    for key, value in metadata.items():
-        add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
-        add[type(value)](key, value)
-    for name, x in stored.items():
-        quantised = kind is not None and "_exps" in name
-        writer.add_tensor(name, quants.quantize(x, kind) if quantised else x, raw_dtype=kind if quantised else None)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    kinds = {name: kind for name in stored if kind is not None and "_exps" in name}
+    return gguf_files.write_gguf(path, "deepseek2", {}, metadata, kinds=kinds, extra=stored)
 
 
 def logits(path: Path) -> np.ndarray:

@@ -80,7 +80,7 @@ class Code:
 
     def __init__(self, function: Callable, words: int) -> None:
         self._function, self._words = function, words
-        self._name = f"{function.__module__.removeprefix('accel.cpu.')}.{function.__name__}"
+        self.name = f"{function.__module__.removeprefix('accel.cpu.')}.{function.__name__}"
         self._is_ours = function.__module__.startswith("accel.cpu.")  # the stamp knows no other sources
         self._address = 0
         self.was_kept = False  # when it was loaded
@@ -101,7 +101,7 @@ class Code:
 
     @property
     def _file(self) -> str:
-        return f"{self._name}-{self.stamp}.code"
+        return f"{self.name}-{self.stamp}.code"
 
     def _compiled(self) -> bytes:
         from accel.cpu.runtime.compiling import compile_code
@@ -144,7 +144,7 @@ class Code:
     def _tidy(self, folder: Path) -> None:
         """Delete this function's code of other stamps that nobody loaded for long. Who wanted it would compile it."""
         with suppress(OSError):
-            for path in folder.glob(f"{self._name}-*.code"):
+            for path in folder.glob(f"{self.name}-*.code"):
                 if time.time() - path.stat().st_mtime > UNUSED:
                     path.unlink()
 
@@ -154,8 +154,8 @@ class compiled:
 
     def __init__(self, function: Callable) -> None:
         words = len(signature(function).parameters)
-        self.name = f"{function.__module__.removeprefix('accel.cpu.')}.{function.__name__}"
         self._code, self._kind = Code(function, words), CFUNCTYPE(None, *[c_int64] * words)
+        self.name = self._code.name
         self._call: Callable | None = None
 
     @property
