@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from time import perf_counter
+from types import FunctionType
 from typing import Any
 
 import reference
@@ -48,7 +49,7 @@ class Timed:
         found = getattr(cpu, name)
         if name == "new_cache":
             return self._new_cache
-        return found if isinstance(found, type) else self._around(name, found)
+        return self._around(name, found) if isinstance(found, FunctionType) else found
 
     def _around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
