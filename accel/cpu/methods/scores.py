@@ -1,10 +1,15 @@
-"""TOVA and SnapKV: the attention mass of a chunk's last queries. H2O's is that of all of them."""
+"""TOVA and SnapKV: the attention mass of a chunk's last queries. H2O's is that of all of them.
+
+The two kernels are what an evictor does with the mass of a decoded token: KV heads are their items.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from accel.cpu.attention.received import attention_mass
+from accel.cpu.runtime.kernels import kernel
+from accel.cpu.simd import carray, doubles_at, fetch_add, floats_at
 from reference import contract
 from reference.attention import as_positions
 from reference.scores import pool
@@ -52,3 +57,41 @@ def _newest_mass(
     """Attention mass of the last `count` queries."""
     places = as_positions(q_positions, q.shape[1])[-count:]
     return attention_mass(q[:, -count:], k, places, k_positions, scale=scale, cap=cap)
+
+
+@kernel
+def average(task, worker, mass, scores, heads, kv_heads, keys):
+    """scores (KV, S) = the mean over each group of mass (H, S), as `group_mean`."""
+    group = heads // kv_heads
+    received, found = carray(floats_at(mass), (kv_heads, group, keys)), carray(floats_at(scores), (kv_heads, keys))
+    while True:
+        kv = fetch_add(task, 1)
+        if kv >= kv_heads:
+            return
+        for s in range(keys):
+            total = received[kv, 0, s]
+            for g in range(1, group):
+                total += received[kv, g, s]
+            found[kv, s] = total / np.float32(group)
+
+
+@kernel
+def receive(task, worker, mass, so_far, room, scores, heads, kv_heads, keys):
+    """Add mass (H, S) to what was received before the newest key, float64 in rows of `room`, and write the mean over
+    each group to scores (KV, S), float64."""
+    group = heads // kv_heads
+    received, found = carray(floats_at(mass), (heads, keys)), carray(doubles_at(scores), (kv_heads, keys))
+    sums = carray(doubles_at(so_far), (heads, room))
+    while True:
+        kv = fetch_add(task, 1)
+        if kv >= kv_heads:
+            return
+        for head in range(kv * group, (kv + 1) * group):
+            sums[head, keys - 1] = 0.0
+            for s in range(keys):
+                sums[head, s] += np.float64(received[head, s])
+        for s in range(keys):
+            total = sums[kv * group, s]
+            for head in range(kv * group + 1, (kv + 1) * group):
+                total += sums[head, s]
+            found[kv, s] = total / np.float64(group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,13 @@ from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import Kernel
 from accel.cpu.runtime.team import THREADS, run_each
 from accel.cpu.simd import MOST_WORDS
+
+Call = Callable[..., Any]  # (kernel, *arguments, workers=…): makes a call, or notes it
+
+
+def at_once(kernel: Kernel, *arguments: int | float, workers: int = THREADS) -> None:
+    """Make a call, as `Calls.add` notes it."""
+    kernel(*arguments, workers=workers)
 
 
 class Calls:
@@ -53,9 +60,9 @@ class Calls:
         for name, value in values.items():
             self._words[numbers, 2 + names.index(name)] = value
 
-    def leave_out(self, numbers: Sequence[int], wanted: bool) -> None:
-        """Leave calls out, or let them in again."""
-        self._list[numbers, 0] = [0 if wanted else self._kernels[n].address for n in numbers]
+    def leave_out(self, numbers: Sequence[int], wanted: Sequence[bool]) -> None:
+        """Leave each of these calls out, or let it in again."""
+        self._list[numbers, 0] = [0 if out else self._kernels[n].address for n, out in zip(numbers, wanted, strict=True)]
 
     def run(self) -> None:
         """All calls, one after another."""
