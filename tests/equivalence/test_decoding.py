@@ -13,7 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel import cpu
-from reference import KeyDiff, Model, Policy, Rope, State, Weights, decode, new_state, prefill
+from accel.cpu.simd import HALF
+from reference import (
+    H2O,
+    FastForward,
+    KeyDiff,
+    Model,
+    Policy,
+    Quoka,
+    Rope,
+    State,
+    Tova,
+    Weights,
+    decode,
+    new_state,
+    prefill,
+)
 from reference.int8 import quantize
 from tests.small import random_weights, small_config
 
@@ -97,7 +112,84 @@ def test_a_step_has_the_bits_of_its_calls(
             decode(model, states, [token + n for n in range(len(states))])
         for got, wanted in zip(ours, theirs, strict=True):
             check_same(got, wanted)
-    assert ours[0].cache.step is not None or (dtype == "float16" and not cpu.recorded.HALF)  # type: ignore[attr-defined]
+    assert ours[0].cache.step is not None or (dtype == "float16" and not HALF)  # type: ignore[attr-defined]
+
+
+def parts(*, with_layer: bool = True) -> st.SearchStrategy[Policy]:
+    """Policies at small budgets, any method beside any other, and perhaps another policy in one layer."""
+    protected = {"sinks": st.integers(0, 3), "recent": st.integers(0, 3)}
+    evictors = [st.builds(method, st.integers(6, 40), **protected) for method in (KeyDiff, Tova, H2O)]
+    raw = st.just(KeyDiff(9, anchor="raw"))
+    select = st.none() | st.builds(Quoka, st.integers(6, 30), **protected) | st.just(Quoka(0.3, of="past"))
+    inner = st.dictionaries(st.just(1), parts(with_layer=False)) if with_layer else st.just({})
+    return st.builds(Policy, select, st.none() | st.one_of(*evictors) | raw, overrides=inner)
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from(list(STORED)), st.lists(st.tuples(parts(), st.integers(1, 300)), min_size=1, max_size=3),
+    st.sampled_from([1, 2, 4]), st.data(),
+)  # fmt: skip
+def test_a_policy_leaves_what_its_calls_leave(
+    dtype: str, sequences: list[tuple[Policy, int]], kv_heads: int, data: st.DataObject
+) -> None:
+    """Tokens, further prompts, copies and any company: the caches, counts and logits are the same at every one."""
+    both = models(dtype, kv_heads=kv_heads, ropes=data.draw(st.sampled_from([(Rope(1e4),) * 2, (Rope(1e4), None)])))
+    held = [[read(model, [length], policy)[0] for policy, length in sequences] for model in both]
+    numbers = st.sampled_from(range(len(sequences)))
+    for turn in range(data.draw(st.integers(2, 8))):
+        together = data.draw(st.lists(numbers, min_size=1, unique=True))
+        what = data.draw(st.sampled_from(["decode"] * 5 + ["prefill", "copy"]))
+        for model, states in zip(both, held, strict=True):
+            for n in together:
+                if what == "prefill":
+                    prefill(model, states[n], np.arange(5 + n), chunk=3)
+                elif what == "copy":
+                    states[n] = replace(states[n], cache=states[n].cache.copy(), counts=states[n].counts.copy())
+            if what == "decode":
+                decode(model, [states[n] for n in together], [turn + n for n in together])
+        for got, wanted in zip(*held, strict=True):
+            check_same(got, wanted)
+
+
+FULL = [
+    Policy(evict=KeyDiff(20, sinks=2, recent=3)), Policy(evict=Tova(20, sinks=2, recent=3)), Policy(evict=H2O(20)),
+    Policy(select=Quoka(20, sinks=2, recent=3)), Policy(select=Quoka(9), evict=KeyDiff(20)),
+    Policy(evict=KeyDiff(20), overrides={1: Policy(select=Quoka(20))}),
+    Policy(select=Quoka(20), ffn=FastForward(0.5, neurons="magnitude")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", FULL, ids=str)
+def test_a_full_cache_decodes_in_steps(policy: Policy) -> None:
+    """Token after token, and of keys that scores cannot tell apart the same are kept."""
+    stepping, plain = models("float32")
+    (ours,), (theirs,) = read(stepping, [45], policy), read(plain, [45], policy)
+    for token in (3, 1, *[7] * 40):
+        for model, state in ((stepping, ours), (plain, theirs)):
+            decode(model, [state], [token])
+        check_same(ours, theirs)
+        assert ours.cache.step is not None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("policy", [None, *FULL[:5]], ids=str)
+def test_scores_that_are_no_numbers_are_refused(policy: Policy | None) -> None:
+    """In the words of the methods, with nothing read that is not the cache's; what was evicted cannot be had again."""
+    stepping, plain = models("float32")
+    held = [read(model, [45], policy)[0] for model in (stepping, plain)]
+    for model, state in zip((stepping, plain), held, strict=True):
+        decode(model, [state], [3])
+        state.cache.layers[1].k[0, 7] = np.nan
+        state.cache.layers[1]._rates[0, 7] = np.nan
+    for model, state in zip((stepping, plain), held, strict=True):
+        if policy is None:
+            decode(model, [state], [4])
+            continue
+        with pytest.raises(ValueError, match="got NaN, wanted numbers that can be ranked"):
+            decode(model, [state], [4])
+        assert state.broken == ("" if policy.evict is None else "interrupted (ValueError) after a layer had evicted")
+        assert state.position == 46
+    assert held[0].cache.sizes == held[1].cache.sizes or held[0].broken
 
 
 def test_a_cache_that_grows_is_followed() -> None:
@@ -138,13 +230,14 @@ def test_a_copy_goes_on_by_itself() -> None:
     [
         ({"vectors": "float16"}, None, False),
         ({"vectors": "float16", "norms": False, "biases": False}, None, False),
-        ({}, Policy(evict=KeyDiff(20)), False),
+        ({}, Policy(evict=KeyDiff(20, anchor="raw")), False),
+        ({}, Policy(select=Quoka(0.3, of="past")), False),
         ({"window": 16}, None, False),
         ({"joint_qk_norm": True}, None, False),
         ({"ffn_width": 60}, None, False),
         ({}, None, True),
     ],
-    ids=["norms in 16 bits", "the last norm in 16 bits", "policy", "window", "joint norms", "odd width", "trace"],
+    ids=["norms in 16 bits", "the last norm in 16 bits", "raw keys", "a share", "window", "joint norms", "odd width", "trace"],
 )
 def test_all_else_goes_call_by_call(fields: dict[str, Any], policy: Policy | None, trace: bool) -> None:
     stepping, plain = models("float32", **{"biases": True, **fields})

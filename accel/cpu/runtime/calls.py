@@ -54,9 +54,13 @@ class Calls:
         ]
         self._list = np.array(listed, np.int64)
 
-    def set(self, numbers: np.ndarray, **values: Any) -> None:
+    def get(self, numbers: Sequence[int], name: str) -> np.ndarray:
+        """An argument by its name, in the calls of these numbers, all of one kernel."""
+        return self._words[numbers, 2 + self._kernels[numbers[0]].arguments.index(name)]
+
+    def set(self, numbers: Sequence[int], **values: Any) -> None:
         """Change arguments by their names, in the calls of these numbers, all of one kernel."""
-        names = self._kernels[int(numbers.flat[0])].arguments
+        names = self._kernels[numbers[0]].arguments
         for name, value in values.items():
             self._words[numbers, 2 + names.index(name)] = value
 
@@ -66,4 +70,10 @@ class Calls:
 
     def run(self) -> None:
         """All calls, one after another."""
+        self._words[-1, 0] = 0
         run_each(address(self._list), len(self._list))
+
+    @property
+    def ran(self) -> bool:
+        """Whether the last run came to its end; else it had not begun, as it is one step for an interrupt."""
+        return bool(self._words[-1, 0])
