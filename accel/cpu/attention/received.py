@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from accel.cpu.attention.blocks import Places, first_keys, pack_queries, places, take_keys
-from accel.cpu.attention.by_key import FEW, SCORE_ROW, few_places, score_few, widen_few
-from accel.cpu.attention.call import run
+from accel.cpu.attention.by_block import attend
+from accel.cpu.attention.by_key import FEW, SCORE_ROW, attend_few, few_places, score_few, widen_few
+from accel.cpu.attention.call import block_size
 from accel.cpu.attention.layout import Laid, lay_out
 from accel.cpu.attention.reads import WORDS, group_of, read_at
 from accel.cpu.attention.softmax import at_edge, bound_columns, cap_scores, hide
@@ -61,14 +62,23 @@ def attention_mass(
     """Attention that each key receives, Σ_t a_tj, from shapes as in `attention` -> (H, S) float32."""
     contract.attention_mass(q, k, q_positions, k_positions, scale, window, cap)
     laid = lay_out([(q, k, q_positions, k_positions)], scale, window, cap)
-    (one,), (stats,) = laid, run(laid, None, None)
+    (one,) = laid
     if one.heads * one.keys * one.items == 0:
         return np.zeros((one.heads, one.keys), np.float32)
     mass = np.empty((one.heads, one.keys), np.float32)
+    stats = np.empty((one.parts, one.heads, one.tokens, 2), np.float32)
     rates, memory = np.empty(stats.shape[1:], np.float32), scratch.take(mass_floats(one))
+    find_peaks(at_once, one, stats, np.empty((1, WORDS), np.int64), memory)
     add_mass(at_once, one, stats, rates, np.empty((1, WORDS), np.int64), mass, memory)
     scratch.give(memory)
     return mass
+
+
+def find_peaks(call: Call, one: Laid, stats: np.ndarray, table: np.ndarray, memory: np.ndarray) -> None:
+    """stats (P, H, T, 2) = peaks and sums of every range of keys. Works in `table` (1, WORDS)."""
+    table[:] = one.words(None, None, None, stats)
+    size = few_places(0, one.dim).end if one.few else block_size(one)
+    call(attend_few if one.few else attend, address(table), 1, address(memory), size)
 
 
 def add_mass(
@@ -91,7 +101,7 @@ def add_mass(
 
 
 def mass_floats(one: Laid) -> int:
-    """Memory that all workers need."""
+    """Memory that all workers need, for both passes."""
     size = few_places(0, one.dim).end if one.few else mass_places(0, one.block, one.group, one.dim).end
     return size // 4 * THREADS
 

@@ -1,6 +1,7 @@
 """TOVA and SnapKV: the attention mass of a chunk's last queries. H2O's is that of all of them.
 
-The two kernels are what an evictor does with the mass of a decoded token: KV heads are their items.
+`average` and `receive` are what an evictor does with the mass of a decoded token, and by `shift` SnapKV remembers its
+query.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from accel.cpu.attention.received import attention_mass
+from accel.cpu.linear.columns import copy_bytes
+from accel.cpu.linear.rows import copy_row
+from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import carray, doubles_at, fetch_add, floats_at
 from reference import contract
 from reference.attention import as_positions
-from reference.scores import pool
 
 
 def tova_scores(
@@ -42,7 +45,10 @@ def snapkv_scores(
 ) -> np.ndarray:
     """Attention of the last min(window, T) queries, summed, then averaged along the keys: shapes as above -> (H, S)."""
     contract.snapkv_scores(q, k, q_positions, k_positions, window, kernel, scale, cap)
-    return pool(_newest_mass(q, k, q_positions, k_positions, window, scale, cap), kernel)
+    mass = _newest_mass(q, k, q_positions, k_positions, window, scale, cap)
+    pooled = np.empty_like(mass)
+    pool(address(mass), address(pooled), *mass.shape, kernel)
+    return pooled
 
 
 def _newest_mass(
@@ -95,3 +101,30 @@ def receive(task, worker, mass, so_far, room, scores, heads, kv_heads, keys):
             for head in range(kv * group + 1, (kv + 1) * group):
                 total += sums[head, s]
             found[kv, s] = total / np.float64(group)
+
+
+@kernel
+def pool(task, worker, mass, pooled, heads, keys, width):
+    """pooled (H, S) = the mean of `width` neighbouring keys of mass (H, S), zeros beyond both ends counted."""
+    received, found = carray(floats_at(mass), (heads, keys)), carray(floats_at(pooled), (heads, keys))
+    while True:
+        head = fetch_add(task, 1)
+        if head >= heads:
+            return
+        for s in range(keys):
+            total = np.float32(0.0)
+            for i in range(max(s - width // 2, 0), min(s + width // 2 + 1, keys)):
+                total += received[head, i]
+            found[head, s] = total / np.float32(width)
+
+
+@kernel
+def shift(task, worker, queries, q, q_head, heads, window, dim):
+    """Forget the oldest of the queries held (H, W, D), and add one (H, 1, D) after the newest; float32 all."""
+    while True:
+        head = fetch_add(task, 1)
+        if head >= heads:
+            return
+        held, row = queries + 4 * head * window * dim, 4 * dim
+        copy_bytes(held + row, held, (window - 1) * row)
+        copy_row(q + head * q_head, held + (window - 1) * row, dim, 1.0)

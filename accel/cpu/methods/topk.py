@@ -65,9 +65,10 @@ def list_best(
     not_numbers: np.ndarray,
     memory: np.ndarray,
 ) -> Any:
-    """kept (KV, B) = the columns of the highest of scores (KV, S), beside the `first` (KV,) and the last `recent`. Where
-    a row holds NaN its columns stay as they were, and `not_numbers` (1,) counts it. Scores in float64: of at most FEW
-    columns more than are kept."""
+    """kept (KV, B) = the columns of the highest of scores (KV, S), beside the `first` (KV,) and the last `recent`.
+
+    Where a row holds NaN its columns stay as they were, and `not_numbers` (1,) counts it. Scores in float64 are of at
+    most FEW columns more than are kept."""
     if scores.dtype == np.float64:
         return call(
             _drop_few, address(scores), address(first), recent, address(kept), kept.strides[0], address(not_numbers),

@@ -19,7 +19,7 @@ from accel.cpu.recorded.sequence import Methods
 from accel.cpu.recorded.step import Step
 from accel.cpu.runtime.arrays import Grouped, readable
 from accel.cpu.simd import HALF
-from reference import H2O, FastForward, KeyDiff, Model, Policy, Quoka, Tova
+from reference import H2O, Caote, FastForward, KeyDiff, Model, Policy, Quoka, SnapKV, Tova
 from reference.state import Chunk
 from reference.weights import LayerWeights
 
@@ -79,18 +79,27 @@ def _methods_of(layer: Any, policy: Policy, alone: bool) -> Methods | None:
         if type(select) is not Quoka or not select.standard or isinstance(select.budget, float):
             return None
         select = select if size > select.budget else None
-    if (layer.received is not None) != (type(evict) is H2O):
+    base = evict.wrapped() if isinstance(evict, Caote) else evict
+    if (layer.received is not None) != isinstance(base, H2O):
         return None
-    if evict is not None:
-        if type(evict) not in (KeyDiff, H2O, Tova) or isinstance(evict.budget, float) or size > evict.budget:
+    if evict is None or base is None:
+        return Methods(select, None)
+    if type(base) not in (KeyDiff, H2O, Tova, SnapKV) or isinstance(base.budget, float) or size > base.budget:
+        return None
+    if isinstance(base, KeyDiff):
+        if base.anchor != "normalised" or not layer._summed:
             return None
-        if isinstance(evict, KeyDiff):
-            if evict.anchor != "normalised" or not layer._summed:
-                return None
-        elif select is not None or (type(evict) is H2O and size < evict.budget):
-            return None
-        evict = evict if size == evict.budget else None
-    return Methods(select, evict)
+    elif select is not None or (size < base.budget and not isinstance(base, Tova)):
+        return None  # keys that were not read, or what the method notes on its way
+    if isinstance(base, SnapKV) and not _is_window(layer.queries, base.window):
+        return None
+    return Methods(select, evict if size == base.budget else None)
+
+
+def _is_window(queries: np.ndarray | None, window: int) -> bool:
+    """Whether the queries held are as many as SnapKV's window has."""
+    whole = queries is not None and queries.shape[1] == window
+    return whole and queries.dtype == np.float32 and queries.flags.c_contiguous
 
 
 def _is_dense(ffn: Any, layer: Any) -> bool:

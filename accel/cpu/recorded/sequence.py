@@ -19,17 +19,19 @@ import numpy as np
 
 from accel.cpu.attention.layout import ITEMS, Laid, lay_out
 from accel.cpu.attention.reads import WORDS, Read
-from accel.cpu.attention.received import add_mass, mass_floats
+from accel.cpu.attention.received import add_mass, find_peaks, mass_floats
+from accel.cpu.attention.visible import list_bounds
 from accel.cpu.linear.rows import padded
-from accel.cpu.methods import keydiff, quoka, topk
-from accel.cpu.methods.scores import average, receive
-from accel.cpu.runtime.arrays import address
+from accel.cpu.methods import caote, keydiff, quoka, topk
+from accel.cpu.methods.scores import average, pool, receive, shift
+from accel.cpu.runtime.arrays import address, rows
 from accel.cpu.runtime.calls import Calls
 from accel.cpu.runtime.memory import fresh
 from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import LANES
 from accel.shared.lazy import Chosen, Consecutive
-from reference import H2O, Evictor, KeyDiff, ModelConfig, Quoka
+from reference import H2O, Caote, Evictor, KeyDiff, ModelConfig, Quoka, SnapKV, Tova
+from reference.eviction import Seen
 from reference.state import Chunk
 
 Memory = Callable[[str, int], np.ndarray]  # (name, numbers): float32 that all layers and sequences work in
@@ -67,6 +69,7 @@ class OneSequence:
         self._last: dict[int, tuple[int, np.ndarray]] = {}  # QUOKA's columns, and a layer whose newest is their last
         self.parts = np.ones(config.layers, np.int64)  # ranges of keys that each layer's read is shared out to
         self._laid: dict[int, Laid] = {}
+        self._voters: dict[int, np.ndarray] = {}  # positions of SnapKV's queries, by their number
         self._writes: list[int] = []
         self._choices: list[tuple[int, int]] = []  # QUOKA's scores and columns, of layers that grow
         self._grows = np.array([own.evict is None for own in methods])
@@ -86,15 +89,20 @@ class OneSequence:
         self._q = q
         self._lay_out([n], layer, None if select is None else self._select(n, layer, q, select), _ALL)
 
-    def observe(self, n: int) -> None:
+    def observe(self, n: int, layer: Any) -> None:
         """Note what comes between a layer's attention and the merging of its ranges, which spoils the peaks."""
-        evict = self._methods[n].evict
+        evict = _base(self._methods[n].evict)
         if evict is None or isinstance(evict, KeyDiff):
             return
-        one, hold = self._laid[n], self._calls.hold
-        rates = self._memory("rates", 2 * one.heads).reshape(one.heads, 1, 2)
+        one, stats, hold, add = self._laid[n], self._stats, self._calls.hold, self._calls.add
+        if isinstance(evict, SnapKV):
+            one = self._voted(layer, evict.window)
+            stats = self._memory("stats", one.parts * one.heads * one.tokens * 2)
+        rates = self._memory("rates", 2 * one.heads * one.tokens).reshape(one.heads, one.tokens, 2)
         memory = self._memory("of mass", mass_floats(one))
-        add_mass(self._calls.add, one, self._stats, rates, hold(np.empty((1, WORDS), np.int64)), self._mass(one), memory)
+        if isinstance(evict, SnapKV):
+            find_peaks(add, one, stats, hold(np.empty((1, WORDS), np.int64)), memory)
+        add_mass(add, one, stats, rates, hold(np.empty((1, WORDS), np.int64)), self._mass(one), memory)
 
     def evict(self, n: int, layer: Any) -> None:
         """Note what brings a layer back to its budget."""
@@ -103,18 +111,41 @@ class OneSequence:
             return
         (kv, keys), add = (one.kv, layer.size + 1), self._calls.add
         scores = self._memory("scores", kv * keys).reshape(kv, keys)
-        if isinstance(evict, KeyDiff):
+        base, mass, scale = _base(evict), self._mass(one), self._config.attention_scale
+        seen = Seen(self._q, keys - 1, layer._k, layer._positions, None, layer, scale, None, True, None)  # type: ignore[arg-type]
+        if isinstance(base, KeyDiff):
             held = layer._k[:, :keys], layer._rates[:, :keys], layer._sums
             keydiff.score_against(add, *held, scores, self._memory("of keydiff", keydiff.floats_needed(one.dim)))
-        elif isinstance(evict, H2O):
+        elif isinstance(base, H2O):
             scores = self._memory("sums", 2 * scores.size).view(np.float64).reshape(scores.shape)
-            mass, received = address(self._mass(one)), address(layer._received)
-            add(receive, mass, received, layer.capacity, address(scores), one.heads, kv, keys)
-        else:
-            add(average, address(self._mass(one)), address(scores), one.heads, kv, keys)
+            received, mass = address(layer._received), layer._received[:, :keys]
+            add(receive, address(self._mass(one)), received, layer.capacity, address(scores), one.heads, kv, keys)
+        elif isinstance(base, SnapKV):
+            mass = self._memory("pooled", mass.size).reshape(mass.shape)
+            add(pool, address(self._mass(one)), address(mass), *mass.shape, base.kernel)
+        if isinstance(evict, Caote):
+            scores, v = self._memory("scores", kv * keys).reshape(kv, keys), layer._v[:, :keys]
+            memory = self._memory("of caote", caote.floats_needed(one.heads, *v.shape))
+            caote.score(add, mass, v, scores, self._wrong[1:], memory, fast=evict.fast, group=evict.group)
+        elif isinstance(base, Tova | SnapKV):
+            add(average, address(mass), address(scores), one.heads, kv, keys)
         kept = self._listed("kept", evict.budget, layer.size, False)
-        self._list_best(layer, evict, scores, kept)
+        self._list_best(layer, evict, evict.newest_kept(seen), scores, kept)
         layer.move_kept(add, kept, keys, layer._positions, self._line)
+
+    def _voted(self, layer: Any, window: int) -> Laid:
+        """The calls by which SnapKV remembers a query and sees which keys its window sees, and its read of them."""
+        add, hold, keys = self._calls.add, self._calls.hold, layer.size + 1
+        k, at = layer._k[:, :keys], layer._positions[:, :keys]
+        asked = self._voters.setdefault(window, hold(np.empty(window, np.int64)))
+        add(shift, *[address(layer.queries), *rows(self._q)[:2]], len(self._q), window, k.shape[2])
+        one = lay_out(
+            [(layer.queries, k, keys - window, Consecutive(at, 0))], self._config.attention_scale, None, None
+        )[0]
+        one.bounds = hold(np.empty((len(k), window, 2), np.int64))
+        hold(one)
+        list_bounds(add, asked, at, None, one.bounds, hold(np.zeros(1, np.int64)), keys, None)
+        return one
 
     def finish(self) -> None:
         """All calls are listed: know where they point to."""
@@ -132,6 +163,8 @@ class OneSequence:
             if not grows:  # now, so that who is interrupted in between does not go on from there
                 layer.newest = layer._room.newest = chunk.first
                 layer._room.consecutive = False
+        for window, positions in self._voters.items():
+            positions[:] = np.arange(chunk.first + 1 - window, chunk.first + 1)
         if not self._grows.any():
             return
         more = self._sizes - self._first_sizes
@@ -184,7 +217,7 @@ class OneSequence:
         columns = self._listed("read", select.budget + 1, past, self._grows[n])
         columns[:, -1] = past
         self._last[id(columns)] = n, columns
-        listed = self._list_best(layer, select, scores, columns[:, :-1])
+        listed = self._list_best(layer, select, select.recent, scores, columns[:, :-1])
         if self._grows[n]:
             self._choices.append((n, scored, listed))
         return columns
@@ -208,18 +241,23 @@ class OneSequence:
             self._columns[key] = self._calls.hold(np.tile(np.arange(width), (self._config.kv_heads, 1)))
         return self._columns[key]
 
-    def _list_best(self, layer: Any, method: Any, scores: np.ndarray, kept: np.ndarray) -> int:
+    def _list_best(self, layer: Any, method: Any, recent: int, scores: np.ndarray, kept: np.ndarray) -> int:
         """The call that lists the columns which a method keeps."""
         first = topk.protected(layer.positions, method.sinks)
         memory = self._memory("of topk", topk.floats_needed(layer.capacity))
-        return topk.list_best(self._calls.add, scores, self._calls.hold(first), method.recent, kept, self._wrong, memory)
+        return topk.list_best(self._calls.add, scores, self._calls.hold(first), recent, kept, self._wrong, memory)
 
     def _mass(self, one: Laid) -> np.ndarray:
         """What every key receives (H, S)."""
         return self._memory("mass", one.heads * one.keys).reshape(one.heads, one.keys)
 
 
+def _base(evict: Any) -> Any:
+    """An evictor without CAOTE around it."""
+    return evict.wrapped() if isinstance(evict, Caote) else evict
+
+
 def _buffers(layers: Sequence[Any]) -> list[np.ndarray]:
     """The memory that the calls were given."""
-    each = [(x._k, x._v, x._positions, x._rates, x._sums, x._received) for x in layers]
+    each = [(x._k, x._v, x._positions, x._rates, x._sums, x._received, x.queries) for x in layers]
     return [buffer for own in each for buffer in own if buffer is not None]

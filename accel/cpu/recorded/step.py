@@ -15,6 +15,7 @@ from accel.cpu.ffn.activation import _activate
 from accel.cpu.ffn.call import _few, _join, few_shape
 from accel.cpu.layers import _add, _rms_norm, _rotate, embed
 from accel.cpu.linear.few_tokens import STREAMS, read, rows_read
+from accel.cpu.methods.caote import no_negatives
 from accel.cpu.methods.topk import numbers_only
 from accel.cpu.recorded.sequence import Methods, OneSequence
 from accel.cpu.runtime.arrays import Grouped, address, matrix, rows
@@ -37,7 +38,7 @@ class Step:
         config, hold = model.config, self._calls.hold
         self._attended = hold(fresh(self._tokens, config.heads, config.head_dim))
         self._table = hold(np.zeros((config.layers, self._tokens, WORDS), np.int64))
-        self._wrong = hold(np.zeros(1, np.int64))
+        self._wrong = hold(np.zeros(2, np.int64))  # heads whose scores are NaN, or below zero where they must not be
         self._sequences = [
             OneSequence(
                 self._calls, self._shared, config, chunk, own, self._table[:, i], self._attended[i : i + 1], self._wrong
@@ -75,6 +76,7 @@ class Step:
             if self._calls.ran:
                 for one, chunk in zip(self._sequences, chunks, strict=True):
                     one.end(chunk)
+        no_negatives(self._wrong[1:])
         numbers_only(self._wrong)
         return self._hidden.copy()
 
@@ -110,8 +112,8 @@ class Step:
                 one.append(n, layers[n], *(heads[:, i : i + 1] for heads in (queries, keys, values)))
             table = address(self._table[n])
             self._calls.add(attend_few, table, tokens, address(memory), size)
-            for one in self._sequences:
-                one.observe(n)
+            for one, layers in zip(self._sequences, caches, strict=True):
+                one.observe(n, layers[n])
             self._merges.append(self._calls.add(_merge, table, tokens))
             for one, layers in zip(self._sequences, caches, strict=True):
                 one.evict(n, layers[n])

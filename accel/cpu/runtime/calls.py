@@ -66,7 +66,9 @@ class Calls:
 
     def leave_out(self, numbers: Sequence[int], wanted: Sequence[bool]) -> None:
         """Leave each of these calls out, or let it in again."""
-        self._list[numbers, 0] = [0 if out else self._kernels[n].address for n, out in zip(numbers, wanted, strict=True)]
+        self._list[numbers, 0] = [
+            0 if out else self._kernels[n].address for n, out in zip(numbers, wanted, strict=True)
+        ]
 
     def run(self) -> None:
         """All calls, one after another."""
