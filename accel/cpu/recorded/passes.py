@@ -15,11 +15,11 @@ import numpy as np
 
 from accel.cpu.attention.by_key import FEW as FEW_COLUMNS
 from accel.cpu.linear.few_tokens import FEW
-from accel.cpu.recorded.sequence import Methods
+from accel.cpu.recorded.sequence import Methods, without_caote
 from accel.cpu.recorded.step import Step
 from accel.cpu.runtime.arrays import Grouped, readable
 from accel.cpu.simd import HALF
-from reference import H2O, Caote, FastForward, KeyDiff, Model, Policy, Quoka, SnapKV, Tova
+from reference import H2O, FastForward, KeyDiff, Model, Policy, Quoka, SnapKV, Tova
 from reference.state import Chunk
 from reference.weights import LayerWeights
 
@@ -79,7 +79,7 @@ def _methods_of(layer: Any, policy: Policy, alone: bool) -> Methods | None:
         if type(select) is not Quoka or not select.standard or isinstance(select.budget, float):
             return None
         select = select if size > select.budget else None
-    base = evict.wrapped() if isinstance(evict, Caote) else evict
+    base = without_caote(evict)
     if (layer.received is not None) != isinstance(base, H2O):
         return None
     if evict is None or base is None:
@@ -98,8 +98,9 @@ def _methods_of(layer: Any, policy: Policy, alone: bool) -> Methods | None:
 
 def _is_window(queries: np.ndarray | None, window: int) -> bool:
     """Whether the queries held are as many as SnapKV's window has."""
-    whole = queries is not None and queries.shape[1] == window
-    return whole and queries.dtype == np.float32 and queries.flags.c_contiguous
+    if queries is None or queries.shape[1] != window:
+        return False
+    return queries.dtype == np.float32 and queries.flags.c_contiguous
 
 
 def _is_dense(ffn: Any, layer: Any) -> bool:

@@ -1,9 +1,9 @@
 """One sequence of a step: what a token does in the sequence's own caches, layer by layer.
 
-    append     write the token's key and value after those held
-    select     QUOKA: score the keys held, and list the columns that are read
-    observe    H2O and TOVA: what every key receives of the attention, while its peaks and sums are at hand
-    evict      score the keys held, list the columns that stay, and move them to the front
+    before attention    write the token's key and value after those held; QUOKA scores the held, and lists the columns
+                        that are read
+    after it            an eviction scores the keys held, by the peaks and sums of this attention where it looks at
+                        these, lists the columns that stay, and moves them to the front
 
 A layer that evicts holds its budget before and after every token, so that none of its words change. In one that grows
 the place of the new key does, and how many keys there are to read or to choose from.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,8 +31,7 @@ from accel.cpu.runtime.memory import fresh
 from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import LANES
 from accel.shared.lazy import Chosen, Consecutive
-from reference import H2O, Caote, Evictor, KeyDiff, ModelConfig, Quoka, SnapKV, Tova
-from reference.eviction import Seen
+from reference import H2O, Caote, Evictor, KeyDiff, ModelConfig, Quoka, SnapKV
 from reference.state import Chunk
 
 Memory = Callable[[str, int], np.ndarray]  # (name, numbers): float32 that all layers and sequences work in
@@ -68,88 +68,90 @@ class OneSequence:
         self._columns: dict[tuple[str, int, int, bool], np.ndarray] = {}
         self._last: dict[int, tuple[int, np.ndarray]] = {}  # QUOKA's columns, and a layer whose newest is their last
         self.parts = np.ones(config.layers, np.int64)  # ranges of keys that each layer's read is shared out to
-        self._laid: dict[int, Laid] = {}
+        self._bounds: dict[int, np.ndarray] = {}  # what each layer's queries see
         self._voters: dict[int, np.ndarray] = {}  # positions of SnapKV's queries, by their number
         self._writes: list[int] = []
-        self._choices: list[tuple[int, int]] = []  # QUOKA's scores and columns, of layers that grow
+        self._choices: list[tuple[int, int, int]] = []  # layers that grow, their QUOKA's scores and columns
         self._grows = np.array([own.evict is None for own in methods])
         self._budgets = np.array([own.select.budget if own.select else 0 for own in methods])
 
     def fits(self, chunk: Chunk, methods: Sequence[Methods]) -> bool:
         """Whether this is the sequence, with the same methods and buffers."""
-        cache: Any = chunk.state.cache
-        if self._cache() is not cache or methods != self._methods:
+        if self._cache() is not chunk.state.cache or methods != self._methods:
             return False
-        return all(then() is now for then, now in zip(self._buffers, _buffers(cache.layers), strict=True))
+        buffers = _buffers(chunk.state.cache.layers)
+        return all(then() is now for then, now in zip(self._buffers, buffers, strict=True))
 
-    def append(self, n: int, layer: Any, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+    def before(self, n: int, layer: Any, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
         """Note what comes before a layer's attention, q (H, 1, D), k and v (KV, 1, D), and list what it reads."""
         self._writes.append(layer.write_new(self._calls.add, k, v, self._position, self._line))
-        select = self._methods[n].select
-        self._q = q
-        self._lay_out([n], layer, None if select is None else self._select(n, layer, q, select), _ALL)
+        select, self._q = self._methods[n].select, q
+        columns = None if select is None else self._select(n, layer, select)
+        self._one = self._lay_out([n], layer, columns, _ALL)
 
-    def observe(self, n: int, layer: Any) -> None:
-        """Note what comes between a layer's attention and the merging of its ranges, which spoils the peaks."""
-        evict = _base(self._methods[n].evict)
-        if evict is None or isinstance(evict, KeyDiff):
-            return
-        one, stats, hold, add = self._laid[n], self._stats, self._calls.hold, self._calls.add
-        if isinstance(evict, SnapKV):
-            one = self._voted(layer, evict.window)
-            stats = self._memory("stats", one.parts * one.heads * one.tokens * 2)
-        rates = self._memory("rates", 2 * one.heads * one.tokens).reshape(one.heads, one.tokens, 2)
-        memory = self._memory("of mass", mass_floats(one))
-        if isinstance(evict, SnapKV):
-            find_peaks(add, one, stats, hold(np.empty((1, WORDS), np.int64)), memory)
-        add_mass(add, one, stats, rates, hold(np.empty((1, WORDS), np.int64)), self._mass(one), memory)
-
-    def evict(self, n: int, layer: Any) -> None:
-        """Note what brings a layer back to its budget."""
-        evict, one = self._methods[n].evict, self._laid[n]
+    def after(self, n: int, layer: Any) -> None:
+        """Note what brings a layer back to its budget. The ranges of its attention must not be merged yet, which spoils
+        their peaks."""
+        evict: Any = self._methods[n].evict
         if evict is None:
             return
-        (kv, keys), add = (one.kv, layer.size + 1), self._calls.add
+        base, keys, add = without_caote(evict), layer.size + 1, self._calls.add
+        h, kv, held = self._config.heads, self._config.kv_heads, layer._k[:, :keys]
         scores = self._memory("scores", kv * keys).reshape(kv, keys)
-        base, mass, scale = _base(evict), self._mass(one), self._config.attention_scale
-        seen = Seen(self._q, keys - 1, layer._k, layer._positions, None, layer, scale, None, True, None)  # type: ignore[arg-type]
         if isinstance(base, KeyDiff):
-            held = layer._k[:, :keys], layer._rates[:, :keys], layer._sums
-            keydiff.score_against(add, *held, scores, self._memory("of keydiff", keydiff.floats_needed(one.dim)))
-        elif isinstance(base, H2O):
-            scores = self._memory("sums", 2 * scores.size).view(np.float64).reshape(scores.shape)
-            received, mass = address(layer._received), layer._received[:, :keys]
-            add(receive, address(self._mass(one)), received, layer.capacity, address(scores), one.heads, kv, keys)
-        elif isinstance(base, SnapKV):
-            mass = self._memory("pooled", mass.size).reshape(mass.shape)
-            add(pool, address(self._mass(one)), address(mass), *mass.shape, base.kernel)
-        if isinstance(evict, Caote):
-            scores, v = self._memory("scores", kv * keys).reshape(kv, keys), layer._v[:, :keys]
-            memory = self._memory("of caote", caote.floats_needed(one.heads, *v.shape))
-            caote.score(add, mass, v, scores, self._wrong[1:], memory, fast=evict.fast, group=evict.group)
-        elif isinstance(base, Tova | SnapKV):
-            add(average, address(mass), address(scores), one.heads, kv, keys)
-        kept = self._listed("kept", evict.budget, layer.size, False)
-        self._list_best(layer, evict, evict.newest_kept(seen), scores, kept)
+            memory = self._memory("of keydiff", keydiff.floats_needed(held.shape[2]))
+            keydiff.score_against(add, held, layer._rates[:, :keys], layer._sums, scores, memory)
+        else:
+            mass = self._mass(layer, base, keys)
+            if isinstance(base, H2O):
+                scores = self._memory("sums", 2 * kv * keys).view(np.float64).reshape(kv, keys)
+                add(receive, address(mass), address(layer._received), layer.capacity, address(scores), h, kv, keys)
+                mass = layer._received[:, :keys]
+            if isinstance(evict, Caote):
+                scores, v = self._memory("scores", kv * keys).reshape(kv, keys), layer._v[:, :keys]
+                memory = self._memory("of caote", caote.floats_needed(h, *v.shape))
+                caote.score(add, mass, v, scores, self._wrong[1:], memory, fast=evict.fast, group=evict.group)
+            elif not isinstance(base, H2O):
+                add(average, address(mass), address(scores), h, kv, keys)
+        kept, recent = self._listed("kept", evict.budget, layer.size, False), evict.recent
+        if isinstance(base, SnapKV):  # as `newest_kept` has it, of a window that is full
+            recent = max(recent, min(base.window, evict.budget - evict.sinks))
+        self._list_best(layer, evict, recent, scores, kept)
         layer.move_kept(add, kept, keys, layer._positions, self._line)
 
-    def _voted(self, layer: Any, window: int) -> Laid:
-        """The calls by which SnapKV remembers a query and sees which keys its window sees, and its read of them."""
-        add, hold, keys = self._calls.add, self._calls.hold, layer.size + 1
-        k, at = layer._k[:, :keys], layer._positions[:, :keys]
-        asked = self._voters.setdefault(window, hold(np.empty(window, np.int64)))
-        add(shift, *[address(layer.queries), *rows(self._q)[:2]], len(self._q), window, k.shape[2])
-        one = lay_out(
-            [(layer.queries, k, keys - window, Consecutive(at, 0))], self._config.attention_scale, None, None
-        )[0]
+    def _mass(self, layer: Any, base: Any, keys: int) -> np.ndarray:
+        """What the keys receive of the attention that a method looks at, (H, S), and the calls that compute it."""
+        add, memory, one, stats = self._calls.add, self._memory, self._one, self._stats
+        if isinstance(base, SnapKV):
+            one = self._votes(layer, base.window, keys)
+            stats = memory("stats", 2 * one.parts * one.heads * one.tokens)
+        rates = memory("rates", 2 * one.heads * one.tokens).reshape(one.heads, one.tokens, 2)
+        first, second = (self._calls.hold(np.empty((1, WORDS), np.int64)) for _ in range(2))
+        mass, space = memory("mass", one.heads * keys).reshape(one.heads, keys), memory("of mass", mass_floats(one))
+        if isinstance(base, SnapKV):
+            find_peaks(add, one, stats, first, space)
+        add_mass(add, one, stats, rates, second, mass, space)
+        if not isinstance(base, SnapKV):
+            return mass
+        pooled = memory("pooled", mass.size).reshape(mass.shape)
+        add(pool, address(mass), address(pooled), *mass.shape, base.kernel)
+        return pooled
+
+    def _votes(self, layer: Any, window: int, keys: int) -> Laid:
+        """The read of SnapKV's queries, and the calls that remember the newest and find what each of them sees."""
+        add, hold, k, at = self._calls.add, self._calls.hold, layer._k[:, :keys], layer._positions[:, :keys]
+        add(shift, address(layer.queries), *rows(self._q)[:2], len(self._q), window, k.shape[2])
+        read = layer.queries, k, keys - window, Consecutive(at, 0)
+        one = lay_out([read], self._config.attention_scale, None, None)[0]
         one.bounds = hold(np.empty((len(k), window, 2), np.int64))
-        hold(one)
+        asked = self._voters.setdefault(window, hold(np.empty(window, np.int64)))
         list_bounds(add, asked, at, None, one.bounds, hold(np.zeros(1, np.int64)), keys, None)
         return one
 
-    def finish(self) -> None:
-        """All calls are listed: know where they point to."""
-        get, layers = self._calls.get, self._cache().layers
+    def finish(self, layers: Sequence[Any]) -> None:
+        """All calls are listed: know where they point to, and keep nothing of the cache alive."""
+        del self._one
+        get = self._calls.get
         self._first_sizes = np.array([layer.size for layer in layers])
         k_row, v_row = layers[0]._k.strides[1], layers[0]._v.strides[1]
         steps = {"to_k": k_row, "to_v": v_row, "to_positions": 8, "to_rates": 4}
@@ -191,7 +193,7 @@ class OneSequence:
         counts.neurons_run += width
         counts.neurons_total += width
 
-    def _lay_out(self, some: Any, layer: Any, columns: np.ndarray | None, words: list[int]) -> None:
+    def _lay_out(self, some: Any, layer: Any, columns: np.ndarray | None, words: list[int]) -> Laid:
         """List that some layers read the `columns` of what they hold, or all; this layer is one of them. Only these
         words of the table: keys and queries of another stand elsewhere."""
         k, v, at, keys = layer._k, layer._v, layer._positions, layer.size + 1
@@ -201,11 +203,13 @@ class OneSequence:
         row = one.words(v, self._attended, self._partial if one.parts > 1 else None, self._stats)
         self._table[np.ix_(some, words)] = np.array(row)[words]
         self.parts[some] = one.parts
-        self._laid |= dict.fromkeys(some, one)
+        self._bounds |= dict.fromkeys(some, one.bounds)
+        return one
 
-    def _select(self, n: int, layer: Any, q: np.ndarray, select: Quoka) -> np.ndarray:
+    def _select(self, n: int, layer: Any, select: Any) -> np.ndarray:
         """The columns that a layer reads, and the calls that list them."""
-        add, memory, ((h, _, d), kv, past) = self._calls.add, self._memory, (q.shape, len(layer._k), layer.size)
+        add, memory, q, (h, _, d) = self._calls.add, self._memory, self._q, self._q.shape
+        kv, past = len(layer._k), layer.size
         slots = memory("slots", kv * d * LANES).reshape(kv, d, LANES)
         chosen = memory("chosen", 2 * h).view(np.int64).reshape(h, 1)
         quoka.choose_slots(add, q, chosen, slots, memory("of slots", quoka.slot_floats(1, 1, d)))
@@ -214,7 +218,7 @@ class OneSequence:
         space = memory("of choices", quoka.score_floats(d, LANES))
         held = layer._k[:, :past], layer._rates[:, :past]
         scored = quoka.score_slots(add, slots, *held, self._scored[n : n + 1], space, past)
-        columns = self._listed("read", select.budget + 1, past, self._grows[n])
+        columns = self._listed("read", select.budget + 1, past, bool(self._grows[n]))
         columns[:, -1] = past
         self._last[id(columns)] = n, columns
         listed = self._list_best(layer, select, select.recent, scores, columns[:, :-1])
@@ -236,7 +240,7 @@ class OneSequence:
     def _listed(self, name: str, width: int, size: int, grows: bool) -> np.ndarray:
         """Columns (KV, width), which layers share that hold equally many, now and later. Where scores are NaN nothing
         is listed: what stands there must be columns at any time."""
-        key = name, width, size, bool(grows)
+        key = name, width, size, grows
         if key not in self._columns:
             self._columns[key] = self._calls.hold(np.tile(np.arange(width), (self._config.kv_heads, 1)))
         return self._columns[key]
@@ -247,13 +251,10 @@ class OneSequence:
         memory = self._memory("of topk", topk.floats_needed(layer.capacity))
         return topk.list_best(self._calls.add, scores, self._calls.hold(first), recent, kept, self._wrong, memory)
 
-    def _mass(self, one: Laid) -> np.ndarray:
-        """What every key receives (H, S)."""
-        return self._memory("mass", one.heads * one.keys).reshape(one.heads, one.keys)
 
-
-def _base(evict: Any) -> Any:
-    """An evictor without CAOTE around it."""
+@lru_cache(maxsize=64)  # every layer asks at every token
+def without_caote(evict: Any) -> Any:
+    """The evictor that CAOTE wraps, or itself."""
     return evict.wrapped() if isinstance(evict, Caote) else evict
 
 

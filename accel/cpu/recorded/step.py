@@ -48,14 +48,15 @@ class Step:
         caches: list[Any] = [chunk.state.cache for chunk in chunks]
         self._list_calls(model, [cache.layers for cache in caches])
         self._calls.finish()
-        for sequence in self._sequences:
-            sequence.finish()
+        for one, cache in zip(self._sequences, caches, strict=True):
+            one.finish(cache.layers)
 
     def fits(self, model: Model, chunks: Sequence[Chunk], methods: Sequence[Sequence[Methods]]) -> bool:
         """Whether these are the same sequences of the same model, and their buffers and methods are the same."""
         if self._model() is not model or len(self._sequences) != len(chunks):
             return False
-        return all(one.fits(*own) for one, *own in zip(self._sequences, chunks, methods, strict=True))
+        each = zip(self._sequences, chunks, methods, strict=True)
+        return all(one.fits(chunk, own) for one, chunk, own in each)
 
     def run(self, model: Model, chunks: Sequence[Chunk]) -> np.ndarray:
         """The token of every sequence: appends it to the caches, and returns the hidden states (T, E)."""
@@ -109,14 +110,12 @@ class Step:
                     self._calls.add(_rotate, *rows(source), *tables, address(target), len(source), tokens, d, half)
                 queries, keys = turned_q, turned_k
             for i, (one, layers) in enumerate(zip(self._sequences, caches, strict=True)):
-                one.append(n, layers[n], *(heads[:, i : i + 1] for heads in (queries, keys, values)))
+                one.before(n, layers[n], *(heads[:, i : i + 1] for heads in (queries, keys, values)))
             table = address(self._table[n])
             self._calls.add(attend_few, table, tokens, address(memory), size)
             for one, layers in zip(self._sequences, caches, strict=True):
-                one.observe(n, layers[n])
+                one.after(n, layers[n])
             self._merges.append(self._calls.add(_merge, table, tokens))
-            for one, layers in zip(self._sequences, caches, strict=True):
-                one.evict(n, layers[n])
             self._read(self._attended.reshape(tokens, h * d), [(w.w_o, w.b_o, out)])
             self._add(self._norm(out, w.post_attention_norm, normed, config.rms_eps), config.residual_scale)
             x = self._norm(self._x, w.ffn_norm, normed, config.rms_eps)
