@@ -2,7 +2,8 @@
 
 Appending writes only the new columns, and evicting moves only the columns that stay, so a layer with a budget settles
 in one buffer of budget + chunk columns. `k` and `v` are views of the columns held, valid until the cache next changes;
-`positions` of before an eviction stay as they were, since traces read them afterwards.
+`positions` of before an eviction stay as they were, since traces read them afterwards; a recorded token, which nobody
+traces, moves them in place.
 
 Beside every key stands the inverse of its length, and beside every head's keys the sum of their directions: cosines
 then cost one pass over the keys (quoka.py, keydiff.py). Both are computed when a key is written; the sum is kept in
@@ -214,7 +215,7 @@ class LayerCache(reference.LayerCache):
 
 @dataclass
 class KVCache(reference.KVCache):
-    """The caches of all layers, on this backend; `step` is how the next token is decoded (recorded.py)."""
+    """The caches of all layers, on this backend; `step` is how the next token is decoded (recorded/)."""
 
     step: Any = field(default=None, repr=False, compare=False)
 
