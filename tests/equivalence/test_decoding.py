@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel import cpu
+from accel.cpu.runtime.calls import Calls
 from accel.cpu.simd import HALF
 from reference import (
     H2O,
@@ -213,6 +214,46 @@ def test_scores_that_are_no_numbers_are_refused(policy: Policy) -> None:
         said.append((str(caught.value), state.broken, state.position, [layer.newest for layer in state.cache.layers]))
         assert state.broken == ("" if policy.evict is None else "interrupted (ValueError) after a layer had evicted")
     assert said[0][:3] == said[1][:3]
+
+
+@pytest.mark.parametrize("policy", [None, FULL[0]], ids=str)
+@pytest.mark.parametrize("done", [True, False])
+def test_an_interrupt_leaves_no_half_token(policy: Policy | None, done: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes before a list is run or after: then the token is taken back, or the state says that it cannot be."""
+    model, run = models("float32")[0], Calls.run
+    (state,), (twin,) = read(model, [45], policy), read(model, [45], policy)
+
+    def interrupted(calls: Calls) -> None:
+        if done:
+            run(calls)
+        raise KeyboardInterrupt
+
+    decode(model, [state], [3])
+    decode(model, [twin], [3])
+    monkeypatch.setattr(Calls, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decode(model, [state], [4])
+    monkeypatch.setattr(Calls, "run", run)
+    assert bool(state.broken) == (policy is not None)
+    if not state.broken:
+        decode(model, [state], [7])
+        decode(model, [twin], [7])
+        assert state.logits.tobytes() == twin.logits.tobytes()
+        for ours, theirs in zip(state.cache.layers, twin.cache.layers, strict=True):
+            np.testing.assert_allclose(ours._sums, theirs._sums, rtol=1e-12)  # type: ignore[attr-defined]
+
+
+def test_sums_that_are_not_kept_up_are_added_up() -> None:
+    """A layer that forgot its oldest keys does not know the sum of those that it holds."""
+    both = models("float32")
+    (ours,), (theirs,) = (read(model, [45], Policy(evict=KeyDiff(20))) for model in both)
+    for model, state in zip(both, (ours, theirs), strict=True):
+        for layer in state.cache.layers:
+            layer.keep_newest(15)
+            layer.reserve(layer.capacity + 1)  # type: ignore[attr-defined]
+        for token in range(12):
+            decode(model, [state], [token])
+    assert ours.logits.tobytes() == theirs.logits.tobytes()
 
 
 def test_a_cache_that_grows_is_followed() -> None:

@@ -74,7 +74,7 @@ class Step:
         try:
             self._calls.run()
         finally:  # an interrupt comes when all is done, and then it must be noted too
-            if self._calls.ran:
+            if self._calls.have_run():
                 for one, chunk in zip(self._sequences, chunks, strict=True):
                     one.end(chunk)
         no_negatives(self._wrong[1:])

@@ -71,11 +71,10 @@ class Calls:
         ]
 
     def run(self) -> None:
-        """All calls, one after another."""
-        self._words[-1, 0] = 0
+        """All calls, one after another, in one step: an interrupt comes before or after it."""
         run_each(address(self._list), len(self._list))
 
-    @property
-    def ran(self) -> bool:
-        """Whether the last run came to its end; else it had not begun, as it is one step for an interrupt."""
-        return bool(self._words[-1, 0])
+    def have_run(self) -> bool:
+        """Whether they have, since this was last asked: the last one's items were taken."""
+        taken, self._words[-1, 0] = bool(self._words[-1, 0]), 0
+        return taken
