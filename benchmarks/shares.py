@@ -22,15 +22,13 @@ from thresher.bench import prompt
 LENGTH = {"full": 8192, "short": 2048, "smallest": 384}
 ROUNDS = {"full": 3, "short": 3, "smallest": 1}
 STAGES = {
-    "attention": "attend",
-    "select_keys": "choose keys",
+    "attention_each": "attend",
+    "select_keys_each": "choose keys",
     "gather": "gather",
     "linear": "project",
     "linear_each": "project",
     "gated_ffn": "FFN",
-    "sparse_ffn": "FFN",
-    "predictor_scores": "choose neurons",
-    "select_neurons": "choose neurons",
+    "fastforward_blocks": "FFN",
     "keydiff_scores": "evict",
     "keep_top": "evict",
     "keep": "evict",
