@@ -187,6 +187,18 @@ def test_a_full_cache_decodes_in_steps(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("policy", FULL[:-1], ids=str)
+def test_a_cache_fills_up(policy: Policy) -> None:
+    """From some tokens below the budget to some above it."""
+    stepping, plain = models("float32")
+    below = [(policy.select or policy.evict).budget - 4]
+    (ours,), (theirs,) = read(stepping, below, policy), read(plain, below, policy)
+    for token in range(9):
+        for model, state in ((stepping, ours), (plain, theirs)):
+            decode(model, [state], [token])
+        check_same(ours, theirs)
+
+
+@pytest.mark.parametrize("policy", FULL[:-1], ids=str)
 def test_a_full_cache_decodes_in_company(policy: Policy) -> None:
     """Sequences whose layers are alike share memory to work in, one after the other."""
     stepping, plain = models("bfloat16")
