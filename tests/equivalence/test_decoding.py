@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from itertools import cycle
 from types import ModuleType
@@ -166,7 +167,7 @@ def test_a_policy_leaves_what_its_calls_leave(
 LONG = 270  # tokens that are read in more than one range
 FULL = [
     Policy(evict=KeyDiff(20, sinks=2, recent=3)), Policy(evict=Tova(LONG, sinks=2, recent=3)), Policy(evict=H2O(20)),
-    Policy(select=Quoka(LONG, sinks=2, recent=3)), Policy(select=Quoka(9), evict=KeyDiff(20)),
+    Policy(select=Quoka(LONG, sinks=2, recent=3)), Policy(select=Quoka(19), evict=KeyDiff(20)),
     Policy(evict=KeyDiff(LONG), overrides={1: Policy(select=Quoka(LONG))}),
     Policy(evict=SnapKV(LONG, sinks=2, window=7)), Policy(evict=Caote(20, base="snapkv", window=7, fast=True)),
     Policy(evict=Caote(LONG)), Policy(evict=Caote(20, base="tova", group="rss")),
@@ -266,6 +267,34 @@ def test_sums_that_are_not_kept_up_are_added_up() -> None:
         for token in range(12):
             decode(model, [state], [token])
     assert ours.logits.tobytes() == theirs.logits.tobytes()
+
+
+@pytest.mark.parametrize("policy", [None, *FULL[:-1]], ids=str)
+def test_a_step_keeps_no_memory_of_the_cache(policy: Policy | None) -> None:
+    """A long prompt moves the cache to larger buffers, and the old ones must go at once."""
+    model = models("float32")[0]
+    (state,) = read(model, [280], policy)
+    decode(model, [state], [3])
+    layers: list[Any] = state.cache.layers
+    old = [weakref.ref(buffer) for layer in layers for buffer in (layer._k, layer._v, layer._positions)]
+    for layer in layers:
+        layer.reserve(layer.capacity + 1)
+    assert state.cache.step is not None  # type: ignore[attr-defined]
+    assert [buffer() for buffer in old] == [None] * len(old)
+
+
+def test_layers_may_hold_unlike_numbers_and_grow() -> None:
+    """As under a policy that was in force before."""
+    both = models("float32")
+    earlier = Policy(evict=KeyDiff(20), overrides={1: Policy(evict=KeyDiff(300))})
+    (ours,), (theirs,) = (read(model, [310], earlier) for model in both)
+    for now in (Policy(), Policy(select=Quoka(15)), Policy(select=Quoka(40))):
+        for model, state in zip(both, (ours, theirs), strict=True):
+            state.policy = now
+            for token in range(4):
+                decode(model, [state], [token])
+        check_same(ours, theirs)
+        assert ours.cache.step is not None  # type: ignore[attr-defined]
 
 
 def test_a_cache_that_grows_is_followed() -> None:
