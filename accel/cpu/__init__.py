@@ -35,7 +35,7 @@ from accel.cpu.methods.quoka import (
 )
 from accel.cpu.methods.scores import snapkv_scores, tova_scores
 from accel.cpu.methods.topk import keep_top, select_neurons
-from accel.cpu.recorded import run_pass
+from accel.cpu.recorded.passes import run_pass
 from accel.cpu.runtime.needed import warmup
 from accel.cpu.runtime.team import THREADS, TOGETHER, thread_count
 from reference.attention import merge_heads, split_heads
