@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from time import perf_counter
+from types import FunctionType
 from typing import Any
 
 import reference
@@ -22,15 +23,13 @@ from thresher.bench import prompt
 LENGTH = {"full": 8192, "short": 2048, "smallest": 384}
 ROUNDS = {"full": 3, "short": 3, "smallest": 1}
 STAGES = {
-    "attention": "attend",
-    "select_keys": "choose keys",
+    "attention_each": "attend",
+    "select_keys_each": "choose keys",
     "gather": "gather",
     "linear": "project",
     "linear_each": "project",
     "gated_ffn": "FFN",
-    "sparse_ffn": "FFN",
-    "predictor_scores": "choose neurons",
-    "select_neurons": "choose neurons",
+    "fastforward_blocks": "FFN",
     "keydiff_scores": "evict",
     "keep_top": "evict",
     "keep": "evict",
@@ -50,7 +49,7 @@ class Timed:
         found = getattr(cpu, name)
         if name == "new_cache":
             return self._new_cache
-        return found if isinstance(found, type) else self._around(name, found)
+        return self._around(name, found) if isinstance(found, FunctionType) else found
 
     def _around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:

@@ -28,7 +28,14 @@ from reference.config import ModelConfig, Rope
 from reference.door import takes_any_array
 from reference.eviction import Evictor, group_mean
 from reference.experts import Expert, StoredExperts
-from reference.fastforward import FastForward, layer_densities, predictor_scores, select_neurons, sparse_ffn
+from reference.fastforward import (
+    FastForward,
+    fastforward_blocks,
+    layer_densities,
+    predictor_scores,
+    select_neurons,
+    sparse_ffn,
+)
 from reference.int8 import Int8, dequantize, quantize
 from reference.keydiff import KeyDiff, keydiff_scores
 from reference.layers import (

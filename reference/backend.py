@@ -28,6 +28,6 @@ MOVES = (  # what else a forward pass does to an array
     ),
     *("with_chunk", "group_mean", "last_queries", "rotation_tables", "griffin_statistic", "neuron_magnitudes"),
     *("draw", "to_backend", "to_numpy", "prepare_weights", "prepare_fastforward", "new_cache", "restore_cache"),
-    "soft_cap",
+    *("soft_cap", "fastforward_blocks"),
 )
 NAMES = FUNCTIONS + MOVES

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,29 @@ def sparse_ffn(
     return y + linear(activate(linear(x, compensator.c1), act), compensator.c2)
 
 
+def fastforward_blocks(
+    x: np.ndarray,
+    block: int,
+    predictor: Predictor,
+    keep: int,
+    w_gate: Matrix,
+    w_up: Matrix,
+    w_down: Matrix,
+    *,
+    compensator: Compensator | None = None,
+    act: str = "silu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict, select and run for each `block` tokens of x (T, E), the last perhaps fewer: the output (T, E), and the
+    neurons of each block (B, K)."""
+    parts = [x[start : start + block] for start in range(0, len(x), block)]
+    chosen = [select_neurons(predictor_scores(part, predictor), keep) for part in parts]
+    outputs = [
+        sparse_ffn(part, w_gate, w_up, w_down, own, compensator=compensator, act=act)
+        for part, own in zip(parts, chosen, strict=True)
+    ]
+    return np.concatenate(outputs), np.stack(chosen)
+
+
 def layer_densities(importance: np.ndarray | Sequence[float], density: float) -> np.ndarray:
     """Each layer's share of its neurons, in proportion to importance (L,) ≥ 0 but at most 1 -> (L,), sum density · L.
 
@@ -114,10 +138,12 @@ def check_dense(config: ModelConfig) -> None:
 class Block:
     """What the FFN of one layer is given of one sequence: at most `FastForward.block` tokens.
 
-    x is the FFN's own (post-norm) input, (T, E); `first` the position of its first token; `length` the prompt's.
+    x is the FFN's own (post-norm) input, (T, E), and `rows` where it stands in that of the whole pass; `first` the
+    position of its first token; `length` the prompt's.
     """
 
     x: np.ndarray
+    rows: slice
     first: int
     length: int
     decoding: bool
@@ -126,22 +152,23 @@ class Block:
     cache: LayerCache
 
     @property
-    def _weights(self) -> tuple[Any, Any, Any]:
+    def weights(self) -> tuple[Any, Any, Any]:
+        """W_gate, W_up and W_down of its layer."""
         w = self.model.weights.layers[self.layer]
         return w.w_gate, w.w_up, w.w_down
 
     def dense(self) -> Any:
         """The FFN in full, (T, E)."""
-        return self.model.backend.gated_ffn(self.x, *self._weights, act=self.model.config.activation)
+        return self.model.backend.gated_ffn(self.x, *self.weights, act=self.model.config.activation)
 
     def sparse(self, neurons: Any, compensator: Compensator | None) -> Any:
         """The FFN of these neurons alone, (T, E)."""
         act = self.model.config.activation
-        return self.model.backend.sparse_ffn(self.x, *self._weights, neurons, compensator=compensator, act=act)
+        return self.model.backend.sparse_ffn(self.x, *self.weights, neurons, compensator=compensator, act=act)
 
     def statistic(self) -> Any:
         """GRIFFIN's statistic of this block, (F,)."""
-        gate, up, _ = self._weights
+        gate, up, _ = self.weights
         return self.model.backend.griffin_statistic(self.x, gate, up, act=self.model.config.activation)
 
 
@@ -201,9 +228,43 @@ class FastForward:
         if self.weights is not None:
             self._trained().check(config)
 
-    def run(self, block: Block) -> tuple[Any, Any]:
-        """The FFN of one block: its output (T, E), and the neurons run (K,) or None where it was dense."""
-        keep = kept_neurons(self.density_of(block.layer), block.model.config.ffn_width)
+    def run(self, x: Any, blocks: Sequence[Block]) -> tuple[Any, list[Any]]:
+        """The FFN of neighbouring blocks of one sequence, whose rows make up x: their output (T, E), and of each block
+        the neurons run (K,), or None where it was dense. Blocks of one size that are predicted for are one call."""
+        outputs, ran = [], []
+        for (keep, _), group in groupby(blocks, key=lambda block: (self._predicted(block), len(block.x))):
+            some = list(group)
+            if keep:
+                output, neurons = self._by_prediction(x[some[0].rows.start : some[-1].rows.stop], some[0], keep)
+                outputs.append(output)
+                ran += [neurons[n] for n in range(len(some))]
+            else:
+                for block in some:
+                    output, chosen = self._run_alone(block)
+                    outputs.append(output)
+                    ran.append(chosen)
+        return blocks[0].model.backend.concatenate(outputs), ran
+
+    def _predicted(self, block: Block) -> int:
+        """How many neurons the predictor chooses for a block; 0 where it does not choose."""
+        keep, every = self._kept(block), block.model.config.ffn_width
+        return keep if self.neurons == "predictor" and keep < every and not self._stays_dense(block) else 0
+
+    def _by_prediction(self, x: Any, first: Block, keep: int) -> tuple[Any, Any]:
+        """Blocks of the size of the first, whose rows are x (T, E), each with the neurons that are predicted for it."""
+        model, trained = first.model, first.model.prepared(self._trained()).layers[first.layer]
+        return model.backend.fastforward_blocks(
+            x, len(first.x), trained.predictor, keep, *first.weights,
+            compensator=self._compensator(first), act=model.config.activation,
+        )  # fmt: skip
+
+    def _kept(self, block: Block) -> int:
+        """How many neurons sparse blocks of this layer run."""
+        return kept_neurons(self.density_of(block.layer), block.model.config.ffn_width)
+
+    def _run_alone(self, block: Block) -> tuple[Any, Any]:
+        """One block by a baseline's choice, or in full: its output, and its neurons or None."""
+        keep = self._kept(block)
         if self.neurons in ("griffin", "magnitude") and block.cache.neurons is None:
             block.cache.neurons = self._choose(block, keep)  # once per sequence, on its first block
         if keep >= block.model.config.ffn_width or self._stays_dense(block):
@@ -229,11 +290,9 @@ class FastForward:
         return block.first < self.dense_first or block.first + len(block.x) > block.length - self.dense_last
 
     def _choose(self, block: Block, keep: int) -> Any:
-        """The neurons that this method takes for a block, (K,) ascending."""
+        """The neurons that a baseline takes for a block, (K,) ascending."""
         model, backend = block.model, block.model.backend
-        if self.neurons == "predictor":
-            scores = backend.predictor_scores(block.x, model.prepared(self._trained()).layers[block.layer].predictor)
-        elif self.neurons == "random":
+        if self.neurons == "random":
             rng = np.random.default_rng([self.seed, block.layer, block.first])
             scores = backend.to_backend(rng.random(model.config.ffn_width))
         elif self.neurons == "magnitude":

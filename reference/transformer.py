@@ -17,6 +17,7 @@ know NumPy's arrays from a GPU's, a checkpoint's file format, or a family's name
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -109,10 +110,14 @@ def _heads(backend: Any, config: ModelConfig, w: LayerWeights, x: Any, rotation:
 
 def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
     """Step 5: the FFN of every row, (ΣT, E) -> (ΣT, E). Where all are dense, one product serves all sequences."""
-    parts = [chunk.state.policy.at(n).ffn for chunk in chunks]
-    if any(parts):
-        each = zip(chunks, parts, strict=True)
-        return model.backend.concatenate([_by_blocks(model, n, chunk, part, x[chunk.rows]) for chunk, part in each])
+    if any(chunk.state.policy.at(n).ffn for chunk in chunks):
+        sequences = [list(own) for _, own in groupby(chunks, key=lambda chunk: id(chunk.state))]
+        return model.backend.concatenate([_by_blocks(model, n, own, x) for own in sequences])
+    return _dense(model, n, chunks, x)
+
+
+def _dense(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
+    """The FFN of the rows of these chunks, with all neurons: (T, E) -> (T, E)."""
     for chunk in chunks:
         _note_neurons(model, n, chunk, chunk.first, len(chunk.token_ids), None)
     w = model.weights.layers[n]
@@ -121,17 +126,23 @@ def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
     return model.backend.gated_ffn(x, w.w_gate, w.w_up, w.w_down, act=model.config.activation)
 
 
-def _by_blocks(model: Model, n: int, chunk: Chunk, part: Any, x: Any) -> Any:
-    """The FFN of one sequence, each block with the neurons that its policy part chooses for it: (T, E) -> (T, E)."""
-    cache, outputs = chunk.state.cache.layers[n], []
-    step = part.block if part else len(x)
-    for start in range(0, len(x), step):
-        rows, first = x[start : start + step], chunk.first + start
-        block = Block(rows, first, chunk.length, chunk.decoding, n, model, cache)
-        output, neurons = part.run(block) if part else (block.dense(), None)
-        _note_neurons(model, n, chunk, first, len(rows), neurons)
-        outputs.append(output)
-    return model.backend.concatenate(outputs)
+def _by_blocks(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
+    """The FFN of one sequence's chunks, each block with the neurons that its policy part chooses for it: x of all
+    sequences (ΣT, E) -> (T, E)."""
+    state, start = chunks[0].state, chunks[0].rows.start
+    part, x = state.policy.at(n).ffn, x[start : chunks[-1].rows.stop]
+    if part is None:
+        return _dense(model, n, chunks, x)
+    blocks: list[Block] = []
+    for chunk in chunks:
+        for at in range(chunk.rows.start, chunk.rows.stop, part.block):
+            rows = slice(at - start, min(at + part.block, chunk.rows.stop) - start)
+            first, cache = chunk.first + at - chunk.rows.start, state.cache.layers[n]
+            blocks.append(Block(x[rows], rows, first, chunk.length, chunk.decoding, n, model, cache))
+    output, ran = part.run(x, blocks)
+    for block, neurons in zip(blocks, ran, strict=True):
+        _note_neurons(model, n, chunks[0], block.first, len(block.x), neurons)
+    return output
 
 
 def _note_neurons(model: Model, n: int, chunk: Chunk, first: int, tokens: int, neurons: Any) -> None:

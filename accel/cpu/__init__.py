@@ -7,7 +7,7 @@ Kernels are compiled on first use and kept on disk; `warmup` compiles them ahead
 from accel.cpu.attention.call import attention, attention_each
 from accel.cpu.attention.received import attention_mass
 from accel.cpu.cache import KVCache, LayerCache, new_cache, restore_cache
-from accel.cpu.ffn.call import gated_ffn, sparse_ffn
+from accel.cpu.ffn.call import fastforward_blocks, gated_ffn, sparse_ffn
 from accel.cpu.ffn.mixture import mixture_ffn
 from accel.cpu.ffn.predictor import predictor_scores
 from accel.cpu.ffn.statistics import griffin_statistic, neuron_magnitudes
@@ -35,9 +35,9 @@ from accel.cpu.methods.quoka import (
 )
 from accel.cpu.methods.scores import snapkv_scores, tova_scores
 from accel.cpu.methods.topk import keep_top, select_neurons
-from accel.cpu.recorded import run_pass
+from accel.cpu.recorded.passes import run_pass
 from accel.cpu.runtime.needed import warmup
-from accel.cpu.runtime.team import THREADS, thread_count
+from accel.cpu.runtime.team import THREADS, TOGETHER, thread_count
 from reference.attention import merge_heads, split_heads
 from reference.backend import FUNCTIONS, NAMES
 from reference.door import takes_any_array
@@ -47,6 +47,6 @@ from reference.layers import draw, join_dims, rotation_tables, soft_cap, to_back
 from reference.mixture import route
 from reference.scores import last_queries
 
-__all__ = [*NAMES, "FEW", "KVCache", "LayerCache", "THREADS", "run_pass", "thread_count", "warmup"]
+__all__ = [*NAMES, "FEW", "KVCache", "LayerCache", "THREADS", "TOGETHER", "run_pass", "thread_count", "warmup"]
 
 globals().update({name: takes_any_array(globals()[name]) for name in FUNCTIONS})

@@ -2,7 +2,8 @@
 
 Appending writes only the new columns, and evicting moves only the columns that stay, so a layer with a budget settles
 in one buffer of budget + chunk columns. `k` and `v` are views of the columns held, valid until the cache next changes;
-`positions` of before an eviction stay as they were, since traces read them afterwards.
+`positions` of before an eviction stay as they were, since traces read them afterwards; a recorded token, which nobody
+traces, moves them in place.
 
 Beside every key stands the inverse of its length, and beside every head's keys the sum of their directions: cosines
 then cost one pass over the keys (quoka.py, keydiff.py). Both are computed when a key is written; the sum is kept in
@@ -21,13 +22,13 @@ import reference
 from accel.cpu.linear.columns import ascend, keep_columns, write_columns
 from accel.cpu.linear.rows import padded
 from accel.cpu.runtime.arrays import address, readable, rows
+from accel.cpu.runtime.calls import Call, at_once
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import HALF, LANES
 from accel.shared.lazy import Chosen, Consecutive, Keys
 from accel.shared.room import SPARE, Room
 from reference import contract
-from reference.cache import per_query_head
 from reference.config import ModelConfig
 
 FEW = 8192  # numbers up to which one core writes a chunk by itself
@@ -74,11 +75,15 @@ class LayerCache(reference.LayerCache):
     def append(self, k: np.ndarray, v: np.ndarray, first: int) -> None:
         """Add tokens: k and v (KV, T, D), at positions first, first + 1, …, which follow everything held."""
         tokens = contract.append(k, v, first, self.newest)["T"]
+        self.make_room(tokens)
+        self._write(k, v, np.arange(first, first + tokens)[None], first)
+        self.newest = self._room.newest
+
+    def make_room(self, tokens: int) -> None:
+        """Have buffers that so many more columns fit into."""
         wanted = self._room.wanted_for(tokens)
         if wanted > self.capacity or self._room.end + tokens > self.capacity:
             self._move(wanted)
-        self._write(k, v, np.arange(first, first + tokens)[None], first)
-        self.newest = self._room.newest
 
     def gather(self, columns: np.ndarray | None) -> tuple[Any, Any, Any]:
         """Keys, values and positions of some columns per KV head, as attention takes them: columns (KV, R), or None
@@ -94,22 +99,25 @@ class LayerCache(reference.LayerCache):
 
     def keep(self, columns: np.ndarray) -> None:
         """Forget every column but these: columns (KV, B) ascending. Their room is used again."""
-        columns, room = self._checked(columns), self._room
+        columns = self._checked(columns)
         positions: np.ndarray = np.empty((len(columns), self.capacity), np.int64)
         memory = scratch.take(THREADS * padded(self.k.shape[2], LANES))
-        keep_columns(
-            *rows(self.k), *rows(self.v), address(self._rates) + 4 * room.start, address(self.positions),
-            address(positions) + 8 * room.start, self.capacity, address(self._sums), address(columns),
-            address(memory), *columns.shape[:1], self.size, columns.shape[1], self.k.shape[2],
-        )  # fmt: skip
+        self.move_kept(at_once, columns, self.size, positions, memory)
         scratch.give(memory)
-        if self.received is not None:
-            self.received[:, : columns.shape[1]] = np.take_along_axis(
-                self.received, per_query_head(columns, len(self.received)), axis=1
-            )
         self._positions = positions
-        room.keep(columns.shape[1])
+        self._room.keep(columns.shape[1])
         self._show()
+
+    def move_kept(self, call: Call, columns: np.ndarray, size: int, positions: np.ndarray, memory: np.ndarray) -> None:
+        """Of `size` columns held move those that stay, (KV, B), to the front; their positions into `positions`, a
+        buffer like that of this layer."""
+        start, received = self._room.start, self._received
+        call(
+            keep_columns, *rows(self.k), *rows(self.v), address(self._rates) + 4 * start,
+            address(self._positions) + 8 * start, address(positions) + 8 * start, self.capacity, address(self._sums),
+            0 if received is None else address(received) + 8 * start, 0 if received is None else len(received),
+            address(columns), address(memory), len(columns), size, columns.shape[1], self.k.shape[2],
+        )  # fmt: skip
 
     def keep_newest(self, count: int) -> None:
         """Forget all but the newest `count` columns, without moving them."""
@@ -172,22 +180,26 @@ class LayerCache(reference.LayerCache):
 
     def _write(self, k: np.ndarray, v: np.ndarray, positions: np.ndarray, first: int) -> None:
         """Write new columns after those held: k and v (KV, T, D), positions (KV or 1, T)."""
-        kv_heads, tokens, dim = k.shape
-        end = self._room.end
+        (_, tokens, dim), end = k.shape, self._room.end
         if k.size:
             k, v = (_storable(x, buffer.dtype) for x, buffer in ((k, self._k), (v, self._v)))
             memory = scratch.take(THREADS * padded(dim, LANES))
-            write_columns(
-                *rows(k), *rows(v), address(positions), positions.strides[0] if len(positions) > 1 else 0,
-                *rows(self._k[:, end:]), *rows(self._v[:, end:]), address(self._positions) + 8 * end,
-                address(self._rates) + 4 * end, self.capacity, address(self._sums), address(memory), kv_heads, tokens,
-                dim, workers=1 if k.size <= FEW else None,
-            )  # fmt: skip
+            self.write_new(at_once, k, v, positions, memory)
             scratch.give(memory)
         if self._received is not None:
             self._received[:, end : end + tokens] = 0
         self._room.append(tokens, first)
         self._show()
+
+    def write_new(self, call: Call, k: np.ndarray, v: np.ndarray, positions: np.ndarray, memory: np.ndarray) -> Any:
+        """Write columns that kernels can store, and there is room for, after those held."""
+        (kv_heads, tokens, dim), end = k.shape, self._room.end
+        return call(
+            write_columns, *rows(k), *rows(v), address(positions), positions.strides[0] if len(positions) > 1 else 0,
+            *rows(self._k[:, end:]), *rows(self._v[:, end:]), address(self._positions) + 8 * end,
+            address(self._rates) + 4 * end, self.capacity, address(self._sums), address(memory), kv_heads, tokens, dim,
+            workers=1 if k.size <= FEW else THREADS,
+        )  # fmt: skip
 
     def _checked(self, columns: np.ndarray) -> np.ndarray:
         """The columns as kernels read them; ValueError where one is not there or they do not ascend: kernels would read
@@ -203,7 +215,7 @@ class LayerCache(reference.LayerCache):
 
 @dataclass
 class KVCache(reference.KVCache):
-    """The caches of all layers, on this backend; `step` is how the next token is decoded (recorded.py)."""
+    """The caches of all layers, on this backend; `step` is how the next token is decoded (recorded/)."""
 
     step: Any = field(default=None, repr=False, compare=False)
 

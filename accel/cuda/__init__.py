@@ -8,7 +8,7 @@ Where NUMBA_ENABLE_CUDASIM=1 is set, the portable kernels run in numba.cuda's si
 from accel.cuda.attention.call import attention, attention_each
 from accel.cuda.attention.received import attention_mass
 from accel.cuda.cache import KVCache, LayerCache, new_cache, restore_cache
-from accel.cuda.ffn.call import gated_ffn, griffin_statistic, neuron_magnitudes, sparse_ffn
+from accel.cuda.ffn.call import fastforward_blocks, gated_ffn, griffin_statistic, neuron_magnitudes, sparse_ffn
 from accel.cuda.ffn.mixture import mixture_ffn, route
 from accel.cuda.ffn.predictor import layer_densities, predictor_scores
 from accel.cuda.layers import (
@@ -57,6 +57,7 @@ __all__ = [
     "device_name",
     "draw",
     "embed",
+    "fastforward_blocks",
     "free_memory",
     "gated_ffn",
     "griffin_statistic",

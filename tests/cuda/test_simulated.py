@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 GROUPS = [  # processes that run side by side: the simulator's threads keep one core busy each
     ["forward", "repeated"],
     ["attention", "quoka_attention", "shared out", "refused"],
-    [name for name in FUNCTIONS if name not in ("attention", "quoka_attention")],
+    [name for name in (*FUNCTIONS, "fastforward_blocks") if name not in ("attention", "quoka_attention")],
 ]
 ARCHITECTURES = ("80", "90a", "100")
 

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from accel import cpu
 from reference import Compensator, Predictor
 from thresher.verify.checker import Checker
 from thresher.verify.drawing import Case
@@ -62,6 +63,29 @@ def test_ffn(backend: ModuleType, dtype: type, tokens: int, width: int, neurons:
     compensator = Compensator(normal(130, width, size=width**-0.5), normal(width, 130))
     chosen = np.sort(np.random.default_rng(1).choice(neurons, kept, replace=False)).astype(np.int32)
     check(backend, "sparse_ffn", np.abs(x), np.abs(gate), np.abs(up), down, chosen, compensator=compensator)
+
+
+@pytest.mark.parametrize(("tokens", "block"), [(130, 32), (70, 8), (257, 256), (100, 48)])
+def test_blocks_with_neurons_of_their_own(backend: ModuleType, tokens: int, block: int) -> None:
+    x, gate, up, down = normal(tokens, 40), normal(130, 40, size=0.2), normal(130, 40, size=0.2), normal(40, 130)
+    predictor, compensator = Predictor(normal(40), normal(40, 7), normal(7, 130)), Compensator(up[:9], down[:, :9])
+    weights = np.abs(gate), np.abs(up), down
+    check(backend, "fastforward_blocks", np.abs(x), block, predictor, 60, *weights, compensator=compensator, act="silu")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["float32", "bfloat16"])
+def test_blocks_in_one_call_get_the_bits_of_each_alone(dtype: type) -> None:
+    """More than a call of a kernel takes, the last block shorter, with lists of neurons that differ."""
+    x, block, tokens = normal(1100, 96), 128, 1100
+    gate, up, down = (normal(700, 96, dtype=dtype, size=0.1) for _ in "gud")
+    predictor, compensator = Predictor(normal(96), normal(96, 16), normal(16, 700)), Compensator(up[:20], up[20:40].T)
+    got, chosen = cpu.fastforward_blocks(x, block, predictor, 350, gate, up, down.T, compensator=compensator)
+    assert len({row.tobytes() for row in chosen}) == len(chosen) == 9
+    for n, start in enumerate(range(0, tokens, block)):
+        part = x[start : start + block]
+        np.testing.assert_array_equal(chosen[n], cpu.select_neurons(cpu.predictor_scores(part, predictor), 350))
+        wanted = cpu.sparse_ffn(part, gate, up, down.T, chosen[n], compensator=compensator)
+        np.testing.assert_array_equal(got[start : start + block], wanted)
 
 
 def attend(

@@ -33,6 +33,7 @@ from reference import (
     transformer,
 )
 from tests.equivalence.test_forward import on
+from tests.reference.neurons import trained
 from tests.small import small_model
 
 # No token stands twice in a chunk of two: the same query at two positions is as far from their mean as at the other,
@@ -53,8 +54,9 @@ EVICT = st.none() | st.one_of(
 FFN = st.none() | st.builds(
     FastForward,
     density=st.sampled_from([0.3, 1.0]),
-    neurons=st.sampled_from(["griffin", "oracle", "magnitude", "random"]),
-    block=st.sampled_from([8, 128]),
+    weights=st.just(trained()),
+    neurons=st.sampled_from(["predictor", "griffin", "oracle", "magnitude", "random"]),
+    block=st.sampled_from([8, 32, 128]),
     dense_first=st.sampled_from([0, 10]),
     dense_last=st.sampled_from([0, 10]),
     decode=st.booleans(),

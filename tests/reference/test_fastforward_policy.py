@@ -110,16 +110,21 @@ def test_every_layer_runs_its_own_density() -> None:
 def block_of(model: Model, x: np.ndarray, first: int = 128, layer: int = 0) -> Block:
     """A block in the middle of a long prompt."""
     cache = new_state(model).cache.layers[layer]
-    return Block(x, first, 4096, False, layer, model, cache)
+    return Block(x, slice(0, len(x)), first, 4096, False, layer, model, cache)
+
+
+def run(part: FastForward, block: Block) -> tuple[np.ndarray, np.ndarray | None]:
+    """The output of one block, and its neurons."""
+    output, (neurons,) = part.run(block.x, [block])
+    return output, neurons
 
 
 @pytest.mark.parametrize("compensate", [True, False])
 def test_a_block_runs_what_the_predictor_chooses_and_is_compensated(compensate: bool) -> None:
     model, weights = small_model(), trained()
     x, w = RNG(1).standard_normal((128, 32)), model.weights.layers[1]
-    output, neurons = FastForward(weights=weights, schedule="uniform", compensate=compensate).run(
-        block_of(model, x, layer=1)
-    )
+    part = FastForward(weights=weights, schedule="uniform", compensate=compensate)
+    output, neurons = run(part, block_of(model, x, layer=1))
     p, c = weights.layers[1].predictor, weights.layers[1].compensator
     assert c is not None
     shares = np.exp(x @ p.q_pred / np.sqrt(32))
@@ -146,10 +151,10 @@ def test_griffin_keeps_the_choice_of_the_first_block_and_the_oracle_makes_a_new_
     later = replace(later, cache=at_first.cache)
     for neurons, wanted in (("griffin", best(first, model, 32)), ("oracle", best(second, model, 32))):
         part = FastForward(neurons=neurons)
-        output, ran = part.run(at_first)
+        output, ran = run(part, at_first)
         np.testing.assert_allclose(output, at_first.dense())
         assert ran is None
-        output, ran = part.run(later)
+        output, ran = run(part, later)
         np.testing.assert_array_equal(ran, wanted)
         w = model.weights.layers[0]
         np.testing.assert_allclose(output, sparse_ffn(second, w.w_gate, w.w_up, w.w_down, wanted))
@@ -160,7 +165,7 @@ def test_random_neurons_are_drawn_anew_for_every_block_and_layer_and_repeat_with
     model, x = small_model(), RNG(1).standard_normal((128, 32))
 
     def ran(seed: int, first: int, layer: int) -> list[int]:
-        return FastForward(neurons="random", seed=seed).run(block_of(model, x, first, layer))[1].tolist()
+        return run(FastForward(neurons="random", seed=seed), block_of(model, x, first, layer))[1].tolist()
 
     assert ran(0, 128, 0) == ran(0, 128, 0)
     assert len({tuple(ran(*place)) for place in ((0, 128, 0), (1, 128, 0), (0, 256, 0), (0, 128, 1))}) == 4
@@ -171,14 +176,14 @@ def test_magnitude_takes_the_largest_weights_whatever_the_block() -> None:
     w = model.weights.layers[0]
     wanted = select_neurons(neuron_magnitudes(w.w_gate, w.w_up, w.w_down), 32)
     for _ in range(2):
-        _, ran = FastForward(neurons="magnitude").run(block_of(model, rng.standard_normal((128, 32))))
+        _, ran = run(FastForward(neurons="magnitude"), block_of(model, rng.standard_normal((128, 32))))
         np.testing.assert_array_equal(ran, wanted)
 
 
 @pytest.mark.parametrize(("density", "keep"), [(0.5, 32), (0.26, 17), (0.251, 16), (1e-9, 1), (0.99, 63)])
 def test_the_neurons_kept_are_rounded_and_at_least_one(density: float, keep: int) -> None:
     model = small_model()
-    _, ran = FastForward(density, neurons="oracle").run(block_of(model, RNG(1).standard_normal((8, 32))))
+    _, ran = run(FastForward(density, neurons="oracle"), block_of(model, RNG(1).standard_normal((8, 32))))
     assert len(ran) == keep
 
 

@@ -34,7 +34,7 @@ ELEMENTS = {
     *("attention_mass", "tova_scores", "snapkv_scores", "caote_scores", "group_mean", "layer_densities"),
     *("griffin_statistic", "neuron_magnitudes"),
 }
-SEVERAL = {"attention_each", "select_keys_each", "linear_each", "rotation_tables", "route"}
+SEVERAL = {"attention_each", "select_keys_each", "linear_each", "rotation_tables", "route", "fastforward_blocks"}
 COSINES = {"key_scores", "keydiff_scores"}
 EXACT = {
     *(
@@ -264,6 +264,21 @@ class Checker:
             wanted = self.run("select_keys", queries, np.array(k[:, :past]), budget, n, **options)
             shaped(columns, wanted)
             self.equal(columns, wanted)
+
+    def _fastforward_blocks(self, case: Case) -> None:
+        """Block by block the neurons of the best scores, and what the network gives with them."""
+        x, block, predictor, keep, gate, up, down = case.arguments
+        got, chosen = self.run("fastforward_blocks", *case.arguments, **case.options)
+        parts = [x[start : start + block] for start in range(0, len(x), block)]
+        assert len(chosen) == len(parts), f"returned the neurons of {len(chosen)} blocks, wanted {len(parts)}"
+        shaped(got, np.zeros((len(x), x.shape[1])))
+        for n, (part, neurons) in enumerate(zip(parts, chosen, strict=True)):
+            own = self.run("predictor_scores", part, predictor)
+            meant = reference.predictor_scores(exact(part), convert(predictor, exact))
+            self.chosen(neurons[None], own[None], meant[None], keep, {})
+            options = convert(case.options, exact)
+            wanted = reference.sparse_ffn(exact(part), exact(gate), exact(up), exact(down), neurons, **options)
+            self.rows(got[n * block : n * block + len(part)], wanted)
 
     def _route(self, case: Case) -> None:
         """The reference's experts wherever its choice of groups and of experts is clear, and their shares."""

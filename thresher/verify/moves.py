@@ -16,7 +16,7 @@ from reference import (
     Sampling,
     Weights,
 )
-from thresher.verify.cases import ACTS, CAPS, gated_ffn, kept_besides
+from thresher.verify.cases import ACTS, CAPS, gated_ffn, kept_besides, sparse_ffn
 from thresher.verify.cases import linear as one_map
 from thresher.verify.drawing import PRODUCTS, Case, Drawing
 from thresher.verify.life import STEPS
@@ -154,6 +154,17 @@ def griffin_statistic(d: Drawing) -> Case:
     x, gate, up, _ = gated_ffn(d).arguments
     x, gate, up = (d.store(np.abs(np.nan_to_num(array.astype(np.float64)))) for array in (x, gate, up))
     return d.case(x, gate, up, act=d.pick("act", ACTS))
+
+
+def fastforward_blocks(d: Drawing) -> Case:
+    """Tokens, how many make a block, a predictor, how many neurons to keep, three matrices, perhaps a compensator."""
+    case = sparse_ffn(d)
+    x, gate, up, down, neurons = case.arguments
+    x = d.store(np.nan_to_num(x.astype(np.float64)))  # of a NaN no scores can be ranked
+    width, rank, few = x.shape[1], d.width("r", 64), d.alone(1)
+    w1, w2 = d.normal(width, rank, size=width**-0.5, positive=few), d.normal(rank, len(gate), positive=few)
+    block = d.pick("block", st.integers(1, 40) | st.sampled_from([32, 64, 128, 256]))
+    return d.case(x, block, Predictor(d.normal(width), w1, w2), len(neurons), gate, up, down, **case.options)
 
 
 def neuron_magnitudes(d: Drawing) -> Case:

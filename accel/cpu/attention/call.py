@@ -66,20 +66,11 @@ def _attended(
     return outputs
 
 
-def run(
-    laid: Sequence[Laid], values: Sequence[np.ndarray] | None, outputs: Sequence[np.ndarray] | None
-) -> list[np.ndarray]:
-    """Attend to all reads, write to `outputs` (T, H, D) each, and return, of every query and range of keys, the
-    exponent that its weights are relative to, and their sum: (P, H, T, 2) each. Without values these are all."""
+def run(laid: Sequence[Laid], values: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+    """Attend to all reads, and write to `outputs` (T, H, D) each."""
     stats = [np.empty((one.parts, one.heads, one.tokens, 2), np.float32) for one in laid]
-    partial = [
-        fresh(one.parts, one.heads, one.tokens, one.dim) if one.parts > 1 and outputs is not None else None
-        for one in laid
-    ]
-    every = [
-        one.words(None if values is None else values[n], None if outputs is None else outputs[n], partial[n], stats[n])
-        for n, one in enumerate(laid)
-    ]
+    partial = [fresh(one.parts, one.heads, one.tokens, one.dim) if one.parts > 1 else None for one in laid]
+    every = [one.words(values[n], outputs[n], partial[n], stats[n]) for n, one in enumerate(laid)]
     for few, attends in ((False, attend), (True, attend_few)):
         some = [(one, words) for one, words in zip(laid, every, strict=True) if one.few == few and one.items]
         if some:
@@ -91,7 +82,6 @@ def run(
     if merged:
         table = np.array(merged, np.int64)
         _merge(address(table), len(merged))
-    return stats
 
 
 def block_size(one: Laid) -> int:

@@ -24,6 +24,7 @@ from accel.shared.lazy import Chosen
 MOST_COLUMNS = 512  # query columns per item
 TOKENS = 32  # that items share a multiple of: whole blocks of columns, whatever the group
 ITEMS = 3 * THREADS  # at least, where there is work enough
+SHORTEST = 16  # blocks of keys in a range: each range has sums of its own, which are merged
 
 
 class Laid:
@@ -90,7 +91,7 @@ def lay_out(
         some = [one for one in laid if one.few == few and one.items]
         keys = sum(one.items * one.keys for one in some)  # that all items read, before any are shared out
         for one in some:
-            shortest = KEYS if few else 16 * KEYS
+            shortest = KEYS if few else SHORTEST * KEYS
             # Decoding is shared out as if alone: a sequence must get the same bits in any company.
             wanted = -(-ITEMS // one.items) if few or one.tokens == 1 else -(-one.keys * ITEMS // max(keys, 1))
             one.parts = max(1, min(wanted, one.keys // shortest))

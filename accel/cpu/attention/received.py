@@ -14,14 +14,16 @@ from typing import NamedTuple
 import numpy as np
 
 from accel.cpu.attention.blocks import Places, first_keys, pack_queries, places, take_keys
-from accel.cpu.attention.by_key import FEW, SCORE_ROW, few_places, score_few, widen_few
-from accel.cpu.attention.call import run
-from accel.cpu.attention.layout import lay_out
-from accel.cpu.attention.reads import group_of, read_at
+from accel.cpu.attention.by_block import attend
+from accel.cpu.attention.by_key import FEW, SCORE_ROW, attend_few, few_places, score_few, widen_few
+from accel.cpu.attention.call import block_size
+from accel.cpu.attention.layout import Laid, lay_out
+from accel.cpu.attention.reads import WORDS, group_of, read_at
 from accel.cpu.attention.softmax import at_edge, bound_columns, cap_scores, hide
-from accel.cpu.linear.rows import list_rows, padded
+from accel.cpu.linear.rows import list_rows, padded, power
 from accel.cpu.linear.unit import KEYS, WIDTH, multiply_packing, right_size, vectors_of
 from accel.cpu.runtime.arrays import address
+from accel.cpu.runtime.calls import Call, at_once
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
@@ -44,6 +46,8 @@ from accel.cpu.simd import (
 )
 from reference import contract
 
+ROWS_RATED = 256  # queries per item
+
 
 def attention_mass(
     q: np.ndarray,
@@ -58,29 +62,69 @@ def attention_mass(
     """Attention that each key receives, Σ_t a_tj, from shapes as in `attention` -> (H, S) float32."""
     contract.attention_mass(q, k, q_positions, k_positions, scale, window, cap)
     laid = lay_out([(q, k, q_positions, k_positions)], scale, window, cap)
-    (one,), (stats,) = laid, run(laid, None, None)
-    mass = np.zeros((one.heads, one.keys), np.float32)
-    if mass.size * one.items == 0:
-        return mass
-    rates = _peaks_and_rates(stats)
-    one.parts = max(1, min(-(-4 * THREADS // one.kv), -(-one.keys // (2 * KEYS))))
-    table = np.array([one.words(None, None, None, rates)], np.int64)
-    size = few_places(0, one.dim).end if one.few else mass_places(0, one.block, one.group, one.dim).end
-    memory = scratch.take(size // 4 * THREADS)
-    (_mass_few if one.few else _mass)(address(table), address(mass), address(memory), size)
+    (one,) = laid
+    if one.heads * one.keys * one.items == 0:
+        return np.zeros((one.heads, one.keys), np.float32)
+    mass = np.empty((one.heads, one.keys), np.float32)
+    stats = np.empty((one.parts, one.heads, one.tokens, 2), np.float32)
+    rates, memory = np.empty(stats.shape[1:], np.float32), scratch.take(mass_floats(one))
+    find_peaks(at_once, one, stats, np.empty((1, WORDS), np.int64), memory)
+    add_mass(at_once, one, stats, rates, np.empty((1, WORDS), np.int64), mass, memory)
     scratch.give(memory)
     return mass
 
 
-def _peaks_and_rates(stats: np.ndarray) -> np.ndarray:
+def find_peaks(call: Call, one: Laid, stats: np.ndarray, table: np.ndarray, memory: np.ndarray) -> None:
+    """stats (P, H, T, 2) = peaks and sums of every range of keys. Works in `table` (1, WORDS)."""
+    table[:] = one.words(None, None, None, stats)
+    size = few_places(0, one.dim).end if one.few else block_size(one)
+    call(attend_few if one.few else attend, address(table), 1, address(memory), size)
+
+
+def add_mass(
+    call: Call,
+    one: Laid,
+    stats: np.ndarray,
+    rates: np.ndarray,
+    table: np.ndarray,
+    mass: np.ndarray,
+    memory: np.ndarray,
+) -> None:
+    """mass (H, S) = what each key receives, from the queries' peaks and sums of every range of keys, (P, H, T, 2).
+
+    Works in `rates` (H, T, 2) and `table` (1, WORDS). Afterwards the read is shared out as suits this."""
+    call(_rate, address(stats), one.parts, one.heads * one.tokens, address(rates))
+    one.parts = max(1, min(-(-4 * THREADS // one.kv), -(-one.keys // (2 * KEYS))))
+    table[:] = one.words(None, None, None, rates)
+    size = mass_floats(one) // THREADS * 4
+    call(_mass_few if one.few else _mass, address(table), address(mass), address(memory), size)
+
+
+def mass_floats(one: Laid) -> int:
+    """Memory that all workers need, for both passes."""
+    size = few_places(0, one.dim).end if one.few else mass_places(0, one.block, one.group, one.dim).end
+    return size // 4 * THREADS
+
+
+@kernel
+def _rate(task, worker, stats, parts, queries, rates):
     """Of every query the exponent that its weights are relative to, and one over their sum, from those of every range
-    of keys (P, H, T, 2) -> (H, T, 2) float32."""
-    peaks, sums = np.moveaxis(stats.astype(np.float64), -1, 0)
-    peak = peaks.max(axis=0)
-    with np.errstate(invalid="ignore"):  # of infinite peaks
-        whole = (sums * np.exp2(peaks - peak)).sum(axis=0)
-    rates = np.divide(1, whole, out=np.zeros_like(whole), where=whole != 0)  # a query that sees nothing gives nothing
-    return np.ascontiguousarray(np.stack([peak, rates], axis=-1), np.float32)
+    of keys (P, H·T, 2) -> (H·T, 2)."""
+    summary, found = carray(floats_at(stats), (parts, queries, 2)), carray(floats_at(rates), (queries, 2))
+    while True:
+        first = fetch_add(task, 1) * ROWS_RATED
+        if first >= queries:
+            return
+        for r in range(first, min(first + ROWS_RATED, queries)):
+            peak, mass = summary[0, r, 0], 0.0
+            for p in range(1, parts):
+                if not summary[p, r, 0] <= peak:  # NaN stays
+                    peak = summary[p, r, 0] if peak == peak else peak
+            for p in range(parts):
+                apart = summary[p, r, 0] - peak
+                mass += np.float64(summary[p, r, 1]) * np.float64(power(apart) if apart == apart else apart)
+            found[r, 0] = peak
+            found[r, 1] = 1.0 / mass if mass != 0.0 else 0.0  # a query that sees nothing gives nothing
 
 
 class MassPlaces(NamedTuple):
@@ -113,6 +157,13 @@ def add_weights(vectors, count, scores, of_columns, sums, edge):
             store(at, load(at) + (where_seen(x, weight) if edge else weight))
 
 
+@njit
+def _begin(one, kv, part, mass):
+    """Nothing received yet, by a range of keys."""
+    received, group = carray(floats_at(mass), (one.heads, one.keys)), group_of(one)
+    received[kv * group : (kv + 1) * group, part * one.span : (part + 1) * one.span] = 0.0
+
+
 @kernel
 def _mass(task, worker, table, mass, memory, size):
     one = read_at(table, 0)
@@ -123,6 +174,7 @@ def _mass(task, worker, table, mass, memory, size):
         if item >= one.kv_heads * one.parts:
             close_tiles()
             return
+        _begin(one, item // one.parts, item % one.parts, mass)
         for first_token in range(0, one.tokens, one.block):
             _mass_of_block(one, item // one.parts, item % one.parts, first_token, mass, at)
 
@@ -183,6 +235,7 @@ def _mass_few(task, worker, table, mass, memory, size):
         item = fetch_add(task, 1)
         if item >= one.kv_heads * one.parts:
             return
+        _begin(one, item // one.parts, item % one.parts, mass)
         _mass_of_few(one, item // one.parts, item % one.parts, mass, at)
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from accel.cpu.runtime.arrays import address
+from accel.cpu.runtime.calls import Call, at_once
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import carray, njit, words_at
 from accel.shared.lazy import Chosen, Consecutive, Lazy
@@ -29,14 +30,29 @@ def bounds(
     if held.dtype != np.int64 or held.strides[1] != 8:
         held = np.ascontiguousarray(held, np.int64)
     found, disorder = np.empty((kv_heads, tokens, 2), np.int64), np.zeros(1, np.int64)
-    _bounds(
-        address(asked), address(held), held.strides[0], 0 if listed is None else address(listed), address(found),
-        address(disorder), kv_heads, tokens, keys, -1 if window is None else window, workers=1,
-    )  # fmt: skip
+    list_bounds(at_once, asked, held, listed, found, disorder, keys, window)
     if disorder[0]:
         ascending("q_positions", wanted)
         ascending("k_positions", np.asarray(k_positions))
     return found
+
+
+def list_bounds(
+    call: Call,
+    asked: np.ndarray,
+    held: np.ndarray,
+    listed: np.ndarray | None,
+    found: np.ndarray,
+    disorder: np.ndarray,
+    keys: int,
+    window: int | None,
+) -> None:
+    """found (KV, T, 2) = the bounds of queries at `asked` (T,) to the first keys at `held` (KV, …), or to those at the
+    columns `listed` (KV, S); disorder (1,) is set where positions do not rise. All int64."""
+    call(
+        _bounds, address(asked), address(held), held.strides[0], 0 if listed is None else address(listed),
+        address(found), address(disorder), *found.shape[:2], keys, -1 if window is None else window, workers=1,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=32)  # all layers of a pass ask the same

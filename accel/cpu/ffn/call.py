@@ -7,6 +7,7 @@ towards the end, so that all cores end together: their rows of W_gate and W_up a
 (linear/maps.py), activated, and packed as the left side of the second product. A second kernel then adds up their rows
 of W_down, an item being some columns of y for a span: so the order of every sum is fixed, whoever does what. The
 neurons are rows of a list of addresses, so choosing half of them halves the work and nothing is gathered beforehand.
+Blocks of tokens that choose for themselves are spans, each with a list of its own, and so one call serves them all.
 W_down must lie transposed in memory, neuron by neuron, as `prepare_weights` leaves it. A few tokens (decoding) go
 neuron by neuron: two products with its rows, one row of W_down added; an item, some neurons, has sums of its own, which
 are then added in order. The product is the limit for chunks, memory for decoding.
@@ -14,15 +15,20 @@ are then added in order. The product is the limit for chunks, memory for decodin
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from accel.cpu.ffn.activation import activated, gated
 from accel.cpu.ffn.chunk import DOWN_BLOCKS, activate_chunk, down_places, gate_places, project_chunk
 from accel.cpu.ffn.eight_bits import feed_forward_by_maps
+from accel.cpu.ffn.predictor import block_scores
+from accel.cpu.layers import concatenate
 from accel.cpu.linear.few_tokens import FEW, STREAMS, add_few, multiply_few, rows_read, whole_vectors
 from accel.cpu.linear.maps import MOST_TOKENS, SPAN, blocks_of, linear, pack_tokens, rows_per_item
 from accel.cpu.linear.rows import add_row, copy_row, padded, rounded
 from accel.cpu.linear.unit import WIDTH, hidden_size, right_size
+from accel.cpu.methods.topk import keep_top
 from accel.cpu.runtime.arrays import Matrix, address, matrix, readable
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import SMALL, fresh, scratch
@@ -30,7 +36,7 @@ from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import F32, LANES, carray, fetch_add, floats_at, load, store
 from reference import contract
 from reference.checks import listed
-from reference.predictor import Compensator
+from reference.predictor import Compensator, Predictor
 
 PARTS = 64  # of the neurons, at most, that have sums of their own where tokens are few
 
@@ -54,8 +60,32 @@ def sparse_ffn(
     """W_down[:, M] (act(W_gate[M] x) * (W_up[M] x)) + C2 act(C1 x): x (T, E), M = neurons (K,) ascending -> (T, E)."""
     sizes = contract.sparse_ffn(x, w_gate, w_up, w_down, neurons, compensator, act)
     listed("neurons", neurons, sizes["F"])
-    chosen = np.ascontiguousarray(neurons, np.int64)
+    chosen = np.ascontiguousarray(neurons, np.int64)[None]
     return _feed_forward(x, w_gate, w_up, w_down, chosen, act == "silu", compensator)
+
+
+def fastforward_blocks(
+    x: np.ndarray,
+    block: int,
+    predictor: Predictor,
+    keep: int,
+    w_gate: Matrix,
+    w_up: Matrix,
+    w_down: Matrix,
+    *,
+    compensator: Compensator | None = None,
+    act: str = "silu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """FastForward for each `block` tokens of x (T, E): the output (T, E), and the neurons of each block (B, K). As
+    `reference.fastforward_blocks`."""
+    chosen = keep_top(block_scores(x, block, predictor), keep)
+    contract.sparse_ffn(x, w_gate, w_up, w_down, chosen[0], compensator, act)
+    run = partial(_feed_forward, w_gate=w_gate, w_up=w_up, w_down=w_down, silu=act == "silu", compensator=compensator)
+    in_rows = all(isinstance(w, np.ndarray) for w in (w_gate, w_up, w_down))
+    if in_rows and FEW < block <= SPAN and block % WIDTH == 0:  # spans of one call
+        return run(x, chosen=chosen, block=block), chosen
+    parts = [x[start : start + block] for start in range(0, len(x), block)]
+    return concatenate([run(part, chosen=own[None]) for part, own in zip(parts, chosen, strict=True)]), chosen
 
 
 def _feed_forward(
@@ -63,22 +93,24 @@ def _feed_forward(
     w_gate: Matrix,
     w_up: Matrix,
     w_down: Matrix,
-    neurons: np.ndarray | None,
+    chosen: np.ndarray | None,
     silu: bool,
     compensator: Compensator | None = None,
+    block: int | None = None,
 ) -> np.ndarray:
-    """The FFN of x (T, E) by all neurons or by some (K,), plus the compensator's share: (T, E). Arguments fit."""
-    (tokens, dim), count = x.shape, len(w_gate) if neurons is None else len(neurons)
+    """The FFN of x (T, E) by all neurons or by some, plus the compensator's share: (T, E). Those are one list for all
+    tokens (1, K), or where `block` is given one for each so many (B, K). Arguments fit."""
+    (tokens, dim), count = x.shape, len(w_gate) if chosen is None else chosen.shape[1]
     extra = 0 if compensator is None else len(compensator.c1)
     if tokens * dim * (count + extra) == 0:
         return np.zeros((tokens, dim), np.float32)
     if not (isinstance(w_gate, np.ndarray) and isinstance(w_up, np.ndarray) and isinstance(w_down, np.ndarray)):
+        neurons = None if chosen is None else chosen[0]
         return feed_forward_by_maps(x, w_gate, w_up, w_down, neurons, silu, compensator)
     if w_gate.dtype != w_up.dtype:
         w_gate, w_up = w_gate.astype(np.float32), w_up.astype(np.float32)  # one packing of x serves both
     gate, up, down = readable(w_gate), readable(w_up), readable(w_down.T)  # (F, E): a copy unless it lies so in memory
-    chosen = 0 if neurons is None else address(neurons)
-    weights = *matrix(gate), *matrix(up), *matrix(down), chosen
+    listed = 0 if chosen is None else address(chosen)
     y = fresh(tokens, dim)
     if tokens <= FEW:
         wide = whole_vectors(x)
@@ -86,6 +118,7 @@ def _feed_forward(
         own = wide.size
         memory = scratch.take(parts * own + THREADS * 2 * (STREAMS + tokens * each))
         sums = address(memory)
+        weights = *matrix(gate), *matrix(up), *matrix(down), listed
         _few(address(wide), *weights, sums, tokens, dim, count, int(silu), sums + 4 * parts * own, part, each)
         _join(sums, parts, tokens, dim, address(y), workers=1 if parts * own < SMALL else None)
         scratch.give(memory)
@@ -98,11 +131,12 @@ def _feed_forward(
         narrow, back = matrix(c1), matrix(c2)
     form, c1_form = rounded(matrix(gate)[2]), rounded(narrow[2]) if extra else rounded(matrix(gate)[2])
     forms = {form, c1_form}  # as which x is packed
-    each = rows_per_item(dim, count)
-    for start in range(0, tokens, MOST_TOKENS):
-        here = min(MOST_TOKENS, tokens - start)
-        blocks, columns = blocks_of(here), columns_per_item(dim, -(-here // SPAN))
-        size = max(gate_places(0, min(SPAN, here), each).end, down_places(0, min(SPAN, here), extra, columns).end)
+    each, span, row = rows_per_item(dim, count), block or SPAN, 8 * count if block else 0
+    most = MOST_TOKENS // span * span
+    for start in range(0, tokens, most):
+        here, first = min(most, tokens - start), listed + start // span * row
+        blocks, columns = blocks_of(here), columns_per_item(dim, -(-here // span))
+        size = max(gate_places(0, min(span, here), each).end, down_places(0, min(span, here), extra, columns).end)
         packed = [blocks * hidden_size(count), blocks * hidden_size(extra), *[blocks * right_size(dim)] * len(forms)]
         memory = scratch.take(sum(packed) + size // 4 * THREADS)
         hidden, corrections, *rights, own = (address(memory) + 4 * int(at) for at in np.cumsum([0, *packed]))
@@ -110,12 +144,12 @@ def _feed_forward(
         for one, at in right.items():
             pack_tokens(*matrix(x[start:]), here, dim, one, at, own, size, workers=min(THREADS, blocks))
         activate_chunk(
-            right[form], *matrix(gate), *matrix(up), *matrix(down)[2:], chosen, right[c1_form], *narrow, extra, here,
-            dim, count, int(silu), hidden, corrections, own, size, each, THREADS,
+            right[form], *matrix(gate), *matrix(up), *matrix(down)[2:], first, row, right[c1_form], *narrow, extra,
+            here, span, dim, count, int(silu), hidden, corrections, own, size, each, THREADS,
         )  # fmt: skip
         project_chunk(
-            hidden, *matrix(down), chosen, count, corrections, *back, extra, address(y[start:]), here, dim, own, size,
-            columns,
+            hidden, *matrix(down), first, row, count, corrections, *back, extra, address(y[start:]), here, span, dim,
+            own, size, columns,
         )  # fmt: skip
         scratch.give(memory)
     return y

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from accel.cpu.ffn.activation import gated
-from accel.cpu.linear.maps import SPAN, blocks_of, multiply_rows, packed_at
+from accel.cpu.linear.maps import blocks_of, multiply_rows, packed_at
 from accel.cpu.linear.rows import copy_row, list_rows, number_size, padded, rounded
 from accel.cpu.linear.unit import (
     DEPTH,
@@ -143,21 +143,23 @@ def claim(counter, extra, count, spans, unit, workers):
 
 @kernel
 def activate_chunk(
-    task, worker, right, gate, gate_row, kind, up, up_row, _, down_kind, chosen, right_c1, c1, c1_row, c1_kind, extra,
-    tokens, dim, count, silu, hidden, corrections, memory, size, each, workers,
+    task, worker, right, gate, gate_row, kind, up, up_row, _, down_kind, choices, choices_row, right_c1, c1, c1_row,
+    c1_kind, extra, tokens, span_tokens, dim, count, silu, hidden, corrections, memory, size, each, workers,
 ):  # fmt: skip
     """hidden = act(W_gate x) * (W_up x), packed for the second product (blocks, neurons), and of the compensator's
-    neurons `corrections` = act(C1 x). x is packed at `right`, and as C1's form wants it at `right_c1`."""
-    places = gate_places(memory + size * worker, min(SPAN, tokens), each)
+    neurons `corrections` = act(C1 x). x is packed at `right`, and as C1's form wants it at `right_c1`. Spans are of
+    `span_tokens` tokens, and the neurons of one are listed `choices_row` bytes after those of the one before."""
+    places = gate_places(memory + size * worker, min(span_tokens, tokens), each)
     left, gates, ups, temporary = places.left, places.gates, places.ups, places.temporary
     plan, lines, coming = places.plan, places.lines, places.coming
-    turn, place, first_part, spans = 0, 4 * left_size(HEIGHT, DEPTH), min(DEPTH, dim), (tokens + SPAN - 1) // SPAN
+    turn, place, first_part = 0, 4 * left_size(HEIGHT, DEPTH), min(DEPTH, dim)
+    spans = (tokens + span_tokens - 1) // span_tokens
     form, c1_form, down_form = rounded(kind), rounded(c1_kind), rounded(down_kind)
     open_tiles()
     start, stop, span = claim(task, extra, count, spans, each, workers)
     while start < stop:
-        token = span * SPAN
-        here, block = min(SPAN, tokens - token), token // WIDTH
+        token, chosen = span * span_tokens, choices + span * choices_row
+        here, block = min(span_tokens, tokens - token), token // WIDTH
         if start < extra:
             packed, to = packed_at(right_c1, token, dim), corrections + 4 * block * hidden_size(extra)
             for first in range(0, extra, each):
@@ -186,21 +188,22 @@ def activate_chunk(
 
 @kernel
 def project_chunk(
-    task, worker, hidden, down, down_row, kind, chosen, count, corrections, c2, c2_row, c2_kind, extra, y, tokens, dim,
-    memory, size, wide,
+    task, worker, hidden, down, down_row, kind, choices, choices_row, count, corrections, c2, c2_row, c2_kind, extra, y,
+    tokens, span_tokens, dim, memory, size, wide,
 ):  # fmt: skip
     """y (tokens, dim) = hidden · its neurons' rows of W_down + corrections · C2ᵀ. An item is `wide` columns of y and a
     span of tokens: one worker adds up all that goes into a number, neuron by neuron."""
-    places = down_places(memory + size * worker, min(SPAN, tokens), extra, wide)
+    places = down_places(memory + size * worker, min(span_tokens, tokens), extra, wide)
     sums, left, temporary, plan = places.sums, places.left, places.temporary, places.plan
     lines, coming = places.lines, places.coming
     form, step, sum_row = rounded(kind), number_size(kind), row_of_sums(wide)
     place, turn, planned, items = 4 * DOWN_BLOCKS * right_size(DOWN), 0, False, (dim + wide - 1) // wide
     open_tiles()
     item, following = fetch_add(task, 1), fetch_add(task, 1)
-    while item // items * SPAN < tokens:
-        column, token = item % items * wide, item // items * SPAN
-        columns, here, block = min(wide, dim - column), min(SPAN, tokens - token), token // WIDTH
+    while item // items * span_tokens < tokens:
+        column, token = item % items * wide, item // items * span_tokens
+        columns, here, block = min(wide, dim - column), min(span_tokens, tokens - token), token // WIDTH
+        chosen = choices + item // items * choices_row
         mine, corrected = hidden + 4 * block * hidden_size(count), corrections + 4 * block * hidden_size(extra)
         if extra:
             _correct(
@@ -219,12 +222,13 @@ def project_chunk(
             if next_depth >= count:
                 next_item, next_depth = following, 0
             next_column = next_item % items * wide
-            planned = next_item // items * SPAN < tokens and (
+            planned = next_item // items * span_tokens < tokens and (
                 next_depth > 0 or not extra
             )  # a correction needs the room
             if planned:
                 further = min(DOWN, count - next_depth)
-                list_rows(coming, down + next_column * step, down_row, next_depth, further, chosen)
+                then = choices + next_item // items * choices_row
+                list_rows(coming, down + next_column * step, down_row, next_depth, further, then)
                 plan_right(plan, coming, form, further, 0, min(wide, dim - next_column), left + turn * place)
             else:
                 nothing_planned(plan)

@@ -107,10 +107,12 @@ def write_columns(
 @kernel
 def keep_columns(
     task, worker, k, k_head, k_row, k_kind, v, v_head, v_row, v_kind, rates, positions, to_positions, room, sums,
-    columns, memory, kv_heads, size, count, dim,
+    received, heads, columns, memory, kv_heads, size, count, dim,
 ):  # fmt: skip
-    """Move the columns that stay to the front. Positions go to another buffer, since a trace may read the old one."""
+    """Move the columns that stay to the front, and the attention that they received, where there is such a list of
+    every head. Positions go to `to_positions`: to another buffer where a trace may read the old one."""
     line, chosen = memory + 4 * worker * padded(dim, LANES), carray(words_at(columns), (kv_heads, count))
+    group = heads // kv_heads
     while True:
         item = fetch_add(task, 1)
         if item >= 2 * kv_heads:
@@ -134,6 +136,10 @@ def keep_columns(
         for i in range(count):
             held[i] = held[chosen[kv, i]]
             new[i] = old[chosen[kv, i]]
+        for head in range(kv * group, kv * group + group):
+            mass = carray(doubles_at(received + 8 * head * room), size)
+            for i in range(count):
+                mass[i] = mass[chosen[kv, i]]
 
 
 @njit

@@ -35,7 +35,7 @@ from accel.cpu.linear.unit import (
 from accel.cpu.runtime.arrays import Matrix, address, matrix, readable, readable_matrix
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import fresh, scratch
-from accel.cpu.runtime.team import THREADS
+from accel.cpu.runtime.team import THREADS, TOGETHER
 from accel.cpu.simd import (
     LANES,
     carray,
@@ -53,7 +53,7 @@ from accel.cpu.simd import (
 from reference import contract
 
 SPAN = 256  # tokens per item: what is packed of them should stay in the second-level cache
-MOST_TOKENS = 512  # per call of a kernel: two spans, so that many cores find items enough
+MOST_TOKENS = SPAN * TOGETHER // 2  # per call of a kernel: so many spans that many cores find items enough
 
 
 def linear(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np.ndarray:

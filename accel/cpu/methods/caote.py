@@ -10,12 +10,15 @@ smallest scores that decide what is evicted.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from accel.cpu.linear.inverse_norms import LARGE, SMALL
 from accel.cpu.linear.rows import ahead, padded, widen
 from accel.cpu.methods.keydiff import AHEAD
 from accel.cpu.runtime.arrays import address, readable, rows
+from accel.cpu.runtime.calls import Call, at_once
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
@@ -35,76 +38,155 @@ def caote_scores(h: np.ndarray, v: np.ndarray, *, fast: bool = False, group: str
     `fast` puts the mean value in the place of o; `group` joins a group's heads by "mean", "max" or "rss".
     """
     sizes = contract.caote_scores(h, v, group)
-    heads, kv_heads, keys, dim = sizes["H"], sizes["KV"], sizes["S"], sizes["D"]
-    scores = np.empty((kv_heads, keys), np.float32)
-    if keys == 0:
+    scores = np.empty((sizes["KV"], sizes["S"]), np.float32)
+    if sizes["S"] == 0:
         return scores
-    v, h = readable(v), np.ascontiguousarray(h, np.float64)
-    require(bool(h.min() >= 0), "h: got a negative score or NaN, wanted scores of at least 0")
-    tops = h.argmax(axis=1)  # (H,)
-    # Without the top token, whose share may leave nothing of the others' in a difference.
-    others = np.array([row[:top].sum() + row[top + 1 :].sum() for row, top in zip(h, tops, strict=True)])  # (H,)
-    totals = others + h[np.arange(heads), tops]
-    totals[totals == 0] = 1  # a head that says nothing: all its α are 0
-    parts = min(-(-8 * THREADS // kv_heads), -(-keys // KEYS))
-    span = -(-keys // parts)
-    weighted, summed = _sums(h, v, totals, tops, parts, span)
-    centres, top_scores = _centres(h, v, totals, tops, others, weighted, summed, fast)
-    memory = scratch.take(THREADS * padded(dim, LANES))
-    _distances(
-        address(h), address(totals), address(tops), *rows(v), address(centres), address(top_scores), address(scores),
-        address(memory), heads, kv_heads, keys, dim, parts, span, list(JOINS).index(group),
-    )  # fmt: skip
+    if h.dtype not in (np.float32, np.float64) or h.strides[1] != h.itemsize or not h.flags.aligned:
+        h = np.ascontiguousarray(h, np.float64)
+    wrong, memory = np.zeros(1, np.int64), scratch.take(floats_needed(sizes["H"], *v.shape))
+    score(at_once, h, readable(v), scores, wrong, memory, fast=fast, group=group)
     scratch.give(memory)
+    no_negatives(wrong)
     return scores
 
 
-def _sums(
-    h: np.ndarray, v: np.ndarray, totals: np.ndarray, tops: np.ndarray, parts: int, span: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Per head, float64: Σ α_i v_i without its top token (H, D), and Σ v_i (H, D)."""
-    heads, (kv_heads, keys, dim) = len(h), v.shape
-    group = heads // kv_heads
-    sums = np.zeros((parts, kv_heads, group + 1, dim))
-    memory = scratch.take(THREADS * RUN * padded(dim, LANES))
-    _weigh(
-        address(h), address(totals), address(tops), *rows(v), address(sums), address(memory), heads, kv_heads, keys,
-        dim, parts, span,
-    )  # fmt: skip
-    scratch.give(memory)
-    joined = sums.sum(axis=0)  # (KV, G + 1, D)
-    return joined[:, :group].reshape(heads, dim), np.repeat(joined[:, group], group, axis=0)
-
-
-def _centres(
+def score(
+    call: Call,
     h: np.ndarray,
     v: np.ndarray,
-    totals: np.ndarray,
-    tops: np.ndarray,
-    others: np.ndarray,
-    weighted: np.ndarray,
-    summed: np.ndarray,
+    scores: np.ndarray,
+    wrong: np.ndarray,
+    memory: np.ndarray,
+    *,
     fast: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """What distances are measured to (H, 2, D padded): float32 and the rest of it in float32. And c of each head's top
-    token (H,) float64."""
-    heads, keys = h.shape
-    every = np.arange(heads)
-    v_top = v[every // (heads // len(v)), tops].astype(np.float64)  # (H, D)
-    alpha, remaining = h[every, tops] / totals, others / totals
-    if fast:
-        centre = summed / keys
-        top_scores = alpha / np.maximum(remaining, GUARD) * np.linalg.norm(centre - v_top, axis=1)
-    else:
-        centre = weighted + alpha[:, None] * v_top
-        has_others = (remaining > 0)[:, None]
-        count = np.where(has_others, remaining[:, None], max(keys - 1, 1))
-        without = np.where(has_others, weighted, summed - v_top) / count  # the output once the top token is gone
-        top_scores = alpha * np.linalg.norm(without - v_top, axis=1)
-    parts = np.zeros((heads, 2, padded(v.shape[2], LANES)), np.float32)  # whole vectors
-    parts[:, 0, : v.shape[2]] = centre
-    parts[:, 1, : v.shape[2]] = centre - parts[:, 0, : v.shape[2]]
-    return parts, top_scores
+    group: str,
+) -> None:
+    """What `caote_scores` returns, written to `scores`; `wrong` (1,) counts heads with scores below 0 or NaN."""
+    heads, (kv_heads, keys, dim) = len(h), v.shape
+    parts, span = _shares(kv_heads, keys)
+    at, shape = _places(address(memory), heads, kv_heads, keys, dim, parts), (heads, kv_heads, keys, dim, parts, span)
+    known = at.base, at.totals, at.tops
+    call(
+        _take_shares,
+        address(h),
+        h.strides[0],
+        int(h.dtype == np.float64),
+        *known,
+        at.others,
+        address(wrong),
+        heads,
+        keys,
+    )
+    call(_weigh, *known, *rows(v), at.sums, at.lines, *shape)
+    call(_centre, *known, at.others, *rows(v), at.sums, at.centres, at.best, at.lines, *shape[:5], int(fast))
+    call(
+        _distances, *known, *rows(v), at.centres, at.best, address(scores), at.lines, *shape, list(JOINS).index(group)
+    )  # fmt: skip
+
+
+def floats_needed(heads: int, kv_heads: int, keys: int, dim: int) -> int:
+    """Memory that all takes."""
+    return _places(0, heads, kv_heads, keys, dim, _shares(kv_heads, keys)[0]).end // 4
+
+
+def no_negatives(wrong: np.ndarray) -> None:
+    """ValueError where heads were counted that hold a negative score or NaN."""
+    require(wrong[0] == 0, "h: got a negative score or NaN, wanted scores of at least 0")
+
+
+def _shares(kv_heads: int, keys: int) -> tuple[int, int]:
+    """Ranges of keys that a head's are shared out to, and keys in each."""
+    parts = min(-(-8 * THREADS // kv_heads), -(-keys // KEYS))
+    return parts, -(-keys // parts)
+
+
+class Places(NamedTuple):
+    """Where each part of a call's memory begins; float64 but for the last three."""
+
+    base: int  # h (H, S)
+    totals: int  # Σ h (H,), 1 where it is 0: a head that says nothing, all of whose α are 0
+    others: int  # Σ h without the top token (H,)
+    best: int  # c of each head's top token (H,)
+    sums: int  # Σ α_i v_i of each head without its top token, and Σ v_i (P, KV, G + 1, D)
+    tops: int  # each head's top token (H,) int64
+    centres: int  # what distances are measured to: float32 and the rest of it in float32 (H, 2, D padded)
+    lines: int  # of each worker, float32 (RUN, D padded)
+    end: int
+
+
+def _places(base: int, heads: int, kv_heads: int, keys: int, dim: int, parts: int) -> Places:
+    """The places from an address on; from 0 on the last is how many bytes there are."""
+    wide_dim = padded(dim, LANES)
+    doubles = heads * keys, heads, heads, heads, parts * (heads + kv_heads) * dim, heads
+    sizes = [8 * count for count in doubles] + [8 * heads * wide_dim, 4 * THREADS * RUN * wide_dim]
+    return Places(*(base + int(at) for at in np.cumsum([0, *sizes])))
+
+
+@kernel
+def _take_shares(task, worker, h, h_row, is_wide, base, total_of, top, other, wrong, heads, keys):
+    """Every head's scores as float64, its top token, and the sums with it and without."""
+    held, totals = carray(doubles_at(base), (heads, keys)), carray(doubles_at(total_of), heads)
+    tops, others = carray(words_at(top), heads), carray(doubles_at(other), heads)
+    while True:
+        head = fetch_add(task, 1)
+        if head >= heads:
+            return
+        narrow, wide = carray(floats_at(h + head * h_row), keys), carray(doubles_at(h + head * h_row), keys)
+        best, valid = 0, True
+        for s in range(keys):
+            x = wide[s] if is_wide else np.float64(narrow[s])
+            held[head, s] = x
+            valid &= x >= 0.0
+            if x > held[head, best]:
+                best = s
+        if not valid:
+            fetch_add(wrong, 1)
+        rest = 0.0  # without the top token, whose share may leave nothing of the others' in a difference
+        for s in range(keys):
+            if s != best:
+                rest += held[head, s]
+        tops[head], others[head], totals[head] = best, rest, rest + held[head, best]
+        if totals[head] == 0.0:
+            totals[head] = 1.0
+
+
+@kernel
+def _centre(
+    task, worker, h, total_of, top, other, v, v_head, v_row, v_kind, sums, centre, best, memory, heads, kv_heads, keys,
+    dim, parts, fast,
+):  # fmt: skip
+    """What distances are measured to, and c of each head's top token."""
+    group, wide_dim = heads // kv_heads, padded(dim, LANES)
+    base, totals = carray(doubles_at(h), (heads, keys)), carray(doubles_at(total_of), heads)
+    tops, others = carray(words_at(top), heads), carray(doubles_at(other), heads)
+    summed, top_scores = carray(doubles_at(sums), (parts, kv_heads, group + 1, dim)), carray(doubles_at(best), heads)
+    centres = carray(floats_at(centre), (heads, 2, wide_dim))
+    line = memory + 4 * worker * RUN * wide_dim
+    while True:
+        head = fetch_add(task, 1)
+        if head >= heads:
+            return
+        kv = head // group
+        widen(v + kv * v_head + tops[head] * v_row, v_kind, dim, line, 1.0)
+        v_top, alpha, left = (
+            carray(floats_at(line), dim),
+            base[head, tops[head]] / totals[head],
+            others[head] / totals[head],
+        )
+        centres[head] = 0.0
+        squares = 0.0
+        for d in range(dim):
+            weighted, plain, x = 0.0, 0.0, np.float64(v_top[d])
+            for part in range(parts):
+                weighted += summed[part, kv, head % group, d]
+                plain += summed[part, kv, group, d]
+            o = plain / keys if fast else weighted + alpha * x
+            centres[head, 0, d] = o
+            centres[head, 1, d] = o - np.float64(centres[head, 0, d])
+            if not fast:  # the output once the top token is gone
+                o = weighted / left if left > 0.0 else (plain - x) / max(keys - 1, 1)
+            squares += (o - x) ** 2
+        top_scores[head] = np.sqrt(squares) * (alpha / max(left, GUARD) if fast else alpha)
 
 
 @njit(forceinline=True)
@@ -130,6 +212,7 @@ def _weigh(
             return
         part, kv = item % parts, item // parts
         end = min(part * span + span, keys)
+        found[part, kv] = 0.0
         for s in range(part * span, end, RUN):
             for i in range(RUN):
                 row = v + kv * v_head + min(s + i, end - 1) * v_row
@@ -169,7 +252,7 @@ def _distances(
     base, totals = carray(doubles_at(h), (heads, keys)), carray(doubles_at(total_of), heads)
     tops, top_scores = carray(words_at(top), heads), carray(doubles_at(best), heads)
     found = carray(floats_at(scores), (kv_heads, keys))
-    line = memory + 4 * worker * wide_dim
+    line = memory + 4 * worker * RUN * wide_dim
     while True:
         item = fetch_add(task, 1)
         if item >= kv_heads * parts:

@@ -12,6 +12,7 @@ import numpy as np
 from accel.cpu.linear.inverse_norms import unit_rate
 from accel.cpu.linear.rows import ahead, padded, product, widen
 from accel.cpu.runtime.arrays import address, readable, rows
+from accel.cpu.runtime.calls import Call, at_once
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
@@ -31,19 +32,36 @@ def keydiff_scores(k: np.ndarray | Keys, *, anchor: str = "normalised") -> np.nd
     if scores.size == 0:
         return scores
     held, rates, sums = (k.held, k.rates, k.sums) if isinstance(k, Keys) else (readable(k), None, None)
-    wide_dim = padded(dim, LANES)
-    parts = min(-(-4 * THREADS // kv_heads), -(-keys // 256))
-    span = -(-keys // parts)
-    memory = scratch.take((BLOCK + 1) * (wide_dim + 1) * THREADS)
-    shape = address(memory), kv_heads, keys, dim, parts, span
+    memory = scratch.take(floats_needed(dim))
     if sums is None or anchor != "normalised":
-        added = np.zeros((parts, kv_heads, wide_dim), np.float32)
-        _add_up(*rows(held), address(added), *shape, int(anchor == "normalised"))
+        parts, span = _shares(kv_heads, keys)
+        added = np.zeros((parts, kv_heads, padded(dim, LANES)), np.float32)
+        shape = kv_heads, keys, dim, parts, span
+        _add_up(*rows(held), address(added), address(memory), *shape, int(anchor == "normalised"))
         sums = added.sum(axis=0, dtype=np.float64)[:, :dim].copy()
-    known = (0, 0) if rates is None else (address(rates), rates.strides[0])
-    _against(*rows(held), *known, address(sums), address(scores), *shape)
+    score_against(at_once, held, rates, sums, scores, memory)
     scratch.give(memory)
     return scores
+
+
+def score_against(
+    call: Call, k: np.ndarray, rates: np.ndarray | None, sums: np.ndarray, scores: np.ndarray, memory: np.ndarray
+) -> None:
+    """scores (KV, S) = -cos(k_i, sum) of keys k (KV, S, D), their inverse lengths (KV, S) and sums (KV, D) float64."""
+    known = (0, 0) if rates is None else (address(rates), rates.strides[0])
+    shares = _shares(*k.shape[:2])
+    call(_against, *rows(k), *known, address(sums), address(scores), address(memory), *k.shape, *shares)
+
+
+def floats_needed(dim: int) -> int:
+    """Memory that all workers need."""
+    return (BLOCK + 1) * (padded(dim, LANES) + 1) * THREADS
+
+
+def _shares(kv_heads: int, keys: int) -> tuple[int, int]:
+    """Ranges of keys that a head's are shared out to, and keys in each."""
+    parts = min(-(-4 * THREADS // kv_heads), -(-keys // 256))
+    return parts, -(-keys // parts)
 
 
 @kernel

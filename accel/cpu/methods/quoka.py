@@ -9,6 +9,7 @@ cache, where their squares are summed on the way. Attention then gathers the cho
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from accel.cpu.linear.inverse_norms import unit_rate
 from accel.cpu.linear.rows import padded, product, widen
 from accel.cpu.methods.topk import keep_top
 from accel.cpu.runtime.arrays import address, readable, rows
+from accel.cpu.runtime.calls import Call, at_once
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
@@ -99,7 +101,6 @@ def _scores_each(
 ) -> list[np.ndarray]:
     """Scores of the first pasts[c] keys by the queries of chunk c: (KV, past) float32 each."""
     kv_heads, _, dim = k.shape
-    keys = max(pasts)
     slots = [_slots(queries, kv_heads, n_queries)[1] for queries in q]  # (KV, D, N padded) each
     joined = slots[0] if len(slots) == 1 else np.concatenate(slots, axis=2)
     scores = [np.empty((kv_heads, past), np.float32) for past in pasts]
@@ -111,16 +112,34 @@ def _scores_each(
         ]
     )
     held, rates = (k.held, k.rates) if isinstance(k, Keys) else (readable(k), None)
-    known = (0, 0) if rates is None else (address(rates), rates.strides[0])
-    span = -(-keys // (-(-8 * THREADS // kv_heads) * BLOCK)) * BLOCK  # keys per item
-    size = BLOCK * (padded(dim, LANES) + joined.shape[2] + 1)
-    memory = scratch.take(size * THREADS)
-    _score(
-        address(joined), joined.shape[2], *rows(held), *known, address(table), len(table), address(memory), size,
-        kv_heads, keys, dim, max(span, 1),
-    )  # fmt: skip
+    memory = scratch.take(score_floats(dim, joined.shape[2]))
+    score_slots(at_once, joined, held, rates, table, memory, max(pasts))
     scratch.give(memory)
     return scores
+
+
+def score_slots(
+    call: Call, slots: np.ndarray, k: np.ndarray, rates: np.ndarray | None, table: np.ndarray, memory: np.ndarray,
+    keys: int,
+) -> Any:  # fmt: skip
+    """Scores of the first `keys` of k (KV, S, D), whose inverse lengths are rates (KV, S), by slots (KV, D, N). Each
+    row of the table is a chunk: where its scores (KV, past) go, its past, and its first slot and how many."""
+    (kv_heads, _, dim), wide = k.shape, slots.shape[2]
+    known = (0, 0) if rates is None else (address(rates), rates.strides[0])
+    return call(
+        _score, address(slots), wide, *rows(k), *known, address(table), len(table), address(memory),
+        score_floats(dim, wide) // THREADS, kv_heads, keys, dim, keys_per_item(kv_heads, keys),
+    )  # fmt: skip
+
+
+def score_floats(dim: int, wide: int) -> int:
+    """Memory that all workers need to score by so many slots."""
+    return BLOCK * (padded(dim, LANES) + wide + 1) * THREADS
+
+
+def keys_per_item(kv_heads: int, keys: int) -> int:
+    """Keys that a worker scores at a time."""
+    return max(-(-keys // (-(-8 * THREADS // kv_heads) * BLOCK)) * BLOCK, 1)
 
 
 def with_chunk(kept: np.ndarray, start: int, stop: int) -> np.ndarray:
@@ -161,17 +180,27 @@ def _slots(q: np.ndarray, kv_heads: int, n_queries: int) -> tuple[np.ndarray, np
     """The chosen queries (H, N) of every head, and their unit vectors averaged over each of `kv_heads` groups slot by
     slot, transposed: (KV, D, N padded to whole vectors with copies of slot 0)."""
     heads, tokens, dim = q.shape
-    q = readable(q)
     n = min(n_queries, tokens)
     chosen = np.empty((heads, n), np.int64)
-    wide = padded(n, LANES)
-    wide_dim = padded(dim, LANES)
-    slots = np.empty((kv_heads, dim, wide), np.float32)
-    size = tokens * (wide_dim + 2) + (n + 2) * wide_dim
-    memory = scratch.take(size * THREADS)
-    _choose(*rows(q), address(chosen), address(slots), address(memory), size, heads, kv_heads, tokens, dim, n)
+    slots = np.empty((kv_heads, dim, padded(n, LANES)), np.float32)
+    memory = scratch.take(slot_floats(tokens, n, dim))
+    choose_slots(at_once, readable(q), chosen, slots, memory)
     scratch.give(memory)
     return chosen, slots
+
+
+def choose_slots(call: Call, q: np.ndarray, chosen: np.ndarray, slots: np.ndarray, memory: np.ndarray) -> None:
+    """Steps 1 to 3 of queries (H, T, D): what `_slots` returns, written to `chosen` and `slots`."""
+    (heads, tokens, dim), n = q.shape, chosen.shape[1]
+    size = slot_floats(tokens, n, dim) // THREADS
+    shape = heads, len(slots), tokens, dim, n
+    call(_choose, *rows(q), address(chosen), address(slots), address(memory), size, *shape)
+
+
+def slot_floats(tokens: int, n: int, dim: int) -> int:
+    """Memory that all workers need to choose n of so many queries."""
+    wide_dim = padded(dim, LANES)
+    return (tokens * (wide_dim + 2) + (n + 2) * wide_dim) * THREADS
 
 
 @kernel

@@ -7,14 +7,17 @@ is kept, and of its equals the lowest indices. Four passes over the scores in al
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 import reference
 from accel.cpu.runtime.arrays import address
+from accel.cpu.runtime.calls import Call, at_once
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import scratch
 from accel.cpu.runtime.team import THREADS
-from accel.cpu.simd import bits_at, carray, fetch_add, njit, words_at
+from accel.cpu.simd import bits_at, carray, doubles_at, fetch_add, njit, words_at
 from reference import contract
 from reference.checks import require
 
@@ -30,25 +33,61 @@ def keep_top(
     As `reference.keep_top`, which also does float64 scores: rounding them would make ties.
     """
     sizes = contract.keep_top(scores, budget, sinks, recent, positions)
-    if scores.dtype == np.float64 or sizes["S"] == 0:
+    budget, goes = sizes["B"], sizes["S"] - sizes["B"]
+    if sizes["S"] == 0 or (scores.dtype == np.float64 and goes > FEW):
         return reference.keep_top(scores, budget, sinks=sinks, recent=recent, positions=positions)
-    budget = sizes["B"]
-    scores = np.ascontiguousarray(scores, np.float32)
-    first = np.zeros(sizes["KV"], np.int64)  # columns that every row protects at its beginning
-    if budget == sizes["S"]:
-        recent = 0  # nothing goes
+    scores = np.ascontiguousarray(scores, np.float64 if scores.dtype == np.float64 else np.float32)
+    first = np.zeros(sizes["KV"], np.int64)
+    if not goes:
+        recent = 0
     elif sinks:
-        first[:] = (np.asarray(positions)[:, :sinks] < sinks).sum(axis=1)  # positions ascend
+        first = protected(np.asarray(positions), sinks)
     kept = np.empty((sizes["KV"], budget), np.int64)
     not_numbers = np.zeros(1, np.int64)
-    memory = scratch.take(THREADS * (sizes["S"] + 2 * BUCKETS + 2))
-    _keep_top(
-        address(scores), address(first), recent, address(kept), address(not_numbers), address(memory), sizes["KV"],
-        sizes["S"], budget,
-    )  # fmt: skip
+    memory = scratch.take(floats_needed(sizes["S"]))
+    list_best(at_once, scores, first, recent, kept, not_numbers, memory)
     scratch.give(memory)
-    require(not_numbers[0] == 0, "scores: got NaN, wanted numbers that can be ranked")
+    numbers_only(not_numbers)
     return kept
+
+
+def protected(positions: np.ndarray, sinks: int) -> np.ndarray:
+    """Columns that every row protects at its beginning: positions (KV, S), which ascend -> (KV,) int64."""
+    return (positions[:, :sinks] < sinks).sum(axis=1)
+
+
+def list_best(
+    call: Call,
+    scores: np.ndarray,
+    first: np.ndarray,
+    recent: int,
+    kept: np.ndarray,
+    not_numbers: np.ndarray,
+    memory: np.ndarray,
+) -> Any:
+    """kept (KV, B) = the columns of the highest of scores (KV, S), beside the `first` (KV,) and the last `recent`.
+
+    Where a row holds NaN its columns stay as they were, and `not_numbers` (1,) counts it. Scores in float64 are of at
+    most FEW columns more than are kept."""
+    if scores.dtype == np.float64:
+        return call(
+            _drop_few, address(scores), address(first), recent, address(kept), kept.strides[0], address(not_numbers),
+            *scores.shape, kept.shape[1],
+        )  # fmt: skip
+    return call(
+        _keep_top, address(scores), address(first), recent, address(kept), kept.strides[0], address(not_numbers),
+        address(memory), *scores.shape, kept.shape[1],
+    )  # fmt: skip
+
+
+def floats_needed(keys: int) -> int:
+    """Memory that all workers need."""
+    return THREADS * (keys + 2 * BUCKETS + 2)
+
+
+def numbers_only(not_numbers: np.ndarray) -> None:
+    """ValueError where rows were counted that hold NaN."""
+    require(not_numbers[0] == 0, "scores: got NaN, wanted numbers that can be ranked")
 
 
 def select_neurons(scores: np.ndarray, keep: int) -> np.ndarray:
@@ -74,12 +113,12 @@ def _narrow(ranks, histogram, shift, width, prefix, left):
 
 
 @njit
-def _drop(ranks, count):
+def _drop(ranks, count, least, most):
     """The rank of the last that is dropped of the `count` lowest, of equals those of higher index first, and how many
-    of its equals stay."""
-    cut, dropped = np.uint32(0), 0
+    of its equals stay. Ranks go from `least` to `most`."""
+    cut, dropped = least, 0
     while True:
-        lowest, equals = np.uint32(0xFFFFFFFF), 0
+        lowest, equals = most, 0
         for rank in ranks:
             if rank > cut or not dropped:
                 if rank < lowest:
@@ -91,7 +130,7 @@ def _drop(ranks, count):
 
 
 @kernel
-def _keep_top(task, worker, scores, firsts, recent, kept, not_numbers, memory, kv_heads, keys, budget):
+def _keep_top(task, worker, scores, firsts, recent, kept, kept_row, not_numbers, memory, kv_heads, keys, budget):
     mine = memory + 4 * worker * (keys + keys % 2 + 2 * BUCKETS)
     every, histogram = carray(bits_at(mine), keys), carray(words_at(mine + 4 * (keys + keys % 2)), BUCKETS)
     while True:
@@ -99,7 +138,7 @@ def _keep_top(task, worker, scores, firsts, recent, kept, not_numbers, memory, k
         if kv >= kv_heads:
             return
         bits = carray(bits_at(scores + 4 * kv * keys), keys)
-        found = carray(words_at(kept + 8 * kv * budget), budget)
+        found = carray(words_at(kept + kv * kept_row), budget)
         for j in range(keys):
             bit = bits[j]
             if (bit & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
@@ -113,19 +152,45 @@ def _keep_top(task, worker, scores, firsts, recent, kept, not_numbers, memory, k
         ranks, left = every[first:last], budget - first - (keys - last)  # all else is protected
         cut, equals = np.uint32(0xFFFFFFFF), 0
         if keys - budget <= FEW and left:
-            cut, equals = _drop(ranks, keys - budget)
+            cut, equals = _drop(ranks, keys - budget, np.uint32(0), np.uint32(0xFFFFFFFF))
         elif left:
             prefix, equals = _narrow(ranks, histogram, 21, 11, np.uint32(0), left)
             prefix, equals = _narrow(ranks, histogram, 10, 11, prefix, equals)
             cut, equals = _narrow(ranks, histogram, 0, 10, prefix, equals)
-        n = 0
+        _list_kept(every, first, last, cut, equals, found)
+
+
+@kernel
+def _drop_few(task, worker, scores, firsts, recent, kept, kept_row, not_numbers, kv_heads, keys, budget):
+    """As `_keep_top`, of scores in float64, where at most a few go."""
+    while True:
+        kv = fetch_add(task, 1)
+        if kv >= kv_heads:
+            return
+        every, found = carray(doubles_at(scores + 8 * kv * keys), keys), carray(words_at(kept + kv * kept_row), budget)
         for j in range(keys):
-            chosen = j < first or j >= last
-            if not chosen and every[j] == cut and equals:
-                chosen = True
-                equals -= 1
-            elif not chosen:
-                chosen = every[j] > cut
-            if chosen:
-                found[n] = j
-                n += 1
+            if every[j] != every[j]:
+                fetch_add(not_numbers, 1)
+                return
+        first = carray(words_at(firsts), kv_heads)[kv]
+        last = max(first, keys - recent)
+        cut, equals = np.inf, 0
+        if budget > first + keys - last:  # not all are protected
+            cut, equals = _drop(every[first:last], keys - budget, -np.inf, np.inf)
+        _list_kept(every, first, last, cut, equals, found)
+
+
+@njit
+def _list_kept(ranks, first, last, cut, equals, found):
+    """The columns that stay: protected ones, those above the cut, and so many of its equals."""
+    n = 0
+    for j in range(len(ranks)):
+        chosen = j < first or j >= last
+        if not chosen and ranks[j] == cut and equals:
+            chosen = True
+            equals -= 1
+        elif not chosen:
+            chosen = ranks[j] > cut
+        if chosen:
+            found[n] = j
+            n += 1

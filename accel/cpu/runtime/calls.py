@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,13 @@ from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import Kernel
 from accel.cpu.runtime.team import THREADS, run_each
 from accel.cpu.simd import MOST_WORDS
+
+Call = Callable[..., Any]  # (kernel, *arguments, workers=…): makes a call, or notes it
+
+
+def at_once(kernel: Kernel, *arguments: int | float, workers: int = THREADS) -> None:
+    """Make a call, as `Calls.add` notes it."""
+    kernel(*arguments, workers=workers)
 
 
 class Calls:
@@ -47,16 +54,27 @@ class Calls:
         ]
         self._list = np.array(listed, np.int64)
 
-    def set(self, numbers: np.ndarray, **values: Any) -> None:
+    def get(self, numbers: Sequence[int], name: str) -> np.ndarray:
+        """An argument by its name, in the calls of these numbers, all of one kernel."""
+        return self._words[numbers, 2 + self._kernels[numbers[0]].arguments.index(name)]
+
+    def set(self, numbers: Sequence[int], **values: Any) -> None:
         """Change arguments by their names, in the calls of these numbers, all of one kernel."""
-        names = self._kernels[int(numbers.flat[0])].arguments
+        names = self._kernels[numbers[0]].arguments
         for name, value in values.items():
             self._words[numbers, 2 + names.index(name)] = value
 
-    def leave_out(self, numbers: Sequence[int], wanted: bool) -> None:
-        """Leave calls out, or let them in again."""
-        self._list[numbers, 0] = [0 if wanted else self._kernels[n].address for n in numbers]
+    def leave_out(self, numbers: Sequence[int], wanted: Sequence[bool]) -> None:
+        """Leave each of these calls out, or let it in again."""
+        self._list[numbers, 0] = [
+            0 if out else self._kernels[n].address for n, out in zip(numbers, wanted, strict=True)
+        ]
 
     def run(self) -> None:
-        """All calls, one after another."""
+        """All calls, one after another, in one step: an interrupt comes before or after it."""
         run_each(address(self._list), len(self._list))
+
+    def have_run(self) -> bool:
+        """Whether they have, since this was last asked: the last one's items were taken."""
+        taken, self._words[-1, 0] = bool(self._words[-1, 0]), 0
+        return taken

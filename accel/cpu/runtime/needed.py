@@ -10,7 +10,7 @@ from reference.policy import Policy
 # Modules whose kernels only a part of a policy calls.
 _PARTS = {
     "select": ("methods.topk", "methods.quoka"),
-    "evict": ("methods.topk", "methods.keydiff", "methods.caote", "attention.received"),
+    "evict": ("methods.topk", "methods.keydiff", "methods.caote", "methods.scores", "attention.received"),
     "ffn": ("methods.topk", "ffn.predictor"),
 }
 

@@ -25,6 +25,7 @@ from accel.cpu.runtime.waiting import SPINS, YIELDS, pause
 from accel.cpu.simd import call, carray, njit, peek, swap_if, words_at
 
 THREADS = thread_count()
+TOGETHER = max(4, min(THREADS, 16))  # chunks of a prompt that share a pass: with more cores more, or items are too few
 
 # A helper's board: [state, kernel, task]. States: nothing offered, offered, taken, done.
 _EMPTY, _OFFERED, _TAKEN, _DONE = 0, 1, 2, 3
