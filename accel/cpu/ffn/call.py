@@ -23,7 +23,6 @@ from accel.cpu.ffn.activation import activated, gated
 from accel.cpu.ffn.chunk import DOWN_BLOCKS, activate_chunk, down_places, gate_places, project_chunk
 from accel.cpu.ffn.eight_bits import feed_forward_by_maps
 from accel.cpu.ffn.predictor import block_scores
-from accel.cpu.layers import concatenate
 from accel.cpu.linear.few_tokens import FEW, STREAMS, add_few, multiply_few, rows_read, whole_vectors
 from accel.cpu.linear.maps import MOST_TOKENS, SPAN, blocks_of, linear, pack_tokens, rows_per_item
 from accel.cpu.linear.rows import add_row, copy_row, padded, rounded
@@ -85,7 +84,7 @@ def fastforward_blocks(
     if in_rows and FEW < block <= SPAN and block % WIDTH == 0:  # spans of one call
         return run(x, chosen=chosen, block=block), chosen
     parts = [x[start : start + block] for start in range(0, len(x), block)]
-    return concatenate([run(part, chosen=own[None]) for part, own in zip(parts, chosen, strict=True)]), chosen
+    return np.concatenate([run(part, chosen=own[None]) for part, own in zip(parts, chosen, strict=True)]), chosen
 
 
 def _feed_forward(
