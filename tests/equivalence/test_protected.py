@@ -70,6 +70,7 @@ def test_a_score_that_is_no_number_is_refused_where_it_is_protected_too(backend:
 @given(
     st.integers(1, 40), st.integers(0, 6), st.integers(0, 5), st.integers(0, 5), st.booleans(), st.integers(0, 2**31)
 )
+@example(6, 1, 0, 5, False, 0)  # all that stays is protected
 def test_scores_in_float64_are_not_rounded(
     keys: int, goes: int, sinks: int, recent: int, few: bool, seed: int
 ) -> None:  # fmt: skip
