@@ -19,13 +19,14 @@ from llvmlite import ir
 from numba import types
 from numba.core.ccallback import _CFuncCompiler  # type: ignore[attr-defined]
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import _FunctionCompiler  # type: ignore[attr-defined]
 from numba.core.registry import cpu_target
 from numba.core.targetconfig import ConfigStack
+from numba.core.types.functions import BaseFunction
 
 import accel.cpu.simd.typed  # noqa: F401  (tells Numba what this package's functions are)
+from accel.cpu.simd.passes import Compiler
 from accel.cpu.runtime.target import SYMBOL, target_machine
 from reference.checks import require
 
@@ -97,7 +98,7 @@ def _parts() -> Iterator[None]:
         context: Any = cpu_target.target_context
         context.refresh()
         codegen, compiler = context.codegen(), _FunctionCompiler
-        fold = compiler.fold_argument_types
+        fold, typed = compiler.fold_argument_types, BaseFunction.get_call_type
 
         def wrap_kernel(library: Any, descriptor: Any, *_: Any) -> None:
             if ConfigStack().top().no_compile:  # Numba's word for what is given a wrapper before it is compiled
@@ -108,6 +109,14 @@ def _parts() -> Iterator[None]:
             ours = self.py_func.__module__.startswith("accel.cpu.")
             return signature, tuple(map(types.unliteral, types_of)) if ours else types_of
 
+        def known_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:
+            if kws:
+                return typed(self, context, args, kws)
+            known = vars(self).setdefault("_known_calls", {})
+            if args not in known:
+                known[args] = typed(self, context, args, kws)
+            return known[args]
+
         changed: dict[str, Any] = {
             "create_cfunc_wrapper": wrap_kernel,
             "create_cpython_wrapper": lambda *_, **__: None,
@@ -115,10 +124,11 @@ def _parts() -> Iterator[None]:
         }
         vars(context).update(changed)
         codegen._library_class, compiler.fold_argument_types = _Part, fold_constants
+        BaseFunction.get_call_type = known_call_type
         try:
             yield
         finally:
-            compiler.fold_argument_types = fold
+            compiler.fold_argument_types, BaseFunction.get_call_type = fold, typed
             del codegen._library_class
             for name in changed:
                 del vars(context)[name]
