@@ -22,6 +22,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import _FunctionCompiler  # type: ignore[attr-defined]
 from numba.core.registry import cpu_target
+from numba.core.runtime.context import NRTContext
 from numba.core.targetconfig import ConfigStack
 from numba.core.types.functions import BaseFunction
 
@@ -125,10 +126,13 @@ def _parts() -> Iterator[None]:
         vars(context).update(changed)
         codegen._library_class, compiler.fold_argument_types = _Part, fold_constants
         BaseFunction.get_call_type = known_call_type
+        counted = NRTContext.incref, NRTContext.decref
+        NRTContext.incref = NRTContext.decref = lambda *_: None
         try:
             yield
         finally:
             compiler.fold_argument_types, BaseFunction.get_call_type = fold, typed
+            NRTContext.incref, NRTContext.decref = counted
             del codegen._library_class
             for name in changed:
                 del vars(context)[name]

@@ -11,7 +11,6 @@ from typing import Any
 from numba.core.compiler import CompilerBase
 from numba.core.compiler_machinery import PassManager
 from numba.core.typed_passes import (
-    IRLegalization,
     NativeLowering,
     NoPythonBackend,
     NopythonTypeInference,
@@ -27,7 +26,7 @@ from numba.core.untyped_passes import (
 
 _PASSES = (
     TranslateByteCode, FixupArgs, IRProcessing, GenericRewrites, ReconstructSSA, NopythonTypeInference,
-    PreLowerStripPhis, IRLegalization, NativeLowering, NoPythonBackend,
+    PreLowerStripPhis, NativeLowering, NoPythonBackend,
 )  # fmt: skip
 
 
