@@ -92,6 +92,12 @@ def compile_code(function: Callable, words: int) -> bytes:
         return compiler.compile((types.int64,) * words, types.void).library.object_file()
 
 
+def _plain(kind: Any) -> Any:
+    """The type that a function is compiled for when it gets this one: no constant, and a truth value is a word."""
+    kind = types.unliteral(kind)
+    return types.int64 if kind == types.boolean else kind
+
+
 @contextmanager
 def _parts() -> Iterator[None]:
     """While it lasts, whatever Numba compiles is a part of the kernel that it is compiled for."""
@@ -108,7 +114,7 @@ def _parts() -> Iterator[None]:
         def fold_constants(self: Any, args: Any, kws: Any) -> Any:
             signature, types_of = fold(self, args, kws)
             ours = self.py_func.__module__.startswith("accel.cpu.")
-            return signature, tuple(map(types.unliteral, types_of)) if ours else types_of
+            return signature, tuple(map(_plain, types_of)) if ours else types_of
 
         def known_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:
             if kws:
