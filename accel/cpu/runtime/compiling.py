@@ -46,6 +46,13 @@ class _Part(JITCodeLibrary):
     def _optimize_functions(self, module: Any) -> None:
         """Nothing: all is optimised when the kernel is complete."""
 
+    def _optimize_final_module(self) -> None:
+        """Once: there are no references to be pruned between two rounds."""
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options.slp_vectorization = False
+        builder = llvm.create_pass_builder(target_machine(), options)
+        builder.getModulePassManager().run(self._final_module, builder)
+
     def object_file(self) -> bytes:
         """Machine code of this and all that it reaches. It shows one symbol."""
         whole = self._final_module
