@@ -5,13 +5,16 @@ inside each of its callers, and all this anew for every constant among the argum
 small functions that nobody else calls. So here a function stays as it was written until its kernel is complete: then
 all that the kernel reaches is linked, optimised and turned into machine code in one go. That halves the work.
 
+The other half is what Numba does in Python. Each function takes few passes (simd/passes.py); what a call of Numba's own
+functions gives is worked out once for the same arguments; and nothing is counted, since kernels own no memory.
+
 Only who must compile imports this: see code.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -27,14 +30,9 @@ from numba.core.targetconfig import ConfigStack
 from numba.core.types.functions import BaseFunction
 
 import accel.cpu.simd.typed  # noqa: F401  (tells Numba what this package's functions are)
-from accel.cpu.simd.passes import Compiler
 from accel.cpu.runtime.target import SYMBOL, target_machine
+from accel.cpu.simd.passes import Compiler
 from reference.checks import require
-
-# Kernels own no memory, so that nothing needs to be counted.
-_NO_COUNTING = "".join(
-    f"define void @NRT_{name}(ptr %p) alwaysinline {{ ret void }}\n" for name in ("incref", "decref")
-)
 
 
 class _Part(JITCodeLibrary):
@@ -47,16 +45,14 @@ class _Part(JITCodeLibrary):
         """Nothing: all is optimised when the kernel is complete."""
 
     def _optimize_final_module(self) -> None:
-        """Once: there are no references to be pruned between two rounds."""
+        """Once: Numba does it twice, because it drops what counts references in between."""
         options = llvm.create_pipeline_tuning_options(speed_level=2)
-        options.slp_vectorization = False
         builder = llvm.create_pass_builder(target_machine(), options)
         builder.getModulePassManager().run(self._final_module, builder)
 
     def object_file(self) -> bytes:
         """Machine code of this and all that it reaches. It shows one symbol."""
         whole = self._final_module
-        whole.link_in(llvm.parse_assembly(_NO_COUNTING), preserve=True)
         for library in self._reached():
             unfinished = isinstance(library, _Part) and not library._finalized
             module = library.as_written() if unfinished else library._get_module_for_linking()
@@ -99,20 +95,13 @@ def compile_code(function: Callable, words: int) -> bytes:
         return compiler.compile((types.int64,) * words, types.void).library.object_file()
 
 
-def _plain(kind: Any) -> Any:
-    """The type that a function is compiled for when it gets this one: no constant, and a truth value is a word."""
-    kind = types.unliteral(kind)
-    return types.int64 if kind == types.boolean else kind
-
-
 @contextmanager
 def _parts() -> Iterator[None]:
     """While it lasts, whatever Numba compiles is a part of the kernel that it is compiled for."""
-    with global_compiler_lock:
+    with global_compiler_lock, ExitStack() as until_the_end:
         context: Any = cpu_target.target_context
         context.refresh()
-        codegen, compiler = context.codegen(), _FunctionCompiler
-        fold, typed = compiler.fold_argument_types, BaseFunction.get_call_type
+        fold, call_type = _FunctionCompiler.fold_argument_types, BaseFunction.get_call_type
 
         def wrap_kernel(library: Any, descriptor: Any, *_: Any) -> None:
             if ConfigStack().top().no_compile:  # Numba's word for what is given a wrapper before it is compiled
@@ -124,31 +113,43 @@ def _parts() -> Iterator[None]:
             return signature, tuple(map(_plain, types_of)) if ours else types_of
 
         def known_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:
-            if kws:
-                return typed(self, context, args, kws)
-            known = vars(self).setdefault("_known_calls", {})
-            if args not in known:
-                known[args] = typed(self, context, args, kws)
-            return known[args]
+            known = vars(self).setdefault("_known", {})
+            given = args, tuple(kws.items())
+            if given not in known:
+                known[given] = call_type(self, context, args, kws)
+            return known[given]
 
-        changed: dict[str, Any] = {
-            "create_cfunc_wrapper": wrap_kernel,
-            "create_cpython_wrapper": lambda *_, **__: None,
-            "get_executable": lambda *_: {}.popitem,  # of each its own, and if Python calls it, it raises
-        }
-        vars(context).update(changed)
-        codegen._library_class, compiler.fold_argument_types = _Part, fold_constants
-        BaseFunction.get_call_type = known_call_type
-        counted = NRTContext.incref, NRTContext.decref
-        NRTContext.incref = NRTContext.decref = lambda *_: None
-        try:
-            yield
-        finally:
-            compiler.fold_argument_types, BaseFunction.get_call_type = fold, typed
-            NRTContext.incref, NRTContext.decref = counted
-            del codegen._library_class
-            for name in changed:
-                del vars(context)[name]
+        for owner, name, value in (
+            (context, "create_cfunc_wrapper", wrap_kernel),
+            (context, "create_cpython_wrapper", lambda *_, **__: None),
+            (context, "get_executable", lambda *_: {}.popitem),  # of each its own, and if Python calls it, it raises
+            (context.codegen(), "_library_class", _Part),
+            (_FunctionCompiler, "fold_argument_types", fold_constants),
+            (BaseFunction, "get_call_type", known_call_type),
+            (NRTContext, "incref", lambda *_: None),
+            (NRTContext, "decref", lambda *_: None),
+        ):
+            until_the_end.enter_context(_changed(owner, name, value))
+        yield
+
+
+@contextmanager
+def _changed(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While it lasts, an object or a class has this attribute."""
+    own = {name: vars(owner)[name]} if name in vars(owner) else {}
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        for before in own.values():
+            setattr(owner, name, before)
+
+
+def _plain(kind: Any) -> Any:
+    """The type that a function is compiled for when it gets this one: it knows no constants, and truth is a word."""
+    kind = types.unliteral(kind)
+    return types.int64 if kind == types.boolean else kind
 
 
 def _add_door(context: Any, library: Any, descriptor: Any) -> None:
