@@ -6,7 +6,7 @@ small functions that nobody else calls. So here a function stays as it was writt
 all that the kernel reaches is linked, optimised and turned into machine code in one go. That halves the work.
 
 The other half is what Numba does in Python. Each function takes few passes (simd/passes.py); what a call of Numba's own
-functions gives is worked out once for the same arguments; and nothing is counted, since kernels own no memory.
+functions gives is worked out once for the same arguments.
 
 Only who must compile imports this: see code.py.
 """
@@ -25,7 +25,6 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import _FunctionCompiler  # type: ignore[attr-defined]
 from numba.core.registry import cpu_target
-from numba.core.runtime.context import NRTContext
 from numba.core.targetconfig import ConfigStack
 from numba.core.types.functions import BaseFunction
 
@@ -33,6 +32,12 @@ import accel.cpu.simd.typed  # noqa: F401  (tells Numba what this package's func
 from accel.cpu.runtime.target import SYMBOL, target_machine
 from accel.cpu.simd.passes import Compiler
 from reference.checks import require
+
+
+# Kernels own no memory, so that nothing needs to be counted.
+_NO_COUNTING = "".join(
+    f"define void @NRT_{name}(ptr %p) alwaysinline {{ ret void }}\n" for name in ("incref", "decref")
+)
 
 
 class _Part(JITCodeLibrary):
@@ -53,6 +58,7 @@ class _Part(JITCodeLibrary):
     def object_file(self) -> bytes:
         """Machine code of this and all that it reaches. It shows one symbol."""
         whole = self._final_module
+        whole.link_in(llvm.parse_assembly(_NO_COUNTING), preserve=True)
         for library in self._reached():
             unfinished = isinstance(library, _Part) and not library._finalized
             module = library.as_written() if unfinished else library._get_module_for_linking()
@@ -126,8 +132,6 @@ def _parts() -> Iterator[None]:
             (context.codegen(), "_library_class", _Part),
             (_FunctionCompiler, "fold_argument_types", fold_constants),
             (BaseFunction, "get_call_type", known_call_type),
-            (NRTContext, "incref", lambda *_: None),
-            (NRTContext, "decref", lambda *_: None),
         ):
             until_the_end.enter_context(_changed(owner, name, value))
         yield
