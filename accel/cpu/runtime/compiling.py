@@ -33,7 +33,6 @@ from accel.cpu.runtime.target import SYMBOL, target_machine
 from accel.cpu.simd.passes import Compiler
 from reference.checks import require
 
-
 # Kernels own no memory, so that nothing needs to be counted.
 _NO_COUNTING = "".join(
     f"define void @NRT_{name}(ptr %p) alwaysinline {{ ret void }}\n" for name in ("incref", "decref")

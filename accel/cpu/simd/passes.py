@@ -27,7 +27,7 @@ class _Lower(Lower):
 
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _Lowering(BaseNativeLowering):
-    _name = "lowering"
+    _name = "lowering"  # type: ignore[assignment]
     lowering_class = _Lower
 
 
@@ -40,7 +40,7 @@ _PASSES = (
 class _Passes(PassManager):
     """Passes that follow one another, with nothing between them."""
 
-    def _runPass(self, index: int, one: Any, state: Any) -> None:  # noqa: N802  (Numba's name)
+    def _runPass(self, index: int, one: Any, state: Any) -> None:
         one.run_pass(state)
 
 
