@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import json
 import os
+import platform
 import sys
 from contextlib import suppress
 from importlib.metadata import version
@@ -61,23 +62,30 @@ def _processor() -> str:
     return ""
 
 
-def _asked() -> Machine:
-    """What LLVM says."""
+def _llvm() -> Any:
+    """LLVM, ready for this machine."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    return llvm
+
+
+def _asked() -> Machine:
+    """What LLVM says."""
+    llvm = _llvm()
     name, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
     if name is None:
         name, features = llvm.get_host_cpu_name(), features or llvm.get_host_cpu_features().flatten()
     features = features or ""
-    lanes, registers = _registers(llvm, name, features)
-    rounds = lanes == 16 and _rounds(llvm, name, features)
+    lanes, registers = _registers(name, features)
+    rounds = lanes == 16 and _rounds(name, features)
     return Machine(llvm.get_process_triple(), name, features, lanes, registers, rounds)
 
 
-def _compiled(llvm: Any, name: str, features: str, work: str, stored: str) -> str:
+def _compiled(name: str, features: str, work: str, stored: str) -> str:
     """What LLVM makes of 16 float32 on which some work is done, its result %y being stored as another kind."""
+    llvm = _llvm()
     source = (
         f"define void @f(ptr %p) {{\n %x = load <16 x float>, ptr %p\n {work}\n store <16 x {stored}> %y, ptr %p\n"
         " ret void\n}"
@@ -87,25 +95,25 @@ def _compiled(llvm: Any, name: str, features: str, work: str, stored: str) -> st
     return text
 
 
-def _registers(llvm: Any, name: str, features: str) -> tuple[int, int]:
+def _registers(name: str, features: str) -> tuple[int, int]:
     """Lanes of float32 in a register, and how many registers: by the features, or where only the processor's name is
     given by compiling one vector addition, which needs 20 MB."""
     for feature, found in (("+avx512f", (16, 32)), ("+avx", (8, 16)), ("+neon", (4, 32))):
         if feature in features.split(","):
             return found
-    text = _compiled(llvm, name, features, "%y = fadd <16 x float> %x, %x", "float")
+    text = _compiled(name, features, "%y = fadd <16 x float> %x, %x", "float")
     if "zmm" in text:
         return 16, 32
     if "ymm" in text:
         return 8, 16
-    return 4, 32 if llvm.Target.from_default_triple().name.startswith(("aarch64", "arm64")) else 16
+    return 4, 32 if platform.machine() in ("aarch64", "arm64", "ARM64") else 16
 
 
-def _rounds(llvm: Any, name: str, features: str) -> bool:
+def _rounds(name: str, features: str) -> bool:
     """Whether registers of 16 float32 are rounded to bfloat16 in one instruction, and pairs of those multiplied."""
     if "avx512bf16" in features:
         return "+avx512bf16" in features.split(",")
-    text = _compiled(llvm, name, features, "%y = fptrunc <16 x float> %x to <16 x bfloat>", "bfloat")
+    text = _compiled(name, features, "%y = fptrunc <16 x float> %x to <16 x bfloat>", "bfloat")
     return "vcvtneps2bf16" in text
 
 
