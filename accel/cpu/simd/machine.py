@@ -52,13 +52,13 @@ def _machine() -> Machine:
 
 
 def _processor() -> str:
-    """All that LLVM's answer depends on; nothing where that is not known."""
+    """All that LLVM's answer and this file's reading of it depend on; nothing where that is not known."""
     with suppress(OSError):
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
         known = [line for line in first.splitlines() if not line.startswith(("processor", "cpu MHz", "bogomips"))]
         wanted = [os.environ.get(name) for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
         if any(line.startswith("flags") for line in known):
-            return repr((known, wanted, version("llvmlite")))
+            return repr((known, wanted, version("llvmlite"), Path(__file__).read_text()))
     return ""
 
 
