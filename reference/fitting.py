@@ -48,6 +48,24 @@ def densities_by_damage(damage: np.ndarray | Sequence[float], density: float) ->
     return 1 - most * layer_densities(1 / np.maximum(damage, least), (1 - density) / most)
 
 
+def share_out(densities: np.ndarray, worth: np.ndarray, rate: float) -> np.ndarray:
+    """Neurons moved to the layers where one more is worth more: densities b and worth −∂L/∂K, (L,) each -> (L,).
+
+    All neurons of a model cost the same, so the densities are best when one more is worth the same in every layer that
+    can take or give one. b_l moves by rate · (worth_l − mean) / mean |worth|, at most 3 rates; then all move by the one
+    amount that restores the mean, within [1 − MOST_LEFT_OUT, 1].
+    """
+    match(densities=(densities, "L"), worth=(worth, "L"))
+    size = np.abs(worth).mean() or 1.0
+    moved = densities + rate * np.clip((worth - worth.mean()) / size, -3, 3)
+    low, high = -1.0 - 3 * rate, 1.0 + 3 * rate
+    for _ in range(60):  # halving: the mean rises with the shift
+        shift = (low + high) / 2
+        found = np.clip(moved + shift, 1 - MOST_LEFT_OUT, 1)
+        low, high = (shift, high) if found.mean() < densities.mean() else (low, shift)
+    return found
+
+
 def pool_blocks(x: np.ndarray, q_pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Blocks pooled by attention to q_pred: x (N, T, E), q_pred (E,) -> shares p (N, T) and a (N, E)."""
     logits = x @ q_pred / np.sqrt(x.shape[-1]).astype(x.dtype)  # (N, T)
@@ -122,16 +140,21 @@ def activation_slope(x: np.ndarray, act: str) -> np.ndarray:
 @dataclass
 class Adam:
     """Adam over a list of arrays, which `step` changes in place. Its β and ε are the paper's. Arrays are NumPy's or
-    those of another module; the rate is one for all or one for each."""
+    those of another module; the rate is one for all or one for each.
+
+    by_array: v is one number for each array, the mean of g² over it. So a number moves in proportion to its gradient,
+    where Adam moves one whose gradient is noise about as far as any other.
+    """
 
     arrays: Sequence[Any]
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    by_array: bool = False
 
     def __post_init__(self) -> None:
         self.first = [array * 0 for array in self.arrays]  # m
-        self.second = [array * 0 for array in self.arrays]  # v
+        self.second = [(array.reshape(-1)[:1] if self.by_array else array) * 0 for array in self.arrays]  # v
         self.steps = 0
 
     def step(self, gradients: Sequence[Any], rates: float | Sequence[float]) -> None:
@@ -142,7 +165,8 @@ class Adam:
         each = zip(self.arrays, gradients, self.first, self.second, rates, strict=True)
         for array, gradient, first, second, rate in each:
             first += (1 - self.beta1) * (gradient - first)
-            second += (1 - self.beta2) * (gradient * gradient - second)
+            power = gradient * gradient
+            second += (1 - self.beta2) * ((power.mean() if self.by_array else power) - second)
             mean, square = first / (1 - self.beta1**self.steps), second / (1 - self.beta2**self.steps)
             array -= rate * mean / (square**0.5 + self.eps)
 

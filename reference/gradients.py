@@ -27,6 +27,8 @@ from reference.predictor import Compensator, Predictor
 
 Back = Callable[[Any], Any]
 
+TEMPERATURE = 0.3  # of the mask's slope, in units of the mean distance to the cut; chosen
+
 
 def module_of(x: Any) -> Any:
     """The module of an array: NumPy, or the one that its class belongs to."""
@@ -155,6 +157,19 @@ def choose(scores: Any, keep: int) -> tuple[Any, Any]:
     rank = xp.argsort(xp.argsort(-scores, stable=True))
     cut = xp.where(rank == keep - 1, scores, 0).sum(-1)[:, None]
     return xp.zeros_like(scores) + (rank < keep), cut
+
+
+def mask_slope(scores: Any, cut: Any) -> Any:
+    """How a neuron's mask follows its score: scores (N, F), cut (N, 1) -> (N, F).
+
+    m = σ((s − cut) / u), so the slope is σ' / u, with u = `TEMPERATURE` times the block's mean |s − cut|. Twice the
+    scores make the same choice, and the slope follows them: with a fixed u, scores that grow would leave no neuron near
+    the cut. u is taken as given. Where all scores are the same it is 1.
+    """
+    unit = TEMPERATURE * abs(scores - cut).mean(-1)[:, None]
+    unit = unit + (unit == 0)
+    near = sigmoid((scores - cut) / unit)
+    return near * (1 - near) / unit
 
 
 def log_softmax(x: Any) -> Any:

@@ -322,7 +322,9 @@ def test_looks_are_at_prompts_that_no_training_had(count: int, trained: int, hel
 def test_weights_are_tuned_on(model: Path, text: Path, trained: Path, tmp_path: Path) -> None:
     out = fastforward(model, [text], out=tmp_path / "on", **SMALL, tune=20 * 128, start=trained)
     before, after = load_fastforward(trained), load_fastforward(out)
-    assert [layer.density for layer in after.layers] == [layer.density for layer in before.layers]
+    now, was = (np.array([layer.density for layer in weights.layers]) for weights in (after, before))
+    assert now.mean() == pytest.approx(was.mean(), rel=1e-6)
+    assert (now != was).any()  # neurons have moved between the layers
     told = {**after.metadata, **json.loads(after.metadata["start"])}
     assert told["held_out"] == before.metadata["held_out"]
     assert told["tokens"] == before.metadata["tokens"]

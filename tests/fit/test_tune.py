@@ -57,8 +57,9 @@ def test_the_network_is_the_model(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("layer", [0, 1])
 def test_the_slope_of_the_whole_network(name: str, layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Along a random direction of one layer's arrays: the masks stay, but for the one that the direction moves, and it
-    moves as far as the sigmoid of its scores does."""
+    """Along a random direction of one layer's arrays and of its number of neurons: the masks stay, but for the one that
+    the direction moves. It moves as far as the sigmoid of its scores does, and a neuron more is spread around the cut
+    by the sigmoid's slope."""
     model = reference.toy_model(**MODELS[name])
     rng = np.random.default_rng(1)
     ids, parts = rng.integers(0, 50, (2, TOKENS)), parts_of(model.config)
@@ -82,8 +83,14 @@ def test_the_slope_of_the_whole_network(name: str, layer: int, monkeypatch: pyte
         def held(scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
             at = next(turn)
             was, mask, cut = choices[at]
-            chance = 1 / (1 + np.exp(cut - was))
-            return mask + (chance * (1 - chance) * (scores - was) if at == layer else 0), cut
+            if at != layer:
+                return mask, cut
+            unit = 0.3 * np.abs(was - cut).mean(axis=1, keepdims=True)
+            unit += unit == 0  # no unit of the predictor is open
+            chance = 1 / (1 + np.exp((cut - was) / unit))
+            near = chance * (1 - chance)
+            more = step * direction["keep"] * near / near.sum(axis=1, keepdims=True)
+            return mask + near / unit * (scores - was) + more, cut
 
         monkeypatch.setattr(gradients, "choose", held)
         one = parts[layer]
@@ -129,11 +136,15 @@ def task() -> tuple[Any, ...]:
 
 
 def test_tuning_lowers_the_divergence_and_goes_on(task: tuple[Any, ...], tmp_path: Path) -> None:
-    tuning, begun = Tuning(40 * 4 * TOKENS, rate=0.03), [vars(part.predictor)["w2"].copy() for part in task[1]]
+    tuning = Tuning(40 * 4 * TOKENS, prompts=4, rate=0.03)
+    begun = [vars(part.predictor)["w2"].copy() for part in task[1]]
     tuned, losses = tune(*task, tmp_path, tuning=tuning, seed=0)
     assert min(losses) < 0.8 * losses[0]
     network, parts, _, held = task
-    now = network.divergence(held, tuned, [32, 32])[0]
+    densities = [part.density for part in tuned]
+    assert np.mean(densities) == pytest.approx(0.5)
+    assert densities != [0.5, 0.5]
+    now = network.divergence(held, tuned, [round(64 * b) for b in densities])[0]
     assert now == pytest.approx(min(losses), rel=1e-9)  # the best of what it looked at
     for part, was in zip(parts, begun, strict=True):
         np.testing.assert_array_equal(part.predictor.w2, was)  # what it was given stays
@@ -151,6 +162,7 @@ def test_tuning_lowers_the_divergence_and_goes_on(task: tuple[Any, ...], tmp_pat
     )
     assert calls[0] > 8 * 4 * TOKENS  # it did not begin at the beginning
     assert same == losses
+    assert [part.density for part in again] == densities
     for one, other in zip(tuned, again, strict=True):
         np.testing.assert_array_equal(one.compensator.c1, other.compensator.c1)  # type: ignore[union-attr]
         np.testing.assert_array_equal(one.predictor.w1, other.predictor.w1)
@@ -168,7 +180,8 @@ def test_what_is_looked_at_is_the_average_of_the_steps(
             noted.append([array.copy() for array in self.arrays])
 
     monkeypatch.setattr(tuning_module, "Adam", Noting)
-    _, losses = tune(*task, tmp_path, tuning=Tuning(20 * 4 * TOKENS, rate=0.03), seed=0)
+    monkeypatch.setattr(tuning_module, "DENSITY_RATE", 0.0)
+    _, losses = tune(*task, tmp_path, tuning=Tuning(20 * 4 * TOKENS, prompts=4, rate=0.03), seed=0)
     assert len(noted) == 20
     weights = np.array([float(np.prod(np.arange(i, i + 8.0))) for i in range(1, 21)])
     network, parts, _, held = task
@@ -184,9 +197,10 @@ def test_what_is_looked_at_is_the_average_of_the_steps(
 
 
 def test_predictors_may_be_left_as_they_are(task: tuple[Any, ...], tmp_path: Path) -> None:
-    tuned, losses = tune(*task, tmp_path, tuning=Tuning(40 * 4 * TOKENS, rate=0.03, predictors=False), seed=0)
+    tuned, losses = tune(
+        *task, tmp_path, tuning=Tuning(40 * 4 * TOKENS, prompts=4, rate=0.03, predictors=False), seed=0
+    )
     assert min(losses) < losses[0]
     for one, other in zip(task[1], tuned, strict=True):
-        assert one.density == other.density
         np.testing.assert_array_equal(one.predictor.w1, other.predictor.w1)
         assert not np.array_equal(one.compensator.c1, other.compensator.c1)

@@ -18,6 +18,7 @@ from reference.fitting import (
     compensator_loss,
     densities_by_damage,
     predictor_loss,
+    share_out,
 )
 
 RNG = np.random.default_rng
@@ -125,6 +126,37 @@ def test_adam_by_hand() -> None:
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         expected -= 0.1 * (m / (1 - 0.9**n)) / (math.sqrt(v / (1 - 0.999**n)) + 1e-8)
         assert math.isclose(theta[0], expected, rel_tol=1e-12)
+
+
+def test_adam_by_array() -> None:
+    """One second moment for an array: a number moves in proportion to its gradient, whatever the gradient's size."""
+    small, large = np.zeros(3), np.zeros((1, 2))
+    adam = Adam([small, large], eps=0.0, by_array=True)
+    for _ in range(5):
+        adam.step([np.array([1e-9, -2e-9, 0.0]), np.array([[30.0, 40.0]])], 0.1)
+    np.testing.assert_allclose(small, np.array([-1, 2, 0]) * 0.5 / math.sqrt(5 / 3))
+    np.testing.assert_allclose(large, np.array([[-3, -4]]) * 0.5 / math.sqrt(25 / 2))
+
+
+@given(layers=st.integers(1, 9), rate=st.floats(0, 0.5), seed=st.integers(0, 999))
+def test_neurons_go_where_one_more_is_worth_more(layers: int, rate: float, seed: int) -> None:
+    rng = RNG(seed)
+    densities, worth = rng.uniform(0.05, 1, layers), rng.standard_normal(layers) * 1e-6
+    found = share_out(densities, worth, rate)
+    assert math.isclose(found.mean(), densities.mean(), rel_tol=1e-9)
+    assert found.min() >= 0.05 - 1e-12
+    assert found.max() <= 1
+    moved = (found - densities)[np.argsort(worth, kind="stable")]
+    inside = ((found > 0.05 + 1e-9) & (found < 1 - 1e-9))[np.argsort(worth, kind="stable")]
+    assert (np.diff(moved[inside]) >= -1e-9).all()  # by worth, wherever there is room
+    np.testing.assert_allclose(share_out(densities, worth * 0 + 3.0, rate), densities, atol=1e-9)
+    np.testing.assert_allclose(share_out(densities, worth * 0, rate), densities, atol=1e-9)
+
+
+def test_neurons_move_by_hand() -> None:
+    """Worth 1, 2 and 3 lie −1/2, 0 and 1/2 from their mean 2, as shares of it; a full layer takes no more."""
+    np.testing.assert_allclose(share_out(np.array([0.5, 0.5, 0.5]), np.array([1.0, 2, 3]), 0.1), [0.45, 0.5, 0.55])
+    np.testing.assert_allclose(share_out(np.array([0.4, 0.5, 1.0]), np.array([1.0, 2, 3]), 0.1), [0.375, 0.525, 1])
 
 
 @given(steps=st.integers(1, 30), recent=st.integers(0, 9), seed=st.integers(0, 999))

@@ -124,6 +124,19 @@ def test_a_choice_keeps_the_best_of_every_row() -> None:
     np.testing.assert_array_equal(cut, [[2], [0]])
 
 
+@given(seed=st.integers(0, 999), size=st.floats(1e-6, 1e6))
+def test_the_slope_of_a_mask_follows_the_size_of_the_scores(seed: int, size: float) -> None:
+    """m = σ((s − cut) / u) by differences, u being fixed; and it is the same function of the choice at any size."""
+    scores = np.random.default_rng(seed).standard_normal((2, 7))
+    cut = gradients.choose(scores, 3)[1]
+    unit = 0.3 * np.abs(scores - cut).mean(axis=1, keepdims=True)
+    up, down = (1 / (1 + np.exp(-(scores + step - cut) / unit)) for step in (1e-6, -1e-6))
+    slope = gradients.mask_slope(scores, cut)
+    np.testing.assert_allclose(slope, (up - down) / 2e-6, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(gradients.mask_slope(size * scores, size * cut), slope / size, rtol=1e-9)
+    np.testing.assert_array_equal(gradients.mask_slope(np.full((1, 3), size), np.full((1, 1), size)), 0.25)
+
+
 def test_far_out_nothing_overflows() -> None:
     with np.errstate(over="raise", invalid="raise"):
         assert gradients.sigmoid(np.array([-5000.0, 0, 5000])).tolist() == [0, 0.5, 1]

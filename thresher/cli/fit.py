@@ -36,7 +36,7 @@ def fastforward(
     tune: Annotated[
         int, typer.Option(help="Tokens of text to tune all layers on together, by what the whole model says.")
     ] = 0,
-    tune_rate: Annotated[float, typer.Option(help="Adam's rate in tuning, as a share of each array's size.")] = 0.01,
+    tune_rate: Annotated[float, typer.Option(help="Adam's rate in tuning, as a share of each array's size.")] = 0.007,
     tune_predictors: Annotated[bool, typer.Option(help="Tune the predictors too, or compensators alone.")] = True,
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights to tune on, instead of training the layers first.")

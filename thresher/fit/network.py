@@ -4,9 +4,14 @@ Only the first block is dense, and every layer runs the neurons that its predict
 below it leave. The model itself stays as it is: the slope is taken back to the parts alone. A choice has no slope, so
 its gradient passes straight through:
 
-    d_s = d_m σ'(s − cut),   m the mask as if it were a number, cut the least score that is kept
+    d_s = d_m σ'((s − cut) / u) / u,   m the mask as if it were a number, cut the least score that is kept
 
-so that a neuron near the cut whose term would lower the loss rises.
+so that a neuron near the cut whose term would lower the loss rises (`gradients.mask_slope`). One more neuron in each
+block is a lower cut, which moves every mask by its slope. So with their number K the loss changes by
+
+    d_K = Σ_f d_m σ' / Σ_f σ',   summed over the blocks
+
+the mean of d_m around the cut.
 """
 
 from __future__ import annotations
@@ -106,7 +111,7 @@ class Network:
         return loss, lambda: back(d_logits)
 
     def slope(self, ids: np.ndarray, parts: Sequence[Any], keep: Sequence[int]) -> tuple[Any, list[dict[str, Any]]]:
-        """L for prompts (P, T) and its gradient, by layer and array."""
+        """L for prompts (P, T) and its gradient, by layer and array; "keep" is d_K of the layer."""
         loss, back = self.divergence(ids, parts, keep)
         return loss, back()
 
@@ -213,8 +218,10 @@ class Network:
             if part is not None:
                 d_more, d_compensator = extra_back(behind(d_y))
                 d_blocks = d_blocks + with_first(d_more, xp.zeros_like)
-                near = gradients.sigmoid(scores - cut)
-                gradient = {**vars(score_back(behind(d_mask) * near * (1 - near))), **vars(d_compensator)}
+                slope = gradients.mask_slope(scores, cut)
+                d_scores = behind(d_mask) * slope
+                gradient = {**vars(score_back(d_scores)), **vars(d_compensator)}
+                gradient["keep"] = (d_scores.sum(-1) / slope.sum(-1)).sum()
             return norm_back(d_blocks.reshape(x.shape)), gradient
 
         return out, back

@@ -96,7 +96,7 @@ def fastforward(
     by what layers share the density, the reach of their "attention" as in the paper or the "damage" that is measured.
     tune: tokens of text, read again where it ends, that all layers are then tuned on together by what the whole model
     says (`thresher.fit.tune`): on a GPU where torch is installed. tune_rate, tune_predictors: as in its `Tuning`.
-    start: weights of this model that are tuned on, at their own densities, instead of layers that are trained first;
+    start: weights of this model that are tuned on, from their own densities, instead of layers that are trained first;
     with the same data, tokens and seed, what was held out from them stays held out.
     backend: what runs the model. jobs: layers trained at a time; -1 for one per core. joblib_backend: loky, or dask or
     ray on a cluster whose machines share the folder of `out`.

@@ -4,10 +4,10 @@
 
 The layers' own losses know neither which errors matter to the model nor that a layer is given what the sparse layers
 below it leave. Here the gradient comes back through the whole model (`network`), to all parts at once. Each step draws
-a density, so that one set of weights serves all of them. Neurons that pass the cut make the loss rough, so what is
-looked at and kept is the average of the latest steps.
+a density, so that one set of weights serves all of them, and moves neurons to the layers where one more is worth more.
+Neurons that pass the cut make the loss rough, so what is looked at and kept is the average of the latest steps.
 
-WORK/tuning.safetensors     the parts, their average and Adam's two moments at the last look
+WORK/tuning.safetensors     the parts, their average, Adam's two moments and the densities at the last look
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import numpy as np
 
 from loaders.tensors import TensorFile, write_tensors
 from reference import Compensator, FastForwardLayer, Predictor, layer_densities
-from reference.fitting import Adam, average_in
+from reference.fitting import Adam, average_in, share_out
 from reference.neurons import kept_neurons
 from thresher.fit.network import Network
 from thresher.state import write_atomically
 
 ARRAYS = ("q_pred", "w1", "w2", "c1", "c2")
-FORMAT = "thresher-fit-tuning-2"
+FORMAT = "thresher-fit-tuning-3"
 LOOKS = 20  # at the held-out divergence
+DENSITY_RATE = 0.57  # how far a layer's density moves in a step, as a share of the rate
 WARM = 20  # the rate rises along 1 / WARM of the steps: at first Adam's second moment knows little
 
 
@@ -43,8 +44,8 @@ class Tuning:
     """
 
     tokens: int
-    prompts: int = 4
-    rate: float = 0.01
+    prompts: int = 6
+    rate: float = 0.007
     predictors: bool = True
 
 
@@ -59,8 +60,8 @@ def tune(
     seed: int,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> tuple[list[FastForwardLayer], list[float]]:
-    """The layers, tuned on prompts (P, T): their average at the best look at held-out prompts (P', T), and the
-    divergence at every look.
+    """The layers, tuned on prompts (P, T): their average at the best look at held-out prompts (P', T), with the
+    densities of that moment, whose mean stays, and the divergence at every look.
 
     Each step draws an overall density from the layers' mean b up to (1 + b) / 2, and the layers share it as in use.
     What is done lies in WORK/tuning.safetensors after every look, from where a run that was killed goes on. `progress`
@@ -72,16 +73,16 @@ def tune(
     fixed = [{**vars(layer.predictor), **vars(layer.compensator)} for layer in layers]
     arrays = [network.to_array(np.array(one[name], network.dtype)) for one in fixed for name in names]
     sizes = [float((array * array).mean()) ** 0.5 for array in arrays]
-    adam, file = Adam(arrays), work / "tuning.safetensors"
+    adam, file = Adam(arrays, eps=1e-12, by_array=True), work / "tuning.safetensors"  # some gradients are below 1e-8
     averages = [array * 1 for array in arrays]
-    densities = np.array([layer.density for layer in layers])
-    least = float(densities.mean())
+    densities = np.array([layer.density for layer in layers], np.float64)
+    worth, least = densities * 0, float(densities.mean())
 
     def parts(tuned: Sequence[Any]) -> list[FastForwardLayer]:
         every = [{name: network.to_array(np.asarray(one[name], network.dtype)) for name in ARRAYS} for one in fixed]
         for place, array in enumerate(tuned):
             every[place // len(names)][names[place % len(names)]] = array
-        return [_layer(one, float(b)) for one, b in zip(every, densities, strict=True)]
+        return [_layer(one, least) for one in every]  # the network is told how many neurons to keep
 
     def keep(density: float) -> list[int]:
         return [kept_neurons(float(b), network.config.ffn_width) for b in layer_densities(densities, density)]
@@ -91,7 +92,8 @@ def tune(
         return int(np.random.default_rng([seed, pass_]).permutation(len(train))[at])
 
     now, averaged = parts(arrays), parts(averages)  # these arrays are changed in place
-    losses, best, done = _resume(file, adam, averages, network) if file.exists() else ([], arrays, 0)
+    shared = {"densities": densities, "worth": worth, "best_densities": densities.copy()}  # changed in place too
+    losses, best, done = _resume(file, adam, averages, shared, network) if file.exists() else ([], arrays, 0)
     best = [network.to_numpy(array) for array in best]
     looks = {steps * (look + 1) // LOOKS for look in range(LOOKS)}
     if not losses:
@@ -100,23 +102,28 @@ def tune(
         density = np.random.default_rng([seed, step]).uniform(least, (1 + least) / 2)
         ids = train[[order(p) for p in range(step * tuning.prompts, (step + 1) * tuning.prompts)]]
         total: list[Any] = [array * 0 for array in arrays]
+        found = densities * 0
         for some in _split(ids, network.together):
             _, gradient = network.slope(some, now, keep(density))
             for place in range(len(total)):
                 total[place] += gradient[place // len(names)][names[place % len(names)]] * (len(some) / len(ids))
+            found -= [float(one["keep"]) * (len(some) / len(ids)) for one in gradient]
         rate = tuning.rate * min((step + 1) / steps * WARM, 1 - step / steps)
         adam.step(total, [rate * size for size in sizes])
         average_in(averages, arrays, step + 1)
+        worth += (0.1 if step else 1) * (found - worth)
+        densities[:] = share_out(densities, worth, rate * DENSITY_RATE)
         if step + 1 in looks:
             losses.append(_held_loss(network, held, averaged, keep(least)))
             if losses[-1] == min(losses):
                 best = [network.to_numpy(array) for array in averages]
-            _save(file, adam, averages, network, best, losses, step + 1)
+                shared["best_densities"][:] = densities
+            _save(file, adam, averages, shared, network, best, losses, step + 1)
         if progress is not None:
             progress((step + 1) * per_step, steps * per_step, losses[-1])
     for place, array in enumerate(best):
         fixed[place // len(names)][names[place % len(names)]] = array
-    return [_layer(one, float(b)) for one, b in zip(fixed, densities, strict=True)], losses
+    return [_layer(one, float(b)) for one, b in zip(fixed, shared["best_densities"], strict=True)], losses
 
 
 def _layer(arrays: dict[str, Any], density: float) -> FastForwardLayer:
@@ -145,6 +152,7 @@ def _save(
     file: Path,
     adam: Adam,
     averages: Sequence[Any],
+    shared: dict[str, np.ndarray],
     network: Network,
     best: Sequence[np.ndarray],
     losses: list[float],
@@ -152,12 +160,13 @@ def _save(
 ) -> None:
     kinds = {**_kept(adam, averages), "best": best}
     arrays = {f"{kind}.{n}": network.to_numpy(one) for kind, each in kinds.items() for n, one in enumerate(each)}
+    arrays |= shared
     told = {"format": FORMAT, "losses": json.dumps(losses), "done": str(done)}
     write_atomically(file, lambda path: write_tensors(path, arrays, told))
 
 
 def _resume(
-    file: Path, adam: Adam, averages: Sequence[Any], network: Network
+    file: Path, adam: Adam, averages: Sequence[Any], shared: dict[str, np.ndarray], network: Network
 ) -> tuple[list[float], list[np.ndarray], int]:
     """Fill what it goes on with from the file: the losses so far, the best arrays, and how many steps are done."""
     found = TensorFile(file)
@@ -165,6 +174,8 @@ def _resume(
     for kind, each in _kept(adam, averages).items():
         for n, one in enumerate(each):
             one[...] = network.to_array(np.asarray(arrays[f"{kind}.{n}"]))
+    for name, array in shared.items():
+        array[:] = arrays[name]
     adam.steps = int(found.metadata["done"])
     best = [np.array(arrays[f"best.{n}"]) for n in range(len(adam.arrays))]
     return json.loads(found.metadata["losses"]), best, adam.steps
