@@ -7,7 +7,7 @@ Kernels are compiled on first use and kept on disk; `warmup` compiles them ahead
 from accel.cpu.attention.call import attention, attention_each
 from accel.cpu.attention.received import attention_mass
 from accel.cpu.cache import KVCache, LayerCache, new_cache, restore_cache
-from accel.cpu.ffn.call import fastforward_blocks, gated_ffn, sparse_ffn
+from accel.cpu.ffn.call import gated_ffn, sparse_ffn
 from accel.cpu.ffn.mixture import mixture_ffn
 from accel.cpu.ffn.predictor import predictor_scores
 from accel.cpu.ffn.statistics import griffin_statistic, neuron_magnitudes
@@ -24,6 +24,7 @@ from accel.cpu.layers import (
 from accel.cpu.linear.few_tokens import FEW
 from accel.cpu.linear.maps import linear, linear_each
 from accel.cpu.methods.caote import caote_scores
+from accel.cpu.methods.fastforward import fastforward_blocks
 from accel.cpu.methods.keydiff import keydiff_scores
 from accel.cpu.methods.quoka import (
     key_scores,

@@ -8,7 +8,7 @@ Where NUMBA_ENABLE_CUDASIM=1 is set, the portable kernels run in numba.cuda's si
 from accel.cuda.attention.call import attention, attention_each
 from accel.cuda.attention.received import attention_mass
 from accel.cuda.cache import KVCache, LayerCache, new_cache, restore_cache
-from accel.cuda.ffn.call import fastforward_blocks, gated_ffn, griffin_statistic, neuron_magnitudes, sparse_ffn
+from accel.cuda.ffn.call import gated_ffn, griffin_statistic, neuron_magnitudes, sparse_ffn
 from accel.cuda.ffn.mixture import mixture_ffn, route
 from accel.cuda.ffn.predictor import layer_densities, predictor_scores
 from accel.cuda.layers import (
@@ -26,6 +26,7 @@ from accel.cuda.layers import (
 from accel.cuda.linear.maps import linear, linear_each
 from accel.cuda.linear.sums import add
 from accel.cuda.methods.caote import caote_scores
+from accel.cuda.methods.fastforward import fastforward_blocks
 from accel.cuda.methods.keydiff import keydiff_scores
 from accel.cuda.methods.quoka import (
     key_scores,

@@ -6,9 +6,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from accel import cpu
 from tests.equivalence.calling import call
 
 
@@ -64,3 +65,22 @@ def test_a_score_that_is_no_number_is_refused_where_it_is_protected_too(backend:
     scores[1, 5] = np.nan
     with pytest.raises(ValueError, match="scores: got NaN, wanted numbers that can be ranked"):
         call(backend, "keep_top", scores, 3, recent=2)
+
+
+@given(
+    st.integers(1, 40), st.integers(0, 6), st.integers(0, 5), st.integers(0, 5), st.booleans(), st.integers(0, 2**31)
+)
+@example(6, 1, 0, 5, False, 0)  # all that stays is protected
+def test_scores_in_float64_are_not_rounded(
+    keys: int, goes: int, sinks: int, recent: int, few: bool, seed: int
+) -> None:  # fmt: skip
+    """As H2O has them: a sum over many queries, of which one column goes when a token is decoded."""
+    rng, budget = np.random.default_rng(seed), max(1, keys - goes)
+    assume(sinks + recent <= budget)
+    scores = 1 + 1e-12 * rng.standard_normal((2, keys))
+    if few:
+        scores = rng.choice([-np.inf, np.inf, 0.0, -0.0, 1e-300], (2, keys))
+    positions = np.sort([rng.choice(keys + 20, keys, replace=False) for _ in range(2)])
+    got = cpu.keep_top(scores, budget, sinks=sinks, recent=recent, positions=positions)
+    for row, own, where in zip(scores.tolist(), got.tolist(), positions.tolist(), strict=True):
+        assert own == kept_of_row(row, budget, sinks, recent, where)

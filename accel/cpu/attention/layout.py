@@ -14,7 +14,7 @@ import numpy as np
 
 from accel.cpu.attention.by_key import FEW
 from accel.cpu.attention.reads import Read
-from accel.cpu.attention.visible import bounds
+from accel.cpu.attention.visible import bounds_each
 from accel.cpu.linear.unit import KEYS
 from accel.cpu.runtime.arrays import address, readable, rows
 from accel.cpu.runtime.team import THREADS
@@ -34,10 +34,8 @@ class Laid:
         self,
         q: Any,
         k: Any,
-        q_positions: Any,
-        k_positions: Any,
+        bounds: np.ndarray,
         scale: float | None,
-        window: int | None,
         cap: float | None,
     ) -> None:
         (self.heads, self.tokens, self.dim), (self.kv, self.keys, _) = q.shape, k.shape
@@ -45,7 +43,7 @@ class Laid:
         self.q, (self.k, self.columns) = readable(q), where_it_stands(k)
         self.scale = (1 / math.sqrt(self.dim) if scale is None else float(scale)) * LOG2E
         self.cap = float(cap or 0) * LOG2E
-        self.bounds = bounds(q_positions, self.tokens, k_positions, window)  # (KV or 1, T, 2)
+        self.bounds = bounds  # (KV or 1, T, 2)
         self.few = self.tokens * self.group <= FEW
         self.block = self.tokens if self.few else min(self.tokens, max(1, MOST_COLUMNS // self.group))  # tokens
         self.parts = 1  # ranges of keys
@@ -86,7 +84,8 @@ def lay_out(
     reads: Sequence[tuple[Any, Any, Any, Any]], scale: float | None, window: int | None, cap: float | None
 ) -> list[Laid]:
     """All reads (q, k, q_positions, k_positions) of one call, their work shared out."""
-    laid = [Laid(*read, scale, window, cap) for read in reads]
+    every = bounds_each([(asked, q.shape[1], held) for q, _, asked, held in reads], window)
+    laid = [Laid(q, k, bounds, scale, cap) for (q, k, *_), bounds in zip(reads, every, strict=True)]
     for few in (False, True):
         some = [one for one in laid if one.few == few and one.items]
         keys = sum(one.items * one.keys for one in some)  # that all items read, before any are shared out

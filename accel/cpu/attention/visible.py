@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -9,49 +10,60 @@ import numpy as np
 from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.calls import Call, at_once
 from accel.cpu.runtime.kernels import kernel
-from accel.cpu.simd import carray, njit, words_at
+from accel.cpu.runtime.team import THREADS
+from accel.cpu.simd import carray, fetch_add, njit, words_at
 from accel.shared.lazy import Chosen, Consecutive, Lazy
 from reference.attention import as_positions
 from reference.checks import ascending
 
+FEW = 4  # heads that one core looks at by itself
 
-def bounds(
-    q_positions: np.ndarray | int, tokens: int, k_positions: np.ndarray | Lazy, window: int | None
-) -> np.ndarray:
+
+def bounds_each(
+    reads: Sequence[tuple[np.ndarray | int, int, np.ndarray | Lazy]], window: int | None
+) -> list[np.ndarray]:
     """First and one past the last key that each query sees, (KV, T, 2) int64, or (1, T, 2) where it is the same for
-    all heads. ValueError for positions out of order."""
-    kv_heads, keys = k_positions.shape
-    if isinstance(q_positions, int) and isinstance(k_positions, Consecutive):
-        return _of_consecutive(q_positions - k_positions.first, tokens, keys, window)
-    wanted = as_positions(q_positions, tokens)
-    asked = np.ascontiguousarray(wanted, np.int64)
-    held = k_positions.held if isinstance(k_positions, Lazy) else k_positions
-    listed = np.ascontiguousarray(k_positions.columns, np.int64) if isinstance(k_positions, Chosen) else None
-    if held.dtype != np.int64 or held.strides[1] != 8:
-        held = np.ascontiguousarray(held, np.int64)
-    found, disorder = np.empty((kv_heads, tokens, 2), np.int64), np.zeros(1, np.int64)
-    list_bounds(at_once, asked, held, listed, found, disorder, keys, window)
-    if disorder[0]:
-        ascending("q_positions", wanted)
-        ascending("k_positions", np.asarray(k_positions))
-    return found
+    all heads, of reads (q_positions, T, k_positions). ValueError for positions out of order."""
+    every: list[np.ndarray] = []
+    held: list[np.ndarray | None] = []  # until the kernel is done
+    table: list[tuple[int, ...]] = []
+    for q_positions, tokens, k_positions in reads:
+        if isinstance(q_positions, int) and isinstance(k_positions, Consecutive):
+            every.append(_of_consecutive(q_positions - k_positions.first, tokens, k_positions.shape[1], window))
+            continue
+        asked = np.ascontiguousarray(as_positions(q_positions, tokens), np.int64)
+        at = k_positions.held if isinstance(k_positions, Lazy) else k_positions
+        listed = np.ascontiguousarray(k_positions.columns, np.int64) if isinstance(k_positions, Chosen) else None
+        if at.dtype != np.int64 or at.strides[1] != 8:
+            at = np.ascontiguousarray(at, np.int64)
+        every.append(np.empty((k_positions.shape[0], tokens, 2), np.int64))
+        held += [asked, at, listed]
+        table.append(bounds_row(asked, at, listed, every[-1], k_positions.shape[1]))
+    if table:
+        disorder = np.zeros(1, np.int64)
+        list_bounds(at_once, np.array(table), disorder, window)
+        if disorder[0]:
+            for q_positions, tokens, k_positions in reads:
+                ascending("q_positions", as_positions(q_positions, tokens))
+                ascending("k_positions", np.asarray(k_positions))
+    return every
 
 
-def list_bounds(
-    call: Call,
-    asked: np.ndarray,
-    held: np.ndarray,
-    listed: np.ndarray | None,
-    found: np.ndarray,
-    disorder: np.ndarray,
-    keys: int,
-    window: int | None,
-) -> None:
-    """found (KV, T, 2) = the bounds of queries at `asked` (T,) to the first keys at `held` (KV, …), or to those at the
-    columns `listed` (KV, S); disorder (1,) is set where positions do not rise. All int64."""
+def bounds_row(
+    asked: np.ndarray, held: np.ndarray, listed: np.ndarray | None, found: np.ndarray, keys: int
+) -> tuple[int, ...]:
+    """A read as `list_bounds` knows it: queries at `asked` (T,), and where their bounds (KV, T, 2) go, to the first
+    `keys` at `held` (KV, …), or to those at the columns `listed` (KV, S). All int64."""
+    columns = 0 if listed is None else address(listed)
+    return address(asked), address(held), held.strides[0], columns, address(found), *found.shape[:2], keys
+
+
+def list_bounds(call: Call, table: np.ndarray, disorder: np.ndarray, window: int | None) -> None:
+    """The bounds of some reads, a row of the table each; disorder (1,) is set where positions do not rise."""
+    few = int(table[:, 5].sum()) <= FEW
     call(
-        _bounds, address(asked), address(held), held.strides[0], 0 if listed is None else address(listed),
-        address(found), address(disorder), *found.shape[:2], keys, -1 if window is None else window, workers=1,
+        _bounds, address(table), len(table), address(disorder), -1 if window is None else window,
+        workers=1 if few else THREADS,
     )  # fmt: skip
 
 
@@ -95,14 +107,22 @@ def _first_after(held, columns, count, position):
 
 
 @kernel
-def _bounds(task, worker, asked, held, held_row, chosen, found, disorder, kv_heads, tokens, keys, window):
-    wanted, wrong = carray(words_at(asked), tokens), carray(words_at(disorder), 1)
-    seen, listed = carray(words_at(found), (kv_heads, tokens, 2)), carray(words_at(chosen or asked), (kv_heads, keys))
-    wrong[0] = 0 if _in_order(wanted, listed[0, :0], tokens) else 1
-    for kv in range(kv_heads):
-        columns = listed[kv, : keys if chosen else 0]
+def _bounds(task, worker, table, reads, disorder, window):
+    """An item is a KV head of a read."""
+    described, wrong = carray(words_at(table), (reads, 8)), carray(words_at(disorder), 1)
+    item, n, before = fetch_add(task, 1), 0, 0
+    while True:
+        while n < reads and item >= before + described[n, 5]:
+            before += described[n, 5]
+            n += 1
+        if n == reads:
+            return
+        asked, held, held_row, chosen, found, kv_heads, tokens, keys = described[n]
+        kv = item - before
+        wanted, seen = carray(words_at(asked), tokens), carray(words_at(found), (kv_heads, tokens, 2))
+        columns = carray(words_at(chosen or asked), (kv_heads, keys))[kv, : keys if chosen else 0]
         positions = carray(words_at(held + kv * held_row), keys)  # longer where columns are listed
-        if not _in_order(positions, columns, keys):
+        if not (_in_order(wanted, columns[:0], tokens) and _in_order(positions, columns, keys)):
             wrong[0] = 1
         for side in range(2):
             reach = window if side == 0 else 0
@@ -114,3 +134,4 @@ def _bounds(task, worker, asked, held, held_row, chosen, found, disorder, kv_hea
                 while first < keys and _position(positions, columns, first) <= wanted[t] - reach:
                     first += 1
                 seen[kv, t, side] = first
+        item = fetch_add(task, 1)

@@ -15,20 +15,15 @@ are then added in order. The product is the limit for chunks, memory for decodin
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from accel.cpu.ffn.activation import activated, gated
 from accel.cpu.ffn.chunk import DOWN_BLOCKS, activate_chunk, down_places, gate_places, project_chunk
 from accel.cpu.ffn.eight_bits import feed_forward_by_maps
-from accel.cpu.ffn.predictor import block_scores
-from accel.cpu.layers import concatenate
 from accel.cpu.linear.few_tokens import FEW, STREAMS, add_few, multiply_few, rows_read, whole_vectors
 from accel.cpu.linear.maps import MOST_TOKENS, SPAN, blocks_of, linear, pack_tokens, rows_per_item
 from accel.cpu.linear.rows import add_row, copy_row, padded, rounded
 from accel.cpu.linear.unit import WIDTH, hidden_size, right_size
-from accel.cpu.methods.topk import keep_top
 from accel.cpu.runtime.arrays import Matrix, address, matrix, readable
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import SMALL, fresh, scratch
@@ -36,7 +31,7 @@ from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import F32, LANES, carray, fetch_add, floats_at, load, store
 from reference import contract
 from reference.checks import listed
-from reference.predictor import Compensator, Predictor
+from reference.predictor import Compensator
 
 PARTS = 64  # of the neurons, at most, that have sums of their own where tokens are few
 
@@ -44,7 +39,7 @@ PARTS = 64  # of the neurons, at most, that have sums of their own where tokens 
 def gated_ffn(x: np.ndarray, w_gate: Matrix, w_up: Matrix, w_down: Matrix, *, act: str = "silu") -> np.ndarray:
     """W_down (act(W_gate x) * (W_up x)): x (T, E), w_gate and w_up (F, E), w_down (E, F) -> (T, E) float32."""
     contract.gated_ffn(x, w_gate, w_up, w_down, act)
-    return _feed_forward(x, w_gate, w_up, w_down, None, act == "silu")
+    return feed_forward(x, w_gate, w_up, w_down, None, act == "silu")
 
 
 def sparse_ffn(
@@ -61,34 +56,10 @@ def sparse_ffn(
     sizes = contract.sparse_ffn(x, w_gate, w_up, w_down, neurons, compensator, act)
     listed("neurons", neurons, sizes["F"])
     chosen = np.ascontiguousarray(neurons, np.int64)[None]
-    return _feed_forward(x, w_gate, w_up, w_down, chosen, act == "silu", compensator)
+    return feed_forward(x, w_gate, w_up, w_down, chosen, act == "silu", compensator)
 
 
-def fastforward_blocks(
-    x: np.ndarray,
-    block: int,
-    predictor: Predictor,
-    keep: int,
-    w_gate: Matrix,
-    w_up: Matrix,
-    w_down: Matrix,
-    *,
-    compensator: Compensator | None = None,
-    act: str = "silu",
-) -> tuple[np.ndarray, np.ndarray]:
-    """FastForward for each `block` tokens of x (T, E): the output (T, E), and the neurons of each block (B, K). As
-    `reference.fastforward_blocks`."""
-    chosen = keep_top(block_scores(x, block, predictor), keep)
-    contract.sparse_ffn(x, w_gate, w_up, w_down, chosen[0], compensator, act)
-    run = partial(_feed_forward, w_gate=w_gate, w_up=w_up, w_down=w_down, silu=act == "silu", compensator=compensator)
-    in_rows = all(isinstance(w, np.ndarray) for w in (w_gate, w_up, w_down))
-    if in_rows and FEW < block <= SPAN and block % WIDTH == 0:  # spans of one call
-        return run(x, chosen=chosen, block=block), chosen
-    parts = [x[start : start + block] for start in range(0, len(x), block)]
-    return concatenate([run(part, chosen=own[None]) for part, own in zip(parts, chosen, strict=True)]), chosen
-
-
-def _feed_forward(
+def feed_forward(
     x: np.ndarray,
     w_gate: Matrix,
     w_up: Matrix,

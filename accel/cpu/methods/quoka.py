@@ -16,7 +16,7 @@ import numpy as np
 from accel.cpu.attention.call import attention
 from accel.cpu.linear.inverse_norms import unit_rate
 from accel.cpu.linear.rows import padded, product, widen
-from accel.cpu.methods.topk import keep_top
+from accel.cpu.methods.topk import keep_top, keep_top_each
 from accel.cpu.runtime.arrays import address, readable, rows
 from accel.cpu.runtime.calls import Call, at_once
 from accel.cpu.runtime.kernels import kernel
@@ -49,7 +49,7 @@ def select_queries(q: np.ndarray, n_queries: int) -> np.ndarray:
 
     Least similar to the mean first, ties to the lower index; all T in order where T ≤ N.
     """
-    return _slots(q, contract.select_queries(q, n_queries)["H"], n_queries)[0]
+    return _slots_each([q], contract.select_queries(q, n_queries)["H"], n_queries)[0][0]
 
 
 def key_scores(q: np.ndarray, k: np.ndarray | Keys, n_queries: int) -> np.ndarray:
@@ -90,10 +90,7 @@ def select_keys_each(
     k (KV, S, D) by its queries q[c] (H, T, D) and keeps budgets[c] of them -> (KV, B) each."""
     contract.select_keys_each(q, k, pasts, budgets, n_queries)
     places = [None if positions is None else positions[:, :past] for past in pasts]
-    return [
-        keep_top(scores, budget, sinks=sinks, recent=recent, positions=place)
-        for scores, budget, place in zip(_scores_each(q, k, pasts, n_queries), budgets, places, strict=True)
-    ]
+    return keep_top_each(_scores_each(q, k, pasts, n_queries), budgets, sinks=sinks, recent=recent, positions=places)
 
 
 def _scores_each(
@@ -101,10 +98,8 @@ def _scores_each(
 ) -> list[np.ndarray]:
     """Scores of the first pasts[c] keys by the queries of chunk c: (KV, past) float32 each."""
     kv_heads, _, dim = k.shape
-    slots = [_slots(queries, kv_heads, n_queries)[1] for queries in q]  # (KV, D, N padded) each
-    joined = slots[0] if len(slots) == 1 else np.concatenate(slots, axis=2)
+    _, slots, widths = _slots_each(q, kv_heads, n_queries)
     scores = [np.empty((kv_heads, past), np.float32) for past in pasts]
-    widths = np.array([x.shape[2] for x in slots])
     table = np.array(
         [
             (address(x), past, last - n, n)
@@ -112,8 +107,8 @@ def _scores_each(
         ]
     )
     held, rates = (k.held, k.rates) if isinstance(k, Keys) else (readable(k), None)
-    memory = scratch.take(score_floats(dim, joined.shape[2]))
-    score_slots(at_once, joined, held, rates, table, memory, max(pasts))
+    memory = scratch.take(score_floats(dim, slots.shape[2]))
+    score_slots(at_once, slots, held, rates, table, memory, max(pasts))
     scratch.give(memory)
     return scores
 
@@ -176,25 +171,41 @@ def quoka_attention(
     return attention(q, k, v, q_positions, k_positions, scale=scale, cap=cap)
 
 
-def _slots(q: np.ndarray, kv_heads: int, n_queries: int) -> tuple[np.ndarray, np.ndarray]:
-    """The chosen queries (H, N) of every head, and their unit vectors averaged over each of `kv_heads` groups slot by
-    slot, transposed: (KV, D, N padded to whole vectors with copies of slot 0)."""
-    heads, tokens, dim = q.shape
-    n = min(n_queries, tokens)
-    chosen = np.empty((heads, n), np.int64)
-    slots = np.empty((kv_heads, dim, padded(n, LANES)), np.float32)
-    memory = scratch.take(slot_floats(tokens, n, dim))
-    choose_slots(at_once, readable(q), chosen, slots, memory)
+def _slots_each(
+    q: Sequence[np.ndarray], kv_heads: int, n_queries: int
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """The chosen queries (H, N) of every chunk, and their unit vectors averaged over each of `kv_heads` groups slot by
+    slot, transposed, chunk after chunk: (KV, D, ΣN), each N padded to whole vectors with copies of slot 0; and those
+    padded N."""
+    dim, q = q[0].shape[2], [readable(queries) for queries in q]
+    counts = [min(n_queries, queries.shape[1]) for queries in q]
+    widths = np.array([padded(n, LANES) for n in counts])
+    chosen = [np.empty((len(queries), n), np.int64) for queries, n in zip(q, counts, strict=True)]
+    slots = np.empty((kv_heads, dim, int(widths.sum())), np.float32)
+    table = np.array(
+        [
+            slots_row(queries, own, slots[:, :, last - wide :])
+            for queries, own, wide, last in zip(q, chosen, widths, widths.cumsum(), strict=True)
+        ]
+    )
+    size = max(slot_floats(queries.shape[1], n, dim) for queries, n in zip(q, counts, strict=True))
+    memory = scratch.take(size)
+    choose_slots(at_once, table, slots, memory, size)
     scratch.give(memory)
-    return chosen, slots
+    return chosen, slots, widths
 
 
-def choose_slots(call: Call, q: np.ndarray, chosen: np.ndarray, slots: np.ndarray, memory: np.ndarray) -> None:
-    """Steps 1 to 3 of queries (H, T, D): what `_slots` returns, written to `chosen` and `slots`."""
-    (heads, tokens, dim), n = q.shape, chosen.shape[1]
-    size = slot_floats(tokens, n, dim) // THREADS
-    shape = heads, len(slots), tokens, dim, n
-    call(_choose, *rows(q), address(chosen), address(slots), address(memory), size, *shape)
+def slots_row(q: np.ndarray, chosen: np.ndarray, slots: np.ndarray) -> tuple[int, ...]:
+    """A chunk as `choose_slots` knows it: its queries (H, T, D), where the chosen (H, N) are listed, and where its
+    slots begin."""
+    return *rows(q), address(chosen), address(slots), *q.shape[:2], chosen.shape[1]
+
+
+def choose_slots(call: Call, table: np.ndarray, slots: np.ndarray, memory: np.ndarray, size: int) -> None:
+    """Steps 1 to 3 of some chunks, a row of the table each: what `_slots_each` returns. Of the memory each worker has
+    its part of `size` numbers."""
+    kv_heads, dim, wide = slots.shape
+    call(_choose, address(table), len(table), address(memory), size // THREADS, kv_heads, dim, wide)
 
 
 def slot_floats(tokens: int, n: int, dim: int) -> int:
@@ -204,27 +215,29 @@ def slot_floats(tokens: int, n: int, dim: int) -> int:
 
 
 @kernel
-def _choose(task, worker, q, q_head, q_row, q_kind, picked, slots, memory, size, heads, kv_heads, tokens, dim, n):
-    group, wide_dim, wide = heads // kv_heads, padded(dim, LANES), padded(n, LANES)
-    chosen, averages = carray(words_at(picked), (heads, n)), carray(floats_at(slots), (kv_heads, dim, wide))
-    mine = memory + 4 * size * worker
-    rates = carray(floats_at(mine + 4 * tokens * wide_dim), tokens)
-    cosines = carray(floats_at(mine + 4 * tokens * (wide_dim + 1)), tokens)
-    mean = mine + 4 * tokens * (wide_dim + 2)
-    joined = carray(floats_at(mean + 8 * wide_dim), (n, wide_dim))
+def _choose(task, worker, table, chunks, memory, size, kv_heads, dim, row):
+    """An item is a chunk and a KV head."""
+    described, wide_dim, mine = carray(words_at(table), (chunks, 9)), padded(dim, LANES), memory + 4 * size * worker
     while True:
-        kv = fetch_add(task, 1)
-        if kv >= kv_heads:
+        item = fetch_add(task, 1)
+        if item >= chunks * kv_heads:
             return
+        q, q_head, q_row, q_kind, picked, slots, heads, tokens, n = described[item // kv_heads]
+        kv, group, wide = item % kv_heads, heads // kv_heads, padded(n, LANES)
+        chosen = carray(words_at(picked), (heads, n))
+        rates = carray(floats_at(mine + 4 * tokens * wide_dim), tokens)
+        cosines = carray(floats_at(mine + 4 * tokens * (wide_dim + 1)), tokens)
+        mean = mine + 4 * tokens * (wide_dim + 2)
+        joined = carray(floats_at(mean + 8 * wide_dim), (n, wide_dim))
         joined[:] = 0.0
         for head in range(kv * group, kv * group + group):
             if tokens > n:
                 _mean_direction(q + head * q_head, q_row, q_kind, tokens, dim, mean)
             for t in range(tokens):
-                row = mine + 4 * t * wide_dim
-                rates[t] = unit_rate(q + head * q_head + t * q_row, q_kind, dim, row)
+                to = mine + 4 * t * wide_dim
+                rates[t] = unit_rate(q + head * q_head + t * q_row, q_kind, dim, to)
                 if tokens > n:
-                    cosines[t] = product(row, mean, wide_dim) * rates[t]
+                    cosines[t] = product(to, mean, wide_dim) * rates[t]
             for slot in range(n):
                 best = slot
                 if tokens > n:
@@ -234,12 +247,13 @@ def _choose(task, worker, q, q_head, q_row, q_kind, picked, slots, memory, size,
                             best = t
                     cosines[best] = np.inf
                 chosen[head, slot] = best
-                row = carray(floats_at(mine + 4 * best * wide_dim), wide_dim)
+                direction = carray(floats_at(mine + 4 * best * wide_dim), wide_dim)
                 for d in range(wide_dim):
-                    joined[slot, d] += row[d] * rates[best]
-        for slot in range(wide):
-            for d in range(dim):
-                averages[kv, d, slot] = joined[slot if slot < n else 0, d] / np.float32(group)
+                    joined[slot, d] += direction[d] * rates[best]
+        for d in range(dim):
+            averages = carray(floats_at(slots + 4 * (kv * dim + d) * row), wide)
+            for slot in range(wide):
+                averages[slot] = joined[slot if slot < n else 0, d] / np.float32(group)
 
 
 @njit

@@ -7,6 +7,7 @@ is kept, and of its equals the lowest indices. Four passes over the scores in al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,39 @@ def keep_top(
     return kept
 
 
+def keep_top_each(
+    scores: Sequence[np.ndarray],
+    budgets: Sequence[int],
+    *,
+    sinks: int = 0,
+    recent: int = 0,
+    positions: Sequence[np.ndarray | None],
+) -> list[np.ndarray]:
+    """`keep_top` of several arrays of scores (KV, S), each with a budget and positions of its own. Where budgets are
+    the same, and less than there is, they are rows of one call."""
+    every = list(zip(scores, budgets, positions, strict=True))
+    alike = len(set(budgets)) == 1 and all(x.dtype == np.float32 and x.shape[1] > budgets[0] for x in scores)
+    if len(every) == 1 or not alike:
+        return [keep_top(x, budget, sinks=sinks, recent=recent, positions=places) for x, budget, places in every]
+    for x, budget, places in every:
+        contract.keep_top(x, budget, sinks, recent, places)
+    kept = np.empty((len(every), len(scores[0]), budgets[0]), np.int64)
+    first, not_numbers = np.zeros(kept.shape[:2], np.int64), np.zeros(1, np.int64)
+    if sinks:
+        first[:] = [protected(np.asarray(places), sinks) for places in positions]
+    held = [np.ascontiguousarray(x) for x in scores]
+    table = np.array([(address(row), x.shape[1]) for x in held for row in x])
+    keys = int(table[:, 1].max())
+    memory = scratch.take(floats_needed(keys))
+    _keep_top(
+        0, address(table), address(first), recent, address(kept), 8 * budgets[0], address(not_numbers),
+        address(memory), len(table), keys, budgets[0],
+    )  # fmt: skip
+    scratch.give(memory)
+    numbers_only(not_numbers)
+    return list(kept)
+
+
 def protected(positions: np.ndarray, sinks: int) -> np.ndarray:
     """Columns that every row protects at its beginning: positions (KV, S), which ascend -> (KV,) int64."""
     return (positions[:, :sinks] < sinks).sum(axis=1)
@@ -75,7 +109,7 @@ def list_best(
             *scores.shape, kept.shape[1],
         )  # fmt: skip
     return call(
-        _keep_top, address(scores), address(first), recent, address(kept), kept.strides[0], address(not_numbers),
+        _keep_top, address(scores), 0, address(first), recent, address(kept), kept.strides[0], address(not_numbers),
         address(memory), *scores.shape, kept.shape[1],
     )  # fmt: skip
 
@@ -130,15 +164,19 @@ def _drop(ranks, count, least, most):
 
 
 @kernel
-def _keep_top(task, worker, scores, firsts, recent, kept, kept_row, not_numbers, memory, kv_heads, keys, budget):
-    mine = memory + 4 * worker * (keys + keys % 2 + 2 * BUCKETS)
-    every, histogram = carray(bits_at(mine), keys), carray(words_at(mine + 4 * (keys + keys % 2)), BUCKETS)
+def _keep_top(task, worker, scores, table, firsts, recent, kept, kept_row, not_numbers, memory, rows, most, budget):
+    """Of `rows` rows of `most` scores each, or of those that a table lists with how many they are, at most `most`."""
+    mine, each = memory + 4 * worker * (most + most % 2 + 2 * BUCKETS), carray(words_at(table or firsts), (rows, 2))
+    whole, histogram = carray(bits_at(mine), most), carray(words_at(mine + 4 * (most + most % 2)), BUCKETS)
     while True:
-        kv = fetch_add(task, 1)
-        if kv >= kv_heads:
+        row = fetch_add(task, 1)
+        if row >= rows:
             return
-        bits = carray(bits_at(scores + 4 * kv * keys), keys)
-        found = carray(words_at(kept + kv * kept_row), budget)
+        at, keys = scores + 4 * row * most, most
+        if table:
+            at, keys = each[row, 0], each[row, 1]
+        bits, every = carray(bits_at(at), keys), whole[:keys]
+        found = carray(words_at(kept + row * kept_row), budget)
         for j in range(keys):
             bit = bits[j]
             if (bit & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
@@ -147,7 +185,7 @@ def _keep_top(task, worker, scores, firsts, recent, kept, kept_row, not_numbers,
             if bit == np.uint32(0x80000000):  # minus zero equals zero
                 bit = np.uint32(0)
             every[j] = ~bit if bit >> np.uint32(31) else bit | np.uint32(0x80000000)
-        first = carray(words_at(firsts), kv_heads)[kv]
+        first = carray(words_at(firsts), rows)[row]
         last = max(first, keys - recent)
         ranks, left = every[first:last], budget - first - (keys - last)  # all else is protected
         cut, equals = np.uint32(0xFFFFFFFF), 0

@@ -21,7 +21,7 @@ import numpy as np
 from accel.cpu.attention.layout import ITEMS, Laid, lay_out
 from accel.cpu.attention.reads import WORDS, Read
 from accel.cpu.attention.received import add_mass, find_peaks, mass_floats
-from accel.cpu.attention.visible import list_bounds
+from accel.cpu.attention.visible import bounds_row, list_bounds
 from accel.cpu.linear.rows import padded
 from accel.cpu.methods import caote, keydiff, quoka, topk
 from accel.cpu.methods.scores import average, pool, receive, shift
@@ -145,7 +145,8 @@ class OneSequence:
         one = lay_out([read], self._config.attention_scale, None, None)[0]
         one.bounds = hold(np.empty((len(k), window, 2), np.int64))
         asked = self._voters.setdefault(window, hold(np.empty(window, np.int64)))
-        list_bounds(add, asked, at, None, one.bounds, hold(np.zeros(1, np.int64)), keys, None)
+        table = hold(np.array([bounds_row(asked, at, None, one.bounds, keys)]))
+        list_bounds(add, table, hold(np.zeros(1, np.int64)), None)
         return one
 
     def finish(self, layers: Sequence[Any]) -> None:
@@ -212,7 +213,9 @@ class OneSequence:
         kv, past = len(layer._k), layer.size
         slots = memory("slots", kv * d * LANES).reshape(kv, d, LANES)
         chosen = memory("chosen", 2 * h).view(np.int64).reshape(h, 1)
-        quoka.choose_slots(add, q, chosen, slots, memory("of slots", quoka.slot_floats(1, 1, d)))
+        size = quoka.slot_floats(1, 1, d)
+        table = self._calls.hold(np.array([quoka.slots_row(q, chosen, slots)]))
+        quoka.choose_slots(add, table, slots, memory("of slots", size), size)
         scores = memory("choices", kv * layer.capacity)[: kv * past].reshape(kv, past)
         self._scored[n] = address(scores), past, 0, LANES
         space = memory("of choices", quoka.score_floats(d, LANES))
@@ -233,7 +236,7 @@ class OneSequence:
         self._scored[layers, 1] = pasts
         spans = [quoka.keys_per_item(self._config.kv_heads, past) for past in pasts.tolist()]
         self._calls.set(scored, keys=pasts, span=spans)
-        self._calls.set(listed, keys=pasts)
+        self._calls.set(listed, most=pasts)
         for n, columns in self._last.values():
             columns[:, -1] = sizes[n]
 

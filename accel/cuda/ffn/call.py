@@ -10,13 +10,10 @@ from numba import cuda
 
 from accel.cuda.ffn import gathered
 from accel.cuda.ffn.activation import gated
-from accel.cuda.ffn.predictor import predictor_scores
-from accel.cuda.layers import concatenate
 from accel.cuda.linear.halves import feeds
 from accel.cuda.linear.inverse_norms import write_rates
 from accel.cuda.linear.maps import linear, linear_each
 from accel.cuda.linear.sums import add
-from accel.cuda.methods.topk import keep_top
 from accel.cuda.runtime.arrays import F32, Array, empty
 from accel.cuda.runtime.errors import listed
 from accel.cuda.runtime.kernels import blocks, kernel
@@ -58,29 +55,6 @@ def sparse_ffn(
         return y
     hidden = gated(linear(x, compensator.c1), None, act, feeds(compensator.c2.dtype))
     return add(y, linear(hidden, compensator.c2)).held
-
-
-def fastforward_blocks(
-    x: Array,
-    block: int,
-    predictor: Any,
-    keep: int,
-    w_gate: Array,
-    w_up: Array,
-    w_down: Array,
-    *,
-    compensator: Any = None,
-    act: str = "silu",
-) -> tuple[Array, Array]:
-    """FastForward for each `block` tokens of x (T, E): the output (T, E), and the neurons of each block (B, K)."""
-    parts = [x[start : start + block] for start in range(0, len(x), block)]
-    scores = concatenate([predictor_scores(part, predictor).split(0, 1) for part in parts])
-    chosen = keep_top(scores, keep)
-    outputs = [
-        sparse_ffn(part, w_gate, w_up, w_down, chosen[n], compensator=compensator, act=act)
-        for n, part in enumerate(parts)
-    ]
-    return concatenate(outputs), chosen
 
 
 def griffin_statistic(x: Array, w_gate: Array, w_up: Array, *, act: str = "silu") -> Array:
