@@ -8,6 +8,7 @@ every length the same stretch of it, cut into prompts, one value per prompt.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -146,17 +147,21 @@ class _Compare:
     def check(self, config: Any) -> None:
         pass
 
-    def run(self, block: Block) -> tuple[Any, None]:
-        if block.first:
-            model, backend = block.model, block.model.backend
-            keep = model.config.ffn_width // 2
-            predictor = model.prepared(self.trained).layers[block.layer].predictor
-            guessed, oracle = (
-                backend.to_numpy(backend.select_neurons(scores, keep))
-                for scores in (backend.predictor_scores(block.x, predictor), block.statistic())
-            )
-            self.shares[block.layer].append(np.isin(oracle, guessed).mean())
-        return block.dense(), None
+    def run(self, x: Any, blocks: Sequence[Block]) -> tuple[Any, list[None]]:
+        for block in blocks:
+            if block.first:
+                self._compare(block)
+        return replace(blocks[0], x=x).dense(), [None] * len(blocks)
+
+    def _compare(self, block: Block) -> None:
+        model, backend = block.model, block.model.backend
+        keep = model.config.ffn_width // 2
+        predictor = model.prepared(self.trained).layers[block.layer].predictor
+        guessed, oracle = (
+            backend.to_numpy(backend.select_neurons(scores, keep))
+            for scores in (backend.predictor_scores(block.x, predictor), block.statistic())
+        )
+        self.shares[block.layer].append(np.isin(oracle, guessed).mean())
 
 
 def _overlap(llm: Any, ids: np.ndarray, trained: Any) -> list[float]:

@@ -10,7 +10,8 @@ read. float16 is enough: the inputs come out of a norm, and rounding them moves 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ class Recorder:
     def check(self, config: reference.ModelConfig) -> None:
         """Any model will do."""
 
-    def run(self, block: Block) -> tuple[Any, None]:
-        """The dense FFN of a block, whose input is kept."""
-        self.inputs[block.layer].append(block.model.backend.to_numpy(block.x))
-        return block.dense(), None
+    def run(self, x: Any, blocks: Sequence[Block]) -> tuple[Any, list[None]]:
+        """The dense FFN of blocks, whose input is kept."""
+        first = blocks[0]
+        self.inputs[first.layer].append(first.model.backend.to_numpy(x))
+        return replace(first, x=x).dense(), [None] * len(blocks)
 
 
 def bytes_needed(model: Model, prompts: np.ndarray) -> int:
