@@ -34,8 +34,8 @@ def predictor_by_hand(x: np.ndarray, p: Predictor, labels: np.ndarray, weights: 
         pooled = sum(share / sum(shares) * row for share, row in zip(shares, block, strict=True))
         hidden = [max(0.0, float(pooled @ column)) for column in p.w1.T]
         for f in range(p.w2.shape[1]):
-            chance = 1 / (1 + math.exp(-sum(h * float(p.w2[i, f]) for i, h in enumerate(hidden))))
-            total -= w[f] * math.log(chance if y[f] else 1 - chance)
+            score = sum(h * float(p.w2[i, f]) for i, h in enumerate(hidden))
+            total -= w[f] * math.log(1 / (1 + math.exp(-score if y[f] else score)))  # 1 − σ(s) = σ(−s), which is exact
     return total / weights.sum()
 
 
