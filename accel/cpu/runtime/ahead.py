@@ -111,10 +111,8 @@ def serve() -> None:
     """The life of another process: compile what is asked for on standard input, and say so."""
     every: list[Function] = [*TEAM, *Kernel.known]
     known = {kernel.name: kernel for kernel in every}
-    gc.freeze()
-    gc.disable()  # a compiler's objects live until the kernel is done: looking for garbage took a tenth of the time
+    gc.disable()  # most of a compiler's objects live as long as this process: looking for garbage took a tenth of it
     print(flush=True)
     for line in sys.stdin:
         known[line.strip()].address  # noqa: B018
-        gc.collect()
         print(flush=True)

@@ -5,13 +5,16 @@ inside each of its callers, and all this anew for every constant among the argum
 small functions that nobody else calls. So here a function stays as it was written until its kernel is complete: then
 all that the kernel reaches is linked, optimised and turned into machine code in one go. That halves the work.
 
+The other half is what Numba does in Python. Each function takes few passes (simd/passes.py); what a call of Numba's own
+functions gives is worked out once for the same arguments.
+
 Only who must compile imports this: see code.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -19,14 +22,15 @@ from llvmlite import ir
 from numba import types
 from numba.core.ccallback import _CFuncCompiler  # type: ignore[attr-defined]
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import _FunctionCompiler  # type: ignore[attr-defined]
 from numba.core.registry import cpu_target
 from numba.core.targetconfig import ConfigStack
+from numba.core.types.functions import BaseFunction
 
 import accel.cpu.simd.typed  # noqa: F401  (tells Numba what this package's functions are)
 from accel.cpu.runtime.target import SYMBOL, target_machine
+from accel.cpu.simd.passes import Compiler
 from reference.checks import require
 
 # Kernels own no memory, so that nothing needs to be counted.
@@ -43,6 +47,12 @@ class _Part(JITCodeLibrary):
 
     def _optimize_functions(self, module: Any) -> None:
         """Nothing: all is optimised when the kernel is complete."""
+
+    def _optimize_final_module(self) -> None:
+        """Once: Numba does it twice, because it drops what counts references in between."""
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        builder = llvm.create_pass_builder(target_machine(), options)
+        builder.getModulePassManager().run(self._final_module, builder)
 
     def object_file(self) -> bytes:
         """Machine code of this and all that it reaches. It shows one symbol."""
@@ -93,11 +103,10 @@ def compile_code(function: Callable, words: int) -> bytes:
 @contextmanager
 def _parts() -> Iterator[None]:
     """While it lasts, whatever Numba compiles is a part of the kernel that it is compiled for."""
-    with global_compiler_lock:
+    with global_compiler_lock, ExitStack() as until_the_end:
         context: Any = cpu_target.target_context
         context.refresh()
-        codegen, compiler = context.codegen(), _FunctionCompiler
-        fold = compiler.fold_argument_types
+        fold, call_type = _FunctionCompiler.fold_argument_types, BaseFunction.get_call_type
 
         def wrap_kernel(library: Any, descriptor: Any, *_: Any) -> None:
             if ConfigStack().top().no_compile:  # Numba's word for what is given a wrapper before it is compiled
@@ -106,22 +115,44 @@ def _parts() -> Iterator[None]:
         def fold_constants(self: Any, args: Any, kws: Any) -> Any:
             signature, types_of = fold(self, args, kws)
             ours = self.py_func.__module__.startswith("accel.cpu.")
-            return signature, tuple(map(types.unliteral, types_of)) if ours else types_of
+            return signature, tuple(map(_plain, types_of)) if ours else types_of
 
-        changed: dict[str, Any] = {
-            "create_cfunc_wrapper": wrap_kernel,
-            "create_cpython_wrapper": lambda *_, **__: None,
-            "get_executable": lambda *_: {}.popitem,  # of each its own, and if Python calls it, it raises
-        }
-        vars(context).update(changed)
-        codegen._library_class, compiler.fold_argument_types = _Part, fold_constants
-        try:
-            yield
-        finally:
-            compiler.fold_argument_types = fold
-            del codegen._library_class
-            for name in changed:
-                del vars(context)[name]
+        def known_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:
+            known = vars(self).setdefault("_known", {})
+            given = args, tuple(kws.items())
+            if given not in known:
+                known[given] = call_type(self, context, args, kws)
+            return known[given]
+
+        for owner, name, value in (
+            (context, "create_cfunc_wrapper", wrap_kernel),
+            (context, "create_cpython_wrapper", lambda *_, **__: None),
+            (context, "get_executable", lambda *_: {}.popitem),  # of each its own, and if Python calls it, it raises
+            (context.codegen(), "_library_class", _Part),
+            (_FunctionCompiler, "fold_argument_types", fold_constants),
+            (BaseFunction, "get_call_type", known_call_type),
+        ):
+            until_the_end.enter_context(_changed(owner, name, value))
+        yield
+
+
+@contextmanager
+def _changed(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While it lasts, an object or a class has this attribute."""
+    own = {name: vars(owner)[name]} if name in vars(owner) else {}
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        for before in own.values():
+            setattr(owner, name, before)
+
+
+def _plain(kind: Any) -> Any:
+    """The type that a function is compiled for when it gets this one: it knows no constants, and truth is a word."""
+    kind = types.unliteral(kind)
+    return types.int64 if kind == types.boolean else kind
 
 
 def _add_door(context: Any, library: Any, descriptor: Any) -> None:

@@ -34,7 +34,15 @@ def njit(function: Any = None, **options: Any) -> Any:
     """Decorator: a function that kernels call, and Python too."""
     if function is None:
         return lambda function: njit(function, **options)
-    return Later(function, lambda: import_module("numba").njit(function, **options))
+    return Later(function, lambda: _made(function, options))
+
+
+def _made(function: Callable, options: dict[str, Any]) -> Any:
+    from numba import njit
+
+    from accel.cpu.simd.passes import Compiler
+
+    return njit(function, pipeline_class=Compiler, **options)
 
 
 def compiled_as(name: str, function: Callable) -> Any:
