@@ -21,7 +21,9 @@ from accel import cpu
 x = np.ones((3, 5), np.float32)
 assert (cpu.add(x, x) == 2).all()
 from accel.cpu.layers import _add
+from accel.cpu.runtime.image import IMAGES
 assert ("numba" in sys.modules) != _add._code.was_kept
+assert not IMAGES or ("llvmlite.binding" in sys.modules) != _add._code.was_kept
 print(int(_add._code.was_kept))
 """
 
@@ -44,7 +46,7 @@ def test_code_is_kept_and_found_again(tmp_path: Path) -> None:
     (first,) = code_in(tmp_path)
     assert run(NUMBA_CACHE_DIR=str(tmp_path)) == ("1", [])
     assert code_in(tmp_path) == [first]
-    assert all(path.suffix == ".code" for path in tmp_path.rglob("*") if path.is_file())  # nothing half written
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".code", ".machine"}  # none half written
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "bit", "another"])
@@ -62,6 +64,22 @@ def test_damaged_code_is_compiled_again(damage: str, tmp_path: Path) -> None:
         }[damage]
     )
     assert run(NUMBA_CACHE_DIR=str(tmp_path)) == ("0", [])
+    assert run(NUMBA_CACHE_DIR=str(tmp_path)) == ("1", [])
+
+
+@pytest.mark.parametrize("damage", [b"", b"abcd[]"], ids=["empty", "another"])
+def test_what_is_known_of_the_processor_is_asked_again_where_it_is_damaged(damage: bytes, tmp_path: Path) -> None:
+    run(NUMBA_CACHE_DIR=str(tmp_path))
+    known = list(tmp_path.rglob("*.machine"))
+    if not known:
+        pytest.skip("this system does not say which processor it has")
+    whole = known[0].read_bytes()
+    known[0].write_bytes(damage)
+    machine = "from accel.cpu.simd.machine import MACHINE, _asked; assert MACHINE == _asked()"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", machine], env=environment, check=True)
+        assert known[0].read_bytes() == whole
     assert run(NUMBA_CACHE_DIR=str(tmp_path)) == ("1", [])
 
 

@@ -1,12 +1,11 @@
 """Machine code: kept on disk, and loaded without the compiler.
 
 Every function has a file of its own for each stamp: a hash of all that its code depends on, which stands in the file's
-name. Machines that share a home, and versions of this package, so keep their code side by side. A file is written
-whole or not at all, and begins with a checksum: one that is damaged counts as none. Where nothing can be written code
-is compiled in memory, at every start.
+name. Machines that share a home, and versions of this package, so keep their code side by side. Where nothing can be
+written code is compiled in memory, at every start.
 
-What is kept is an object file of LLVM with one symbol, which needs nothing but the system's library of C. Only where
-there is none Numba is loaded, to compile it (compiling.py).
+What is kept needs nothing but the system's library of C, on Linux and x86-64 not even LLVM (image.py). Only where there
+is none Numba is loaded, to compile it (compiling.py).
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ import os
 import sys
 import threading
 import time
-import uuid
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from ctypes import CFUNCTYPE, c_int64
@@ -26,16 +23,14 @@ from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import llvmlite.binding as llvm
+from accel.cpu.runtime import image
+from accel.cpu.simd import kept
+from accel.cpu.simd.kept import PACKAGE, folders
+from accel.cpu.simd.machine import MACHINE, MATRIX
 
-from accel.cpu.runtime.target import SYMBOL, target_machine
-from accel.cpu.simd.machine import LANES, MATRIX, REGISTERS, target
-
-PACKAGE = Path(__file__).parents[1]
 UNUSED = 90 * 86400  # seconds after which code of another stamp is deleted
-_CHECK = 4  # bytes of a checksum
 
 # Held while code is compiled or loaded. A child cannot go on with what another thread was doing, so that a fork waits.
 lock = threading.RLock()
@@ -45,30 +40,11 @@ if hasattr(os, "register_at_fork"):
 
 def stamp() -> str:
     """A hash of this package's sources, the compiler, Python, and the machine that code is compiled for."""
-    machine = llvm.get_process_triple(), *target()
-    parts = sys.version_info[:2], version("numba"), version("llvmlite"), machine, LANES, REGISTERS, MATRIX
+    parts = sys.version_info[:2], version("numba"), version("llvmlite"), MACHINE, MATRIX
     digest = hashlib.sha256(repr(parts).encode())
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def folders() -> list[Path]:
-    """Where code may lie, the first choice first: $NUMBA_CACHE_DIR and nowhere else, if it is set; or beside this
-    package, where who installed it may have compiled for all; or in the user's cache."""
-    if own := os.environ.get("NUMBA_CACHE_DIR"):
-        return [Path(own) / "accel-cpu"]
-    users = user_cache() / "numba" / "accel-cpu"
-    return [PACKAGE / "__pycache__", *([users] if users.is_absolute() else [])]  # "~/…" where nobody has a home
-
-
-def user_cache() -> Path:
-    """Where the system wants a user's caches."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")).expanduser()
-    if sys.platform == "darwin":
-        return Path(os.path.expanduser("~/Library/Caches"))
-    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
 
 
 class Code:
@@ -113,13 +89,9 @@ class Code:
 
     def _read(self) -> bytes | None:
         """The code, from the first folder that has it whole."""
-        for path in [folder / self._file for folder in self.folders if self._is_ours]:
-            with suppress(OSError):
-                data = path.read_bytes()
-                if data[:_CHECK] == _checksum(data[_CHECK:]):
-                    with suppress(OSError):
-                        os.utime(path)  # still in use
-                    return data[_CHECK:]
+        for folder in self.folders if self._is_ours else ():
+            if (code := kept.read(folder / self._file)) is not None:
+                return code
         return None
 
     def _write(self, code: bytes) -> None:
@@ -127,8 +99,7 @@ class Code:
         why = ""
         for folder in self.folders:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                _write(folder / self._file, _checksum(code) + code)
+                kept.write(folder / self._file, code)
             except OSError as error:
                 why += f" {folder} ({error.strerror});"
             else:
@@ -185,28 +156,9 @@ def can_keep() -> bool:
 
 
 def load(code: bytes) -> int:
-    """The address at which an object file's function stands from now on."""
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    _engines.append(engine)
-    return engine.get_function_address(SYMBOL)
+    """The address at which a function stands from now on."""
+    if image.IMAGES:
+        return image.loaded(code)
+    from accel.cpu.runtime.target import loaded
 
-
-_engines: list[Any] = []  # each of the functions loaded lives in one
-
-
-def _checksum(code: bytes) -> bytes:
-    return zlib.crc32(code).to_bytes(_CHECK, "little")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that others see whole or not at all."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except BaseException:  # an interrupt too
-        with suppress(OSError):
-            part.unlink()
-        raise
+    return loaded(code)

@@ -29,6 +29,7 @@ from numba.core.targetconfig import ConfigStack
 from numba.core.types.functions import BaseFunction
 
 import accel.cpu.simd.typed  # noqa: F401  (tells Numba what this package's functions are)
+from accel.cpu.runtime import image
 from accel.cpu.runtime.target import SYMBOL, target_machine
 from accel.cpu.simd.passes import Compiler
 from reference.checks import require
@@ -93,11 +94,12 @@ class _Part(JITCodeLibrary):
 
 
 def compile_code(function: Callable, words: int) -> bytes:
-    """An object file whose SYMBOL is the function: it takes so many words, and returns nothing."""
+    """The function as code that can be loaded: it takes so many words, and returns nothing."""
     options = {"nopython": True, "error_model": "numpy"}
     with _parts():
         compiler = _CFuncCompiler(function, cpu_target, options, {}, pipeline_class=Compiler)
-        return compiler.compile((types.int64,) * words, types.void).library.object_file()
+        code: bytes = compiler.compile((types.int64,) * words, types.void).library.object_file()
+    return image.image_of(code, SYMBOL) if image.IMAGES else code
 
 
 @contextmanager

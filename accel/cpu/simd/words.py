@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 
 from accel.cpu.simd.emit import at, call_llvm, machine_function, number
 from accel.cpu.simd.kinds import FLOAT, I8, I16, I32, I64, REAL, VOID, WORD, Pointer
+from accel.cpu.simd.machine import MACHINE
 
 MOST_WORDS = 40  # of a task
 _HAS_POSIX = sys.platform != "win32"  # elsewhere waiting is looking
@@ -31,7 +31,7 @@ def swap_if(b, address, expected, new):
 @machine_function(WORD, WORD)
 def peek(b, address):
     """The integer in memory, read atomically, after a short rest for the core's other thread."""
-    if llvm.get_default_triple().startswith("x86_64"):
+    if MACHINE.system.startswith("x86_64"):
         call_llvm(b, "llvm.x86.sse2.pause", ir.VoidType())
     return b.load_atomic(at(b, address, I64), "seq_cst", 8)
 
