@@ -180,7 +180,9 @@ def race(
                 attempt(name, one.run)
     if racing:
         first = {name: one.all("first") for name, one in racing.items()}
+        further = {name: [1 / speed for speed in one.all("speed") if speed] for name, one in racing.items()}
         report.point(f"time to first token, {what}", {"threads": threads}, first)
+        report.point(f"time of a further token, {what}", {"threads": threads}, further)
     for name, one in racing.items():
         at = f"{what} {name}, {threads} threads"
         report.row(f"first token, {at}", one.all("first"), unit="s")
