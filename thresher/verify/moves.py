@@ -130,7 +130,8 @@ def select_keys_each(d: Drawing) -> Case:
     k, count = d.directions("k", kv_heads, keys, dim), d.pick("chunks", st.integers(1, 4))
     q = [d.vectors(f"q {n}", heads, d.pick(f"T {n}", st.integers(1, 40)), dim) for n in range(count)]
     pasts = sorted(d.pick(f"past {n}", st.just(keys) | st.integers(1, keys)) for n in range(count))
-    budgets = [d.budget(past) for past in pasts]
+    shared = d.budget(min(pasts)) if d.perhaps("one budget") else None
+    budgets = [shared or d.budget(past) for past in pasts]
     d.chosen["budget"] = min(budgets)
     return d.case(q, k, pasts, budgets, d.pick("n_queries", st.integers(1, 40)), **kept_besides(d, kv_heads, keys))
 
