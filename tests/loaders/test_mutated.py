@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,9 @@ def changed_json(data: st.DataObject, text: str) -> bytes:
         if how == "remove" and (isinstance(holder, list) or last in holder):
             holder.pop(last)
         elif how == "add" and isinstance(holder, dict):
-            holder[data.draw(st.sampled_from(KEYS))] = data.draw(values)
+            holder[data.draw(st.sampled_from(KEYS))] = deepcopy(data.draw(values))  # the next turn may change it
         else:
-            holder[last] = data.draw(values)
+            holder[last] = deepcopy(data.draw(values))
     return json.dumps(value).encode("utf-8", "surrogatepass")
 
 
