@@ -138,8 +138,8 @@ def check_dense(config: ModelConfig) -> None:
 class Block:
     """What the FFN of one layer is given of one sequence: at most `FastForward.block` tokens.
 
-    x is the FFN's own (post-norm) input, (T, E), and `rows` where it stands in that of the whole pass; `first` the
-    position of its first token; `length` the prompt's.
+    x is the FFN's own (post-norm) input, (T, E), and `rows` its rows of the x that `run` is given; `first` the position
+    of its first token; `length` the prompt's.
     """
 
     x: np.ndarray

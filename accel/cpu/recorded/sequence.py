@@ -54,7 +54,7 @@ class OneSequence:
         table: np.ndarray, attended: np.ndarray, wrong: np.ndarray,
     ) -> None:  # fmt: skip
         """`table` (L, WORDS) is for what its layers read, `attended` (1, H, D) for what attention gives, and `wrong`
-        (1,) counts scores that are NaN."""
+        (2,) counts heads whose scores are NaN, and those below zero where they must not be."""
         cache: Any = chunk.state.cache
         self._cache, self._methods = weakref.ref(cache), methods
         self._buffers = [weakref.ref(buffer) for buffer in _buffers(cache.layers)]

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding as llvm
-
-from accel.cpu.simd.machine import MACHINE
+from accel.cpu.simd.machine import MACHINE, ready_llvm
 
 SYMBOL = "kernel"
 
-
-llvm.initialize_native_target()
-llvm.initialize_native_asmprinter()
+llvm: Any = ready_llvm()
 
 
 def target_machine() -> Any:

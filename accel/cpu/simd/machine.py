@@ -62,7 +62,7 @@ def _processor() -> str:
     return ""
 
 
-def _llvm() -> Any:
+def ready_llvm() -> Any:
     """LLVM, ready for this machine."""
     import llvmlite.binding as llvm
 
@@ -73,7 +73,7 @@ def _llvm() -> Any:
 
 def _asked() -> Machine:
     """What LLVM says."""
-    llvm = _llvm()
+    llvm = ready_llvm()
     name, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
     if name is None:
         name, features = llvm.get_host_cpu_name(), features or llvm.get_host_cpu_features().flatten()
@@ -85,7 +85,7 @@ def _asked() -> Machine:
 
 def _compiled(name: str, features: str, work: str, stored: str) -> str:
     """What LLVM makes of 16 float32 on which some work is done, its result %y being stored as another kind."""
-    llvm = _llvm()
+    llvm = ready_llvm()
     source = (
         f"define void @f(ptr %p) {{\n %x = load <16 x float>, ptr %p\n {work}\n store <16 x {stored}> %y, ptr %p\n"
         " ret void\n}"
