@@ -43,12 +43,7 @@ class Race:
             run()
         for _ in range(rounds):
             for name, run in contestants.items():
-                begun = perf_counter()
-                while perf_counter() < begun + settle:
-                    run()
-                started = perf_counter()
-                run()
-                self.seconds[name].append(perf_counter() - started)
+                self.seconds[name].append(turn(run, settle))
                 sleep(PAUSE)
 
     def median(self, name: str) -> float:
@@ -58,6 +53,26 @@ class Race:
     def ratio(self, name: str, to: str) -> list[float]:
         """Seconds of `name` over those of `to`, in each round: above 1 where `to` is faster."""
         return [a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True)]
+
+
+def turn(run: Callable[[], Any], settle: float = SETTLE) -> float:
+    """Seconds of one call, after so many of others."""
+    begun = perf_counter()
+    while perf_counter() < begun + settle:
+        run()
+    started = perf_counter()
+    run()
+    return perf_counter() - started
+
+
+def torch() -> Any:
+    """The library, with as many threads as our kernels have."""
+    import torch
+
+    from accel.cpu import THREADS
+
+    torch.set_num_threads(THREADS)
+    return torch
 
 
 def spread(values: list[float]) -> dict[str, float]:
