@@ -17,6 +17,7 @@ NAMES = (
     "selection",
     "eviction",
     "ffn",
+    "threads",
     "start",
     "memory",
     "decode",

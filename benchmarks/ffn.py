@@ -1,7 +1,8 @@
-"""The feed-forward network of one block, dense and at half its neurons, and products with 16-bit weights.
+"""The feed-forward network of one block, dense and at half its neurons, and one token's products with narrow weights.
 
-The shape is that of Llama-3.1-8B: E 4096, F 14336, blocks of 128, float32. FastForward's predictor and compensator have
-the sizes that the paper gives them and random weights: what they cost does not depend on what they learned.
+The shape is that of Llama-3.1-8B: E 4096, F 14336, blocks of 128. FastForward's predictor and compensator have the
+sizes that the paper gives them and random weights: what they cost does not depend on what they learned. torch computes
+the same network in three linear calls, each dtype from tensors of that dtype.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from accel.cpu.runtime.memory import Room
-from benchmarks.attention import cpu
-from benchmarks.common import Race, Report, main
+from benchmarks import limits
+from benchmarks.attention import DTYPES, cpu
+from benchmarks.common import Race, Report, main, torch
 from reference import Compensator, Predictor
+from reference.int8 import GROUP, Int8
 from reference.neurons import kept_neurons
 
 WIDTHS = {"full": (4096, 14336), "short": (4096, 14336), "smallest": (64, 96)}
@@ -37,18 +39,18 @@ def untrained(width: int, neurons: int, *, seed: int = 0) -> tuple[Predictor, Co
 
 
 class Network:
-    """One FFN, its weights laid out as `prepare_weights` leaves them, and a block of inputs."""
+    """One FFN, its weights of some dtype laid out as `prepare_weights` leaves them, and a block of inputs."""
 
-    def __init__(self, width: int, neurons: int) -> None:
+    def __init__(self, width: int, neurons: int, *, dtype: str = "float32") -> None:
         rng = np.random.default_rng(0)
-        self.neurons = neurons
+        self.neurons, self.dtype = neurons, dtype
         self.x = rng.standard_normal((BLOCK, width), np.float32)
         scale = np.float32(1 / np.sqrt(width))
         drawn = [rng.standard_normal((neurons, width), np.float32) * scale for _ in range(3)]
+        drawn = [x.astype(DTYPES[dtype], copy=False) for x in drawn]
         room = Room(drawn)
         self.gate, self.up, self.rows_of_down = (room.put(x) for x in drawn)
-        self.predictor, self.compensator = untrained(width, neurons)
-        self._inner, self._out = np.empty((2, BLOCK, neurons), np.float32), np.empty_like(self.x)
+        self.flops = 6 * BLOCK * width * neurons
 
     @property
     def weights(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,27 +61,44 @@ class Network:
         """All neurons."""
         return cpu.gated_ffn(self.x, *self.weights)
 
-    def three_products(self) -> None:
-        """The same three products by NumPy alone, without activation and in buffers that are there already."""
-        np.matmul(self.x, self.gate.T, out=self._inner[0])
-        np.matmul(self.x, self.up.T, out=self._inner[1])
-        np.matmul(self._inner[0], self.rows_of_down, out=self._out)
+    def torch_dense(self) -> Callable[[], Any]:
+        """The same by torch, whose input and weights are of the dtype too, rows one after another."""
+        library = torch()
+
+        def tensor(x: np.ndarray) -> Any:
+            if self.dtype == "float32":
+                return library.from_numpy(np.ascontiguousarray(x))
+            bits = np.ascontiguousarray(x.astype(DTYPES[self.dtype], copy=False)).view(np.int16)
+            return library.from_numpy(bits).view(library.bfloat16)
+
+        x, gate, up, down = map(tensor, (self.x, *self.weights))
+        linear, silu = library.nn.functional.linear, library.nn.functional.silu
+
+        def run() -> Any:
+            with library.inference_mode():
+                return linear(silu(linear(x, gate)) * linear(x, up), down)
+
+        return run
+
+
+class FastForward:
+    """The network at a share of its neurons."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.predictor, self.compensator = untrained(network.x.shape[1], network.neurons)
 
     def predict(self) -> Any:
         """The block's scores."""
-        return cpu.predictor_scores(self.x, self.predictor)
+        return cpu.predictor_scores(self.network.x, self.predictor)
 
-    def sparse(self, neurons: np.ndarray) -> Any:
-        """The chosen neurons alone."""
-        return cpu.sparse_ffn(self.x, *self.weights, neurons)
-
-    def fastforward(self, density: float) -> Callable[[], Any]:
+    def at(self, density: float) -> Callable[[], Any]:
         """Predict, choose, run and compensate."""
-        keep = kept_neurons(density, self.neurons)
+        keep = kept_neurons(density, self.network.neurons)
 
         def run() -> Any:
             neurons = cpu.select_neurons(self.predict(), keep)
-            return cpu.sparse_ffn(self.x, *self.weights, neurons, compensator=self.compensator)
+            return cpu.sparse_ffn(self.network.x, *self.network.weights, neurons, compensator=self.compensator)
 
         return run
 
@@ -87,57 +106,67 @@ class Network:
 def run(report: Report) -> None:
     size = report.size
     width, neurons = WIDTHS[size]
-    report.settings = {"width": width, "ffn_width": neurons, "block": BLOCK, "dtype": "float32"}
+    report.settings = {"width": width, "ffn_width": neurons, "block": BLOCK, "gflops": {}}
     network = Network(width, neurons)
-    ways = {"dense": network.dense, "sgemm": network.three_products, "half": network.fastforward(0.5)}
-    race = Race(ways, ROUNDS[size])
+    sparse = FastForward(network)
+    race = Race({"dense": network.dense, "half": sparse.at(0.5)}, ROUNDS[size])
     measure = "FFN at density 0.5, predictor and compensator included"
-    report.row(measure, race.ratio("dense", "half"), against="own dense FFN", reach=1.7, stretch=1.85)
-    against = "NumPy sgemm, the same three products"
-    report.row("dense FFN", race.ratio("sgemm", "dense"), against=against, reach=0.95, stretch=1.0)
-    report.settings["gflops"] = {
-        name: round(6 * BLOCK * width * neurons / race.median(name) / 1e9, 1) for name in ("sgemm", "dense")
-    }
-    _parts(report, network)
+    report.row(measure, race.ratio("dense", "half"), against="own dense FFN", reach=1.8, stretch=1.9)
+    _dense(report, network)
+    _parts(report, sparse)
     for density in DENSITIES[size]:
-        race = Race({"dense": network.dense, "FastForward": network.fastforward(density)}, ROUNDS[size])
+        race = Race({"dense": network.dense, "FastForward": sparse.at(density)}, ROUNDS[size])
         report.point("FFN over density", {"density": density}, race.seconds)
-    _decoding(report, network)
+    narrow = Network(width, neurons, dtype="bfloat16")
+    _dense(report, narrow)
+    _decoding(report, network, narrow)
 
 
-def _parts(report: Report, network: Network) -> None:
+def _dense(report: Report, network: Network) -> None:
+    """Against torch, and against what the machine could do."""
+    rounds, dtype, against = ROUNDS[report.size], network.dtype, f"torch {network.dtype}"
+    race = Race({against: network.torch_dense(), "dense": network.dense}, rounds)
+    report.row(f"dense FFN, {dtype}", race.ratio(against, "dense"), against=against, reach=1, stretch=1.3)
+    rates = {name: round(network.flops / race.median(name) / 1e9, 1) for name in race.seconds}
+    report.settings["gflops"] |= {f"dense, {dtype}": rates["dense"], against: rates[against]}
+    limits.share(report, "dense FFN", network.dense, network.flops, dtype, rounds)
+
+
+def _parts(report: Report, sparse: FastForward) -> None:
     """Where the time of a sparse block goes."""
-    scores = network.predict()
-    keep = kept_neurons(0.5, network.neurons)
-    neurons = cpu.select_neurons(scores, keep)
-    c = network.compensator
+    scores, network = sparse.predict(), sparse.network
+    neurons = cpu.select_neurons(scores, kept_neurons(0.5, network.neurons))
+    c = sparse.compensator
     ways = {
-        "predict": network.predict,
-        "select": lambda: cpu.select_neurons(scores, keep),
-        "sparse FFN": lambda: network.sparse(neurons),
+        "predict": sparse.predict,
+        "select": lambda: cpu.select_neurons(scores, len(neurons)),
+        "sparse FFN": lambda: cpu.sparse_ffn(network.x, *network.weights, neurons),
         "compensate": lambda: cpu.linear(cpu.linear(network.x, c.c1), c.c2),
-        "in full": network.fastforward(0.5),
+        "in full": sparse.at(0.5),
     }
     report.point("parts of FastForward", {"density": 0.5}, Race(ways, ROUNDS[report.size]).seconds)
 
 
-def _decoding(report: Report, network: Network) -> None:
-    """One token through W_gate, stored in 32 and in 16 bits."""
-    token, narrow = network.x[:1], network.gate.astype(ml_dtypes.bfloat16)
-    narrow = Room([narrow]).put(narrow)
-    ways = {
-        "float32": lambda: cpu.linear(token, network.gate),
-        "bfloat16": lambda: cpu.linear(token, narrow),
-        "NumPy float32": lambda: token @ network.gate.T,
+def _decoding(report: Report, wide: Network, narrow: Network) -> None:
+    """One token through all three matrices, each as (F, E), one after another: in 8 bits too they are more than a cache
+    holds, as a model's weights are."""
+    token, rng = wide.x[:1], np.random.default_rng(0)
+    stored: dict[str, list[Any]] = {
+        network.dtype: [network.gate, network.up, network.rows_of_down] for network in (wide, narrow)
     }
+    out, width = wide.gate.shape
+    values = rng.integers(-127, 128, (out, width), np.int8)
+    eight = [Int8(values, np.full((out, -(-width // GROUP)), 1e-3, np.float16))] * 3
+    room = Room(eight)
+    stored["int8"] = [room.put(x) for x in eight]
+    ways = {name: lambda maps=maps: [cpu.linear(token, weight) for weight in maps] for name, maps in stored.items()}
     race = Race(ways, 3 * ROUNDS[report.size])
-    measure = "linear layer, T = 1, from bfloat16 weights"
-    report.row(measure, race.ratio("float32", "bfloat16"), against="from float32 weights", reach=1.7, stretch=1.9)
-    report.row(measure, race.ratio("NumPy float32", "bfloat16"), against="NumPy, float32 weights")
-    report.point("linear layer, one token", {"out": network.neurons, "in": token.shape[1]}, race.seconds)
+    for dtype, reach, stretch in (("bfloat16", 1.9, 1.95), ("int8", 3.5, 3.8)):
+        measure, values = f"linear layer, T = 1, from {dtype} weights", race.ratio("float32", dtype)
+        report.row(measure, values, against="from float32 weights", reach=reach, stretch=stretch)
+    report.point("linear layers, one token", {"matrices": 3, "out": out, "in": width}, race.seconds)
     report.settings["weight_gb_per_s"] = {
-        "float32": round(network.gate.nbytes / race.median("float32") / 1e9, 1),
-        "bfloat16": round(narrow.nbytes / race.median("bfloat16") / 1e9, 1),
+        name: round(sum(x.nbytes for x in maps) / race.median(name) / 1e9, 1) for name, maps in stored.items()
     }
 
 

@@ -17,7 +17,7 @@ from accel.cpu.runtime.arrays import address
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import LANES, MATRIX, PAIRS, ROWS, TILE, VECTORS, close_tiles, fetch_add, open_tiles
-from accel.cpu.simd.emit import at, call_llvm, fused, machine_function, number, paired, plus, repeat
+from accel.cpu.simd.emit import at, call_llvm, fused, machine_function, number, paired, repeat
 from accel.cpu.simd.kinds import I8, VECTOR, VOID, WORD
 from benchmarks.common import Race, Report
 

@@ -1,7 +1,8 @@
 """QUOKA in full against dense attention: what it saves, what choosing costs, and from which length on it wins.
 
-Shapes as in `attention`. The parts are timed one by one: scoring the keys, taking the best, gathering them and the
-chunk's own, attending to them; `quoka_attention` does all four, the last two in one.
+Shapes as in `attention`. Chunks of a prompt share a pass, four of them here: they choose in one reading of the keys,
+and then each reads what it chose, as the forward pass has it (reference/attend.py). The parts of one chunk alone are
+timed one by one: scoring the keys, taking the best, gathering them and the chunk's own, attending to them.
 """
 
 from __future__ import annotations
@@ -10,56 +11,121 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.attention import CHUNK, DIM, HEADS, KV_HEADS, PAST, PASTS, ROUNDS, Problem, cpu
+from benchmarks.attention import (
+    CHUNK,
+    DIM,
+    FOLDED,
+    HEADS,
+    KV_HEADS,
+    PAST,
+    PASTS,
+    POINTS,
+    ROUNDS,
+    Problem,
+    cpu,
+)
 from benchmarks.common import Race, Report, main
+from reference import Quoka
 
 QUERIES = 16
+CHUNKS = 4  # of a pass
 BUDGET = {"full": 1024, "short": 1024, "smallest": 64}
 BUDGETS = {"full": [256 << n for n in range(8)], "short": [512, 2048, 8192], "smallest": [32, 128]}
 NEAR = {
-    "full": [1088, 1152, 1280, 1408, 1536, 1792, 2048, 2560, 3072, 4096],
+    "full": [1088, 1152, 1280, 1408, 1536, 2048, 3072, 4096],
     "short": [1152, 1280, 1536, 2048],
     "smallest": [96, 128],
 }
 
 
 def quoka(problem: Problem, budget: int) -> Callable[[], np.ndarray]:
-    """QUOKA in full on this problem."""
+    """QUOKA in full on one chunk."""
     return lambda: cpu.quoka_attention(*problem.arguments, problem.past, budget=budget, n_queries=QUERIES)
+
+
+class Pass:
+    """Chunks that share a pass, after `past` tokens; their keys are in the cache already."""
+
+    def __init__(self, past: int, *, dtype: str = "float32") -> None:
+        self.problem = Problem(past, tokens=CHUNKS * CHUNK, dtype=dtype)
+        self.pasts = [past + CHUNK * n for n in range(CHUNKS)]
+        self._queries = [self.problem.q[:, CHUNK * n : CHUNK * (n + 1)] for n in range(CHUNKS)]
+        self._cache = cpu.LayerCache(self.problem.k, self.problem.v, self.problem.k_positions)
+
+    def choose(self, budget: int) -> list[np.ndarray]:
+        """The columns that each chunk reads, its own last."""
+        return Quoka(budget, QUERIES).columns(cpu, self._queries, self._cache, self.pasts)
+
+    def attend(self, chosen: list[np.ndarray]) -> list[np.ndarray]:
+        """Each chunk's attention to its columns, (T, H·D)."""
+        reads = []
+        for q, first, columns in zip(self._queries, self.pasts, chosen, strict=True):
+            k, v, positions = self._cache.gather(columns)
+            reads.append((q, k, v, first, positions))
+        return cpu.attention_each(reads)
+
+    def quoka(self, budget: int) -> list[np.ndarray]:
+        """QUOKA in full."""
+        return self.attend(self.choose(budget))
 
 
 def run(report: Report) -> None:
     size = report.size
     report.settings = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM, "chunk": CHUNK, "n_queries": QUERIES}
-    problem, eighth, fixed = Problem(PAST[size]), PAST[size] // 8, BUDGET[size]
-    ways = {**problem.torch_ways(), "thresher, dense": problem.dense}
-    race = Race({**ways, "eighth": quoka(problem, eighth), "fixed": quoka(problem, fixed)}, ROUNDS[size])
-    goals = {"eighth": (8, 10.5), "fixed": (16, 24)}
-    for name, budget in (("eighth", eighth), ("fixed", fixed)):
-        for way in ways:
-            reach, stretch = goals[name] if way != "thresher, dense" else (None, None)
-            measure = f"QUOKA in full, budget {budget:,}, past {problem.past:,}"
-            report.row(measure, race.ratio(way, name), against=way, reach=reach, stretch=stretch)
-    for name, budget in (("eighth", eighth), ("fixed", fixed)):
-        _parts(report, problem, budget, goal=name == "eighth")
-    _crossover(report, fixed)
+    report.settings["chunks"] = CHUNKS
+    _targets(report, PAST[size], {PAST[size] // 8: (25, 32, 15, 8), BUDGET[size]: (60, 80, None, None)})
+    _crossover(report, BUDGET[size])
     for past in PASTS[size]:
         problem = Problem(past)
         ways = {
-            "torch SDPA": problem.torch_ways()["torch SDPA"],
+            FOLDED: problem.torch_ways()[FOLDED],
             "thresher, dense": problem.dense,
             "QUOKA 12.5 %": quoka(problem, past // 8),
-            f"QUOKA {fixed:,}": quoka(problem, fixed),
+            f"QUOKA {BUDGET[size]:,}": quoka(problem, BUDGET[size]),
         }
-        report.point("QUOKA over past length", {"past": past}, Race(ways, ROUNDS[size]).seconds)
+        report.point("QUOKA over past length", {"past": past}, Race(ways, POINTS[size]).seconds)
     problem = Problem(PAST[size])
     for budget in BUDGETS[size]:
-        race = Race({"dense": problem.dense, "QUOKA": quoka(problem, budget)}, ROUNDS[size])
+        race = Race({"dense": problem.dense, "QUOKA": quoka(problem, budget)}, POINTS[size])
         report.point("QUOKA over budget", {"past": problem.past, "budget": budget}, race.seconds)
 
 
-def _parts(report: Report, problem: Problem, budget: int, *, goal: bool) -> None:
-    """Where QUOKA's time goes."""
+def _targets(report: Report, past: int, goals: dict[int, tuple[float | None, ...]]) -> None:
+    """Budgets in a pass, and one by one. Goals are those of the whole, then of the selection's share."""
+    problem, shared, rounds = Problem(past), Pass(past), ROUNDS[report.size]
+    for budget, (reach, stretch, share, least) in goals.items():
+        chosen = shared.choose(budget)
+        race = Race(
+            {
+                FOLDED: problem.torch_ways()[FOLDED],
+                "thresher, dense": problem.dense,
+                "one": quoka(problem, budget),
+                "choose": lambda budget=budget: shared.choose(budget),
+                "attend": lambda chosen=chosen: shared.attend(chosen),
+                "in full": lambda budget=budget: shared.quoka(budget),
+            },
+            rounds,
+        )
+        at, together = f"budget {budget:,}, past {past:,}", f"{CHUNKS} chunks to a pass, per chunk"
+        measure = f"QUOKA in full, {together}, {at}"
+        for way, goal in ((FOLDED, (reach, stretch)), ("thresher, dense", (None, None))):
+            per_chunk = [CHUNKS * x for x in race.ratio(way, "in full")]
+            report.row(measure, per_chunk, against=way, reach=goal[0], stretch=goal[1])
+        for way in (FOLDED, "thresher, dense"):
+            report.row(f"QUOKA in full, one chunk alone, {at}", race.ratio(way, "one"), against=way)
+        measure, of_all = (
+            f"selection's share of QUOKA, {CHUNKS} chunks to a pass, {at}",
+            race.ratio("choose", "in full"),
+        )
+        goal = {"unit": "%", "reach": share, "stretch": least, "at_most": True}
+        report.row(measure, [100 * x for x in of_all], against="QUOKA in full", **goal)
+        parts = {name: race.seconds[name] for name in ("choose", "attend", "in full")}
+        report.point(f"parts of QUOKA, {CHUNKS} chunks to a pass", {"past": past, "budget": budget}, parts)
+        _parts(report, problem, budget)
+
+
+def _parts(report: Report, problem: Problem, budget: int) -> None:
+    """Where the time of one chunk alone goes."""
     past, k = problem.past, problem.k[:, : problem.past]
     cache = cpu.LayerCache(problem.k, problem.v, problem.k_positions)
     scores = cpu.key_scores(problem.q, k, QUERIES)
@@ -73,19 +139,9 @@ def _parts(report: Report, problem: Problem, budget: int, *, goal: bool) -> None
             "attend": lambda: cpu.attention(problem.q, *gathered[:2], problem.q_positions, gathered[2]),
             "in full": quoka(problem, budget),
         },
-        ROUNDS[report.size],
+        POINTS[report.size],
     )
     report.point("parts of QUOKA", {"past": past, "budget": budget}, race.seconds)
-    share = [100 * (s + t) for s, t in zip(race.ratio("score", "in full"), race.ratio("top-k", "in full"), strict=True)]
-    report.row(
-        f"selection's share of QUOKA, budget {budget:,}, past {past:,}",
-        share,
-        against="QUOKA in full",
-        unit="%",
-        reach=20 if goal else None,
-        stretch=10 if goal else None,
-        at_most=True,
-    )
 
 
 def _crossover(report: Report, budget: int) -> None:
@@ -93,11 +149,11 @@ def _crossover(report: Report, budget: int) -> None:
     pasts, slow = NEAR[report.size], -1
     for n, past in enumerate(pasts):
         problem = Problem(past)
-        race = Race({"dense": problem.dense, "QUOKA": quoka(problem, budget)}, 2 * ROUNDS[report.size] + 1)
+        race = Race({"dense": problem.dense, "QUOKA": quoka(problem, budget)}, 2 * POINTS[report.size] + 1)
         report.point("around the crossover", {"past": past, "budget": budget}, race.seconds)
         if race.median("QUOKA") >= race.median("dense"):
             slow = n
-    measure, wanted = f"QUOKA {budget:,} wins from a past of", {"reach": 2048, "stretch": 1536, "at_most": True}
+    measure, wanted = f"QUOKA {budget:,} wins from a past of", {"reach": 1280, "at_most": True}
     if slow + 1 < len(pasts):
         report.row(measure, [pasts[slow + 1]], against="thresher, dense", unit="tokens", **wanted)
     else:
