@@ -113,10 +113,10 @@ def first_token(axes: Axes) -> dict[str, Any]:
 
 
 def roofline(axes: Axes) -> dict[str, Any]:
-    """How near the kernels come to what the machine's arithmetic (sgemm) and memory (a sum) allow."""
+    """How near the kernels come to what the machine's arithmetic (in registers) and memory (a sum) allow."""
     attention, selection, eviction, ffn = (_result(name) for name in ("attention", "selection", "eviction", "ffn"))
-    peak, read = ffn["settings"]["gflops"]["sgemm"], attention["settings"]["read_gb_per_s"]
     shape = attention["settings"]
+    peak, read = shape["limit_gflops"]["float32"], shape["read_gb_per_s"]
     parts = selection["curves"]["parts of QUOKA"][0]
     slots, past = selection["settings"]["n_queries"], parts["past"]
     key_bytes = 4 * shape["kv_heads"] * shape["head_dim"]  # of one token
@@ -126,9 +126,10 @@ def roofline(axes: Axes) -> dict[str, Any]:
         "dense attention": (shape["chunk"] * shape["heads"] / shape["kv_heads"] / 2, shape["gflops"]["thresher"]),
         "QUOKA's scores": (slots / 2, _rate(slots / 2 * key_bytes * past, parts["seconds"]["score"])),
         "KeyDiff's scores": (1.5, _rate(1.5 * key_bytes * keydiff["keys"], keydiff["seconds"]["keydiff_scores"])),
-        "dense FFN": (ffn["settings"]["block"] / 2, ffn["settings"]["gflops"]["dense"]),
+        "dense FFN": (ffn["settings"]["block"] / 2, ffn["settings"]["gflops"]["dense, float32"]),
         "linear, T = 1, float32": (0.5, 0.5 * weights["float32"]),
         "linear, T = 1, bfloat16": (1.0, weights["bfloat16"]),
+        "linear, T = 1, int8": (64 / 34, 64 / 34 * weights["int8"]),  # 32 numbers and their scale in 34 bytes
     }
     roof = [2.0**n for n in range(-2, 10)]
     axes.plot(roof, [min(peak, read * x) for x in roof], color="black", linewidth=1)

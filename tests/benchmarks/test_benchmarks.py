@@ -58,7 +58,10 @@ def check_shape(told: dict) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_smallest_size(name: str, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_smallest_size(
+    name: str, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.common.PAUSE", 0)  # no figure is judged
     report = Report(name, "smallest", model)
     import_module(f"benchmarks.{name}").run(report)
     report.show()
