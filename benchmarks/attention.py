@@ -18,7 +18,7 @@ from benchmarks.common import Race, Report, main, torch
 HEADS, KV_HEADS, DIM, CHUNK = 32, 8, 128, 128
 PAST = {"full": 32768, "short": 32768, "smallest": 256}
 PASTS = {"full": [1024 << n for n in range(7)], "short": [1024, 4096, 16384, 65536], "smallest": [128, 256]}
-ROUNDS = {"full": 9, "short": 5, "smallest": 2}
+ROUNDS = {"full": 7, "short": 5, "smallest": 2}
 POINTS = {"full": 5, "short": 5, "smallest": 2}  # rounds of a point of a curve
 BYTES = {"full": 1 << 29, "short": 1 << 29, "smallest": 1 << 20}  # read to find the memory's speed
 TORCH, FOLDED = "torch SDPA", "torch SDPA, heads folded"

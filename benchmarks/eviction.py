@@ -54,7 +54,7 @@ def _keydiff(report: Report, cached: int) -> None:
         "without what the cache knows": lambda: cpu.keydiff_scores(keys),
         "keydiff_scores": lambda: cpu.keydiff_scores(cache.keys()),
     }
-    race = Race(ways, 3 * ROUNDS[report.size])
+    race = Race(ways, 2 * ROUNDS[report.size])
     fastest = min(reads, key=race.median)
     measure, against = f"keydiff_scores over {cached:,} cached keys", f"reading the keys once ({fastest})"
     report.row(measure, race.ratio("keydiff_scores", fastest), against=against)

@@ -95,6 +95,9 @@ def _multiply(task, worker, how, memory, size, steps, items):
             _fma_loop(mine, steps)
 
 
+_multiply.known.remove(_multiply)  # no model needs it: it is not compiled ahead with the package's own
+
+
 class Loop:
     """One way to multiply, on all threads: `flops` are those of a call."""
 

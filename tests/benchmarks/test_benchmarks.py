@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +24,7 @@ TARGETS = {  # how many rows stand beside a target
     "selection": 3,
     "eviction": 4,
     "ffn": 6,
-    "threads": 0,  # the cores decide
+    "threads": 0 if "THRESHER_NUM_THREADS" in os.environ else 6,
     "start": 3,
     "memory": 1,
     "decode": 1,
