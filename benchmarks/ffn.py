@@ -164,7 +164,7 @@ def _decoding(report: Report, wide: Network, narrow: Network) -> None:
     for dtype, reach, stretch in (("bfloat16", 1.9, 1.95), ("int8", 3.5, 3.8)):
         measure, values = f"linear layer, T = 1, from {dtype} weights", race.ratio("float32", dtype)
         report.row(measure, values, against="from float32 weights", reach=reach, stretch=stretch)
-    report.point("linear layers, one token", {"matrices": 3, "out": out, "in": width}, race.seconds)
+    report.point("linear layer, one token", {"matrices": 3, "out": out, "in": width}, race.seconds)
     report.settings["weight_gb_per_s"] = {
         name: round(sum(x.nbytes for x in maps) / race.median(name) / 1e9, 1) for name, maps in stored.items()
     }

@@ -23,7 +23,7 @@ from benchmarks.common import Race, Report
 
 SUMS = ROWS * VECTORS  # registers of sums, as many as a register tile has: enough to hide the latency
 TIMES = 8  # products per sum and step
-STEPS = {"full": 8192, "short": 8192, "smallest": 4}  # of an item
+STEPS = {"full": 32768, "short": 32768, "smallest": 4}  # of an item
 ITEMS = 8  # per thread
 FACTORS = 4 * TILE  # bytes: of two registers, or of four tiles
 SIZE = 2 * FACTORS // 4  # float32 of a thread: factors, then sums
