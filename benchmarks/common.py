@@ -75,6 +75,11 @@ def torch() -> Any:
     return torch
 
 
+def counts(threads: int) -> list[int]:
+    """Numbers of threads: 1, 2, 4, … and all."""
+    return sorted({*(2**n for n in range(threads.bit_length()) if 2**n <= threads), threads})
+
+
 def spread(values: list[float]) -> dict[str, float]:
     """Median, lowest and highest, to five digits."""
     return {name: float(f"{f(values):.5g}") for name, f in (("median", median), ("low", min), ("high", max))}

@@ -29,7 +29,7 @@ from typing import Any
 import thresher
 from accel.cpu import THREADS
 from benchmarks import common
-from benchmarks.common import Report, installed, parser
+from benchmarks.common import Report, counts, installed, parser
 from loaders import catalogue
 from thresher.bench import prompt
 
@@ -116,11 +116,6 @@ def contestants(model: str, budget: int, dtype: str) -> dict[str, tuple[str, dic
         file = str(catalogue.gguf_file(model))
         found["llama.cpp"] = python, {"program": "llama.cpp", "model": file, "dtype": dtype}
     return found
-
-
-def counts(threads: int) -> list[int]:
-    """Numbers of threads: 1, 2, 4, … and all."""
-    return sorted({*(2**n for n in range(threads.bit_length()) if 2**n <= threads), threads})
 
 
 def run(

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from accel.cpu import THREADS
 from benchmarks.attention import DTYPES, PAST
-from benchmarks.common import Report, main
-from benchmarks.peers import counts
+from benchmarks.common import Report, counts, main
 from benchmarks.threads_worker import WORKS
 
 ROUNDS = {"full": 5, "short": 5, "smallest": 1}
