@@ -10,7 +10,8 @@ from accel.cpu.attention.hidden_values import all_numbers
 from accel.cpu.attention.reads import find, group_of, read_at
 from accel.cpu.attention.softmax import NOTHING, SLACK, cap_scores
 from accel.cpu.attention.sums import SETTLE, collect, settle
-from accel.cpu.linear.rows import ahead, copy_row, list_rows, padded, power, product, widen
+from accel.cpu.linear.few_tokens import STREAMS, dot, dots
+from accel.cpu.linear.rows import ahead, copy_row, list_rows, padded, power, widen
 from accel.cpu.linear.unit import KEYS
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
@@ -79,21 +80,22 @@ def widen_few(one, kv, at):
 
 @njit
 def score_few(at, rows, kind, count, dim, coming_count):
-    """Scores of a few rows (rows, KEYS) and the keys that stand at `at.lines`, by a product each: packing the keys
-    would cost more. Meanwhile the rows whose addresses stand at `at.coming` are fetched."""
-    wide_dim, stand = padded(dim, LANES), carray(words_at(at.lines), KEYS)
-    out = carray(floats_at(at.scores), (FEW, SCORE_ROW // 4))
-    following, done = carray(words_at(at.coming), KEYS), 0
-    for i in range(count):
-        while done < coming_count * (i + 1) // count:
+    """Scores of a few rows (rows, KEYS) and the keys that stand at `at.lines`, STREAMS keys at a time: packing them would
+    cost more. Meanwhile the rows whose addresses stand at `at.coming` are fetched."""
+    query, stand = 4 * padded(dim, LANES), carray(words_at(at.lines), KEYS)
+    following, done, whole = carray(words_at(at.coming), KEYS), 0, count // STREAMS * STREAMS
+    for i in range(0, whole, STREAMS):
+        while done < coming_count * (i + STREAMS) // count:
             ahead(following[done], kind, dim)
             done += 1
-        key = stand[i]
-        if kind != F32 or dim != wide_dim:
-            widen(key, kind, dim, at.wide, 1.0)
-            key = at.wide
         for r in range(rows):
-            out[r, i] = product(at.queries + 4 * r * wide_dim, key, dim)
+            dots(at.lines + 8 * i, kind, at.queries + r * query, dim, at.scores + r * SCORE_ROW + 4 * i, 4)
+    for i in range(done, coming_count):
+        ahead(following[i], kind, dim)
+    out = carray(floats_at(at.scores), (FEW, SCORE_ROW // 4))
+    for i in range(whole, count):
+        for r in range(rows):
+            out[r, i] = dot(stand[i], kind, at.queries + r * query, dim)
 
 
 @njit
