@@ -15,9 +15,11 @@ from accel.cpu.linear.rows import ahead, copy_row, list_rows, padded, power, wid
 from accel.cpu.linear.unit import KEYS
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
+    BROAD,
     F32,
     LANES,
     VECTORS,
+    broad_tile,
     carray,
     doubles_at,
     exp2,
@@ -29,6 +31,7 @@ from accel.cpu.simd import (
     njit,
     only,
     real,
+    score_tile,
     splat,
     store,
     tile_rows,
@@ -88,8 +91,14 @@ def score_few(at, rows, kind, count, dim, coming_count):
         while done < coming_count * (i + STREAMS) // count:
             ahead(following[done], kind, dim)
             done += 1
-        for r in range(rows):
-            dots(at.lines + 8 * i, kind, at.queries + r * query, dim, at.scores + r * SCORE_ROW + 4 * i, 4)
+        r = 0
+        while rows - r >= 3 and dim % LANES == 0:
+            for n in range(i, i + STREAMS, 4):
+                to = at.scores + r * SCORE_ROW + 4 * n
+                score_tile(kind, at.lines + 8 * n, at.queries + r * query, query, to, SCORE_ROW, dim // LANES)
+            r += 3
+        for n in range(r, rows):
+            dots(at.lines + 8 * i, kind, at.queries + n * query, dim, at.scores + n * SCORE_ROW + 4 * i, 4)
     for i in range(done, coming_count):
         ahead(following[i], kind, dim)
     out = carray(floats_at(at.scores), (FEW, SCORE_ROW // 4))
@@ -155,7 +164,12 @@ def _add_values(one, kv, start, count, columns, seen, picked, at):
             if spoiled and (i < first_common or i >= last_common):
                 _spoil(line, start + i, dim, seen, one.tokens, columns, at.out)
         values, step = at.wide, 4 * wide_dim
-    for d in range(0, wide_dim, VECTORS * LANES):
+    broad = wide_dim // (BROAD * LANES) * BROAD * LANES
+    for d in range(0, broad, BROAD * LANES):
+        for r in range(columns):
+            to = at.out + 4 * (r * wide_dim + d)
+            broad_tile(0, at.scores + r * SCORE_ROW, 0, 4, values + 4 * d, step, to, 0, count)
+    for d in range(broad, wide_dim, VECTORS * LANES):
         vectors, to = min(VECTORS, (wide_dim - d) // LANES), at.out + 4 * d
         tile_rows(vectors, columns, 0, at.scores, SCORE_ROW, 4, values + 4 * d, step, to, 4 * wide_dim, count)
 

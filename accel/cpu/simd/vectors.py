@@ -210,9 +210,9 @@ total = _folded(lambda b, x, y: b.fadd(x, y))
 highest = _folded(lambda b, x, y: b.select(b.fcmp_ordered(">", y, x), y, x))
 
 
-@machine_function(VOID, WORD, *[Vector] * 8)
-def store_totals(b, address, *vectors):
-    """Write the totals of 8 vectors next to each other. Halves are added as `total` does, of all vectors at once."""
+def emit_store_totals(b: ir.IRBuilder, address: ir.Value, *vectors: ir.Value) -> None:
+    """Write the totals of 2, 4 or 8 vectors next to each other. Halves are added as in `total`, of all vectors at once,
+    so that the sums are the same."""
     parts, width = list(vectors), LANES
     while width > 1:
         width //= 2
@@ -226,6 +226,9 @@ def store_totals(b, address, *vectors):
         ]
     for n, part in enumerate(parts):
         b.store(part, at(b, address, part.type, 4 * n * part.type.count), align=4)
+
+
+store_totals = machine_function(VOID, WORD, *[Vector] * 8)(emit_store_totals)
 
 
 @machine_function(WORD, Vector, REAL)
