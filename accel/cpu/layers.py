@@ -14,6 +14,7 @@ from accel.cpu.linear.rows import add_row, copy_row, load_kind
 from accel.cpu.runtime.arrays import Matrix, address, readable, rows
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import Room, fresh
+from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import F32, LANES, carray, fetch_add, fma, load, real, splat, store, store_some, total, words_at
 from reference import contract
 from reference import layers as meaning
@@ -23,6 +24,11 @@ from reference.predictor import Compensator, FastForwardLayer, FastForwardWeight
 from reference.weights import LayerWeights, Weights
 
 ROWS_READ = 16  # rows per item
+
+
+def sharing(rows: int) -> int:
+    """Threads that a norm, a residual or a rotation of so many rows is for: no more than it has items."""
+    return min(THREADS, -(-rows // ROWS_READ))
 
 
 def embed(token_ids: np.ndarray, table: Matrix, *, scale: float = 1.0) -> np.ndarray:
@@ -38,7 +44,8 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
     weight = np.ascontiguousarray(weight, np.float32)
     heads, tokens = stacked.shape[0] if stacked.ndim == 3 else 1, stacked.shape[-2]
     if out.size:
-        _rms_norm(*rows(stacked), address(weight), address(out), heads, tokens, dim, float(eps))
+        shape = heads, tokens, dim
+        _rms_norm(*rows(stacked), address(weight), address(out), *shape, float(eps), workers=sharing(heads * tokens))
     return out
 
 
@@ -50,7 +57,8 @@ def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
     cosine, sine = np.ascontiguousarray(cosine, np.float32), np.ascontiguousarray(sine, np.float32)
     if out.size:
         shape = (sizes[axis] for axis in ("H", "T", "D", "R/2"))
-        _rotate(*rows(x), address(cosine), address(sine), address(out), *shape)
+        workers = sharing(sizes["H"] * sizes["T"])
+        _rotate(*rows(x), address(cosine), address(sine), address(out), *shape, workers=workers)
     return out
 
 
@@ -59,7 +67,8 @@ def add(x: np.ndarray, y: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
     sizes = contract.add(x, y, scale)
     x, y, out = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.float32), fresh(*x.shape)
     if out.size:
-        _add(address(x), address(y), float(scale), address(out), sizes["T"], sizes["E"])
+        workers = sharing(sizes["T"])
+        _add(address(x), address(y), float(scale), address(out), sizes["T"], sizes["E"], workers=workers)
     return out
 
 

@@ -10,13 +10,16 @@ from accel.cpu.attention.hidden_values import all_numbers
 from accel.cpu.attention.reads import find, group_of, read_at
 from accel.cpu.attention.softmax import NOTHING, SLACK, cap_scores
 from accel.cpu.attention.sums import SETTLE, collect, settle
-from accel.cpu.linear.rows import ahead, copy_row, list_rows, padded, power, product, widen
+from accel.cpu.linear.few_tokens import STREAMS, dot, dots
+from accel.cpu.linear.rows import ahead, copy_row, list_rows, padded, power, widen
 from accel.cpu.linear.unit import KEYS
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.simd import (
+    BROAD,
     F32,
     LANES,
     VECTORS,
+    broad_tile,
     carray,
     doubles_at,
     exp2,
@@ -28,6 +31,7 @@ from accel.cpu.simd import (
     njit,
     only,
     real,
+    score_tile,
     splat,
     store,
     tile_rows,
@@ -79,21 +83,28 @@ def widen_few(one, kv, at):
 
 @njit
 def score_few(at, rows, kind, count, dim, coming_count):
-    """Scores of a few rows (rows, KEYS) and the keys that stand at `at.lines`, by a product each: packing the keys
-    would cost more. Meanwhile the rows whose addresses stand at `at.coming` are fetched."""
-    wide_dim, stand = padded(dim, LANES), carray(words_at(at.lines), KEYS)
-    out = carray(floats_at(at.scores), (FEW, SCORE_ROW // 4))
-    following, done = carray(words_at(at.coming), KEYS), 0
-    for i in range(count):
-        while done < coming_count * (i + 1) // count:
+    """Scores of a few rows (rows, KEYS) and the keys that stand at `at.lines`, STREAMS keys at a time: packing them would
+    cost more. Meanwhile the rows whose addresses stand at `at.coming` are fetched."""
+    query, stand = 4 * padded(dim, LANES), carray(words_at(at.lines), KEYS)
+    following, done, whole = carray(words_at(at.coming), KEYS), 0, count // STREAMS * STREAMS
+    for i in range(0, whole, STREAMS):
+        while done < coming_count * (i + STREAMS) // count:
             ahead(following[done], kind, dim)
             done += 1
-        key = stand[i]
-        if kind != F32 or dim != wide_dim:
-            widen(key, kind, dim, at.wide, 1.0)
-            key = at.wide
+        r = 0
+        while rows - r >= 3 and dim % LANES == 0:
+            for n in range(i, i + STREAMS, 4):
+                to = at.scores + r * SCORE_ROW + 4 * n
+                score_tile(kind, at.lines + 8 * n, at.queries + r * query, query, to, SCORE_ROW, dim // LANES)
+            r += 3
+        for n in range(r, rows):
+            dots(at.lines + 8 * i, kind, at.queries + n * query, dim, at.scores + n * SCORE_ROW + 4 * i, 4)
+    for i in range(done, coming_count):
+        ahead(following[i], kind, dim)
+    out = carray(floats_at(at.scores), (FEW, SCORE_ROW // 4))
+    for i in range(whole, count):
         for r in range(rows):
-            out[r, i] = product(at.queries + 4 * r * wide_dim, key, dim)
+            out[r, i] = dot(stand[i], kind, at.queries + r * query, dim)
 
 
 @njit
@@ -153,7 +164,12 @@ def _add_values(one, kv, start, count, columns, seen, picked, at):
             if spoiled and (i < first_common or i >= last_common):
                 _spoil(line, start + i, dim, seen, one.tokens, columns, at.out)
         values, step = at.wide, 4 * wide_dim
-    for d in range(0, wide_dim, VECTORS * LANES):
+    broad = wide_dim // (BROAD * LANES) * BROAD * LANES
+    for d in range(0, broad, BROAD * LANES):
+        for r in range(columns):
+            to = at.out + 4 * (r * wide_dim + d)
+            broad_tile(0, at.scores + r * SCORE_ROW, 0, 4, values + 4 * d, step, to, 0, count)
+    for d in range(broad, wide_dim, VECTORS * LANES):
         vectors, to = min(VECTORS, (wide_dim - d) // LANES), at.out + 4 * d
         tile_rows(vectors, columns, 0, at.scores, SCORE_ROW, 4, values + 4 * d, step, to, 4 * wide_dim, count)
 

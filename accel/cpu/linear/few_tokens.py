@@ -10,6 +10,7 @@ import numpy as np
 
 from accel.cpu.linear.rows import add_row, load_kind, number_size, padded
 from accel.cpu.runtime.kernels import kernel
+from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import (
     BF16,
     F16,
@@ -35,6 +36,7 @@ from accel.cpu.simd import (
     splat,
     store,
     store_some,
+    store_totals,
     total,
     words_at,
 )
@@ -57,10 +59,11 @@ def whole_vectors(x: np.ndarray, step: int = LANES) -> np.ndarray:
     return wide
 
 
-def rows_read(row: int) -> int:
-    """Rows that an item of a few tokens reads, where they stand `row` bytes apart: any number, 0 where one row is
-    repeated."""
-    return max(STREAMS, BYTES_READ // max(abs(int(row)), LINE) // STREAMS * STREAMS)
+def rows_read(row: int, rows: int) -> int:
+    """Rows that an item of a few tokens reads, of so many, where they stand `row` bytes apart: any number, 0 where one
+    row is repeated. Fewer where there are many cores, so that each has two items or more."""
+    most = min(BYTES_READ // max(abs(int(row)), LINE), rows // (2 * THREADS))
+    return max(STREAMS, most // STREAMS * STREAMS)
 
 
 @njit
@@ -181,6 +184,9 @@ def _dots_of(name, load_row, load_end, size):
 @njit(forceinline=True)
 def _write_totals(s, t, u, v, w, y, z, r, out, apart):
     n = apart // 4
+    if n == 1:
+        store_totals(out, s, t, u, v, w, y, z, r)
+        return
     found = carray(floats_at(out), (STREAMS - 1) * n + 1)
     found[0], found[n], found[2 * n], found[3 * n] = total(s), total(t), total(u), total(v)
     found[4 * n], found[5 * n], found[6 * n], found[7 * n] = total(w), total(y), total(z), total(r)

@@ -85,7 +85,8 @@ def run_maps(x: np.ndarray, tasks: Sequence[tuple[int, ...]]) -> None:
     words = np.array(tasks, np.int64)
     if tokens <= FEW:
         x, memory = whole_vectors(x, 32), np.empty(THREADS * STREAMS, np.int64)
-        read(address(x), x.shape[1], address(words), len(tasks), tokens, dim, rows_read(words[0, 1]), address(memory))
+        each = rows_read(words[0, 1], words[:, 5].sum())
+        read(address(x), x.shape[1], address(words), len(tasks), tokens, dim, each, address(memory))
         return
     x, each = readable(x), rows_per_item(dim, int(words[:, 5].sum()))
     for form in sorted({rounded(task[2]) for task in tasks}):  # as a rule one

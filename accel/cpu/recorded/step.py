@@ -13,7 +13,7 @@ from accel.cpu.attention.call import _merge
 from accel.cpu.attention.reads import WORDS
 from accel.cpu.ffn.activation import _activate
 from accel.cpu.ffn.call import _few, _join, few_shape
-from accel.cpu.layers import _add, _rms_norm, _rotate, embed
+from accel.cpu.layers import _add, _rms_norm, _rotate, embed, sharing
 from accel.cpu.linear.few_tokens import STREAMS, read, rows_read
 from accel.cpu.methods.caote import no_negatives
 from accel.cpu.methods.topk import numbers_only
@@ -107,7 +107,8 @@ class Step:
             if (rope := config.ropes[n]) is not None:
                 tables, half = [address(table) for table in self._tables[rope]], rope.rotated(d) // 2
                 for source, target in ((queries, turned_q), (keys, turned_k)):
-                    self._calls.add(_rotate, *rows(source), *tables, address(target), len(source), tokens, d, half)
+                    shape, workers = (len(source), tokens, d, half), sharing(len(source) * tokens)
+                    self._calls.add(_rotate, *rows(source), *tables, address(target), *shape, workers=workers)
                 queries, keys = turned_q, turned_k
             for i, (one, layers) in enumerate(zip(self._sequences, caches, strict=True)):
                 one.before(n, layers[n], *(heads[:, i : i + 1] for heads in (queries, keys, values)))
@@ -129,21 +130,22 @@ class Step:
             return x
         heads = len(x) if x.ndim == 3 else 1
         shape = heads, x.shape[-2], x.shape[-1]
-        self._calls.add(_rms_norm, *rows(x), address(weight), address(out), *shape, float(eps))
+        workers = sharing(heads * x.shape[-2])
+        self._calls.add(_rms_norm, *rows(x), address(weight), address(out), *shape, float(eps), workers=workers)
         return out
 
     def _add(self, out: np.ndarray, scale: float) -> None:
         """The residual."""
-        self._calls.add(_add, address(self._x), address(out), float(scale), address(self._x), *self._x.shape)
+        here, workers = address(self._x), sharing(self._tokens)
+        self._calls.add(_add, here, address(out), float(scale), here, *self._x.shape, workers=workers)
 
     def _read(self, x: np.ndarray, maps: Sequence[tuple[Any, np.ndarray | None, np.ndarray]]) -> None:
         """Several maps (W, b, y) of one x."""
         hold = self._calls.hold
         words = hold(np.array([(*matrix(w), 0 if b is None else address(b), address(y), len(w)) for w, b, y in maps]))
         memory = hold(np.empty(THREADS * STREAMS, np.int64))
-        self._calls.add(
-            read, address(x), x.shape[1], address(words), len(maps), *x.shape, rows_read(words[0, 1]), address(memory)
-        )
+        each = rows_read(words[0, 1], words[:, 5].sum())
+        self._calls.add(read, address(x), x.shape[1], address(words), len(maps), *x.shape, each, address(memory))
 
     def _feed_forward(self, x: np.ndarray, w: LayerWeights, silu: bool, y: np.ndarray) -> None:
         """As ffn/call.py does it for a few tokens, and for weights in 8 bits ffn/eight_bits.py."""

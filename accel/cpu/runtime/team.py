@@ -1,8 +1,9 @@
 """How the cores share the work of one call.
 
 The caller is worker 0 and starts at once. Helper threads join when they can: each waits in compiled code without the
-interpreter's lock, looking for work for about a millisecond after its last task (a chunk calls hundreds of kernels,
-with some Python between them) before it goes to sleep. A call whose helper is asleep, busy with another thread's call,
+interpreter's lock, looking for work after its last task (a chunk calls hundreds of kernels, with some Python between
+them): for about a millisecond without a pause, then between short naps, before it goes to sleep. To fall asleep and to
+wake it needs that lock, and with many helpers who would do so at every token, each waits for all others. A call whose helper is asleep, busy with another thread's call,
 or lost in a fork simply does everything itself: nothing depends on a helper, so any number of Python threads may call
 at once.
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from accel.cpu.runtime.code import compiled
 from accel.cpu.runtime.cores import thread_count
-from accel.cpu.runtime.waiting import SPINS, YIELDS, pause
+from accel.cpu.runtime.waiting import NAPS, SPINS, YIELDS, pause
 from accel.cpu.simd import call, carray, njit, peek, swap_if, words_at
 
 THREADS = thread_count()
@@ -37,7 +38,7 @@ _FREE, _IN_USE = 0, 1  # states of the gate
 def _serve(board, worker):
     """A helper's life between two naps: take what is offered on its board, run it, say so."""
     looks = 0
-    while looks < SPINS + YIELDS:
+    while looks < SPINS + YIELDS + NAPS:
         if peek(board) == _OFFERED and swap_if(board, _OFFERED, _TAKEN):
             call(peek(board + 8), peek(board + 16), worker)
             swap_if(board, _TAKEN, _DONE)

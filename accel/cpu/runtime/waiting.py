@@ -6,6 +6,7 @@ from accel.cpu.simd import let_others_run, njit, sleep
 
 SPINS = 64  # looks one after the other: a few microseconds
 YIELDS = 2000  # looks with the core offered to others before each: about a millisecond where nobody wants it
+NAPS = 500  # looks with a nap before each: about 50 milliseconds, in which a next token or layer most likely comes
 NAP = 50  # microseconds
 
 

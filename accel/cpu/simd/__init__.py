@@ -19,7 +19,7 @@ from accel.cpu.simd.matrix import (
     soften_units,
     turn_units,
 )
-from accel.cpu.simd.tile import TALL, pair_rows, tall_tile, tile_rows, transpose
+from accel.cpu.simd.tile import BROAD, TALL, broad_tile, pair_rows, score_tile, tall_tile, tile_rows, transpose
 from accel.cpu.simd.vectors import (
     BF16,
     F16,
@@ -55,6 +55,7 @@ from accel.cpu.simd.vectors import (
     store_some,
     store_some_bf16,
     store_some_f16,
+    store_totals,
     total,
     where_above,
     where_seen,
@@ -80,6 +81,7 @@ from accel.cpu.simd.words import (
 
 __all__ = [
     "BF16",
+    "BROAD",
     "F16",
     "F32",
     "GROUP",
@@ -100,6 +102,7 @@ __all__ = [
     "VECTORS",
     "any_above",
     "bits_at",
+    "broad_tile",
     "bytes_at",
     "call",
     "carray",
@@ -137,6 +140,7 @@ __all__ = [
     "rounded_pair",
     "rounded_run",
     "scale_at",
+    "score_tile",
     "sleep",
     "smaller",
     "soften_units",
@@ -147,6 +151,7 @@ __all__ = [
     "store_some",
     "store_some_bf16",
     "store_some_f16",
+    "store_totals",
     "swap_if",
     "tall_tile",
     "tile_rows",

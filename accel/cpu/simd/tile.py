@@ -14,11 +14,12 @@ from llvmlite import ir
 
 from accel.cpu.simd.emit import at, each, fetch, fused, machine_function, number, paired, plus, repeat, spread
 from accel.cpu.simd.kinds import FLOAT, I64, INTS, VECTOR, VOID, WORD
-from accel.cpu.simd.later import compiled_as
+from accel.cpu.simd.later import compiled_as, njit
 from accel.cpu.simd.machine import LANES, PAIRS, ROWS, VECTORS
-from accel.cpu.simd.vectors import F32, emit_load
+from accel.cpu.simd.vectors import BF16, F16, F32, emit_load, emit_store_totals
 
 TALL = 4 * VECTORS  # rows of the tile that is one vector wide: enough sums in flight to hide the latency
+BROAD = 8  # vectors of the tile that is one row high
 
 
 def _tile(columns: int, height: int, product: Callable) -> Any:
@@ -100,6 +101,44 @@ def _strips(product: Callable) -> Callable:
 # depth): C (rows × vectors·LANES) = A·B if `fresh`, else C += A·B. `pair_rows`: each step is two depths, in bfloat16
 tile_rows = _strips(fused)
 pair_rows = _strips(paired) if PAIRS else tile_rows
+
+
+broad_tile = _tile(BROAD, 1, fused)  # its arguments are those of `_tile`: for a few rows
+
+
+def _scores_of(kind: int) -> Any:
+    """Products of 3 float32 rows and the 4 stored rows whose addresses stand at `lines`, written row by row. Each stored
+    row is widened once for all three. The depth is in whole vectors."""
+
+    def build(b, lines, rows, row, out, out_row, depth):
+        keys = [b.load(at(b, lines, I64, 8 * n), align=8) for n in range(4)]
+
+        def step(values):
+            stored, wide, *sums = values
+            across = [emit_load(b, kind, b.add(key, stored)) for key in keys]
+            down = [b.load(at(b, b.add(plus(b, rows, r, row), wide), VECTOR), align=4) for r in range(3)]
+            grown = [fused(b, x, y, sums[4 * r + n]) for r, y in enumerate(down) for n, x in enumerate(across)]
+            return [plus(b, stored, LANES * (4 if kind == F32 else 2)), plus(b, wide, 4 * LANES), *grown]
+
+        _, _, *sums = repeat(b, depth, [number(0), number(0), *[each(VECTOR, 0.0)] * 12], step)
+        for r in range(3):
+            emit_store_totals(b, plus(b, out, r, out_row), *sums[4 * r : 4 * r + 4])
+
+    return machine_function(VOID, *[WORD] * 6)(build)
+
+
+_of_f32, _of_f16, _of_bf16 = (_scores_of(kind) for kind in (F32, F16, BF16))
+
+
+@njit
+def score_tile(kind, lines, rows, row, out, out_row, depth):
+    """As `_scores_of`, for any kind."""
+    if kind == F32:
+        _of_f32(lines, rows, row, out, out_row, depth)
+    elif kind == F16:
+        _of_f16(lines, rows, row, out, out_row, depth)
+    else:
+        _of_bf16(lines, rows, row, out, out_row, depth)
 
 
 @machine_function(VOID, *[WORD] * 8)

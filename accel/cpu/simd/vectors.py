@@ -210,6 +210,27 @@ total = _folded(lambda b, x, y: b.fadd(x, y))
 highest = _folded(lambda b, x, y: b.select(b.fcmp_ordered(">", y, x), y, x))
 
 
+def emit_store_totals(b: ir.IRBuilder, address: ir.Value, *vectors: ir.Value) -> None:
+    """Write the totals of 2, 4 or 8 vectors next to each other. Halves are added as in `total`, of all vectors at once,
+    so that the sums are the same."""
+    parts, width = list(vectors), LANES
+    while width > 1:
+        width //= 2
+        count = sum(part.type.count for part in parts[:2])
+        low = [start + i for start in range(0, count, 2 * width) for i in range(width)]
+        kind = ir.VectorType(I32, len(low))
+        lows, highs = ir.Constant(kind, low), ir.Constant(kind, [n + width for n in low])
+        parts = [
+            b.fadd(b.shuffle_vector(x, y, lows), b.shuffle_vector(x, y, highs))
+            for x, y in zip(parts[::2], parts[1::2] or parts, strict=True)
+        ]
+    for n, part in enumerate(parts):
+        b.store(part, at(b, address, part.type, 4 * n * part.type.count), align=4)
+
+
+store_totals = machine_function(VOID, WORD, *[Vector] * 8)(emit_store_totals)
+
+
 @machine_function(WORD, Vector, REAL)
 def any_above(b, x, limit):
     """1 if a lane exceeds the limit, which NaN does not, else 0."""
