@@ -83,8 +83,8 @@ def widen_few(one, kv, at):
 
 @njit
 def score_few(at, rows, kind, count, dim, coming_count):
-    """Scores of a few rows (rows, KEYS) and the keys that stand at `at.lines`, STREAMS keys at a time: packing them would
-    cost more. Meanwhile the rows whose addresses stand at `at.coming` are fetched."""
+    """Scores of a few rows (rows, KEYS) and the keys that stand at `at.lines`, STREAMS keys at a time: packing them
+    would cost more. Meanwhile the rows whose addresses stand at `at.coming` are fetched."""
     query, stand = 4 * padded(dim, LANES), carray(words_at(at.lines), KEYS)
     following, done, whole = carray(words_at(at.coming), KEYS), 0, count // STREAMS * STREAMS
     for i in range(0, whole, STREAMS):

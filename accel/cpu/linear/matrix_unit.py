@@ -202,7 +202,7 @@ def multiply_softening(
     if not together:
         multiply_packing(form, 1, vectors, rows, depth, left, 0, right, c, 4 * WIDTH, plan)
         return 0
-    unit, units = 0, padded(count, STEP) if softening else 0
+    unit, units = 0, padded(count, STEP) // 2 if softening else 0
     for r in range(0, rows, HIGH):
         at = _block_of_a(left, r, depth, form)
         unit = product_and_soften(
@@ -216,7 +216,7 @@ def multiply_softening(
 def soften(form, done, vectors, count, scores, weights, state):
     """2^(x - peak) of a block of scores, packed as B for a product of this form, from the unit `done` on; the sums of
     its columns are added to the second row of `state`, whose first are the peaks. Returns where the weights stand."""
-    soften_units(form, done, padded(count, STEP), vectors, scores, weights, state)
+    soften_units(form, done, padded(count, STEP) // 2, scores, weights, state)
     return weights
 
 

@@ -3,9 +3,9 @@
 The caller is worker 0 and starts at once. Helper threads join when they can: each waits in compiled code without the
 interpreter's lock, looking for work after its last task (a chunk calls hundreds of kernels, with some Python between
 them): for about a millisecond without a pause, then between short naps, before it goes to sleep. To fall asleep and to
-wake it needs that lock, and with many helpers who would do so at every token, each waits for all others. A call whose helper is asleep, busy with another thread's call,
-or lost in a fork simply does everything itself: nothing depends on a helper, so any number of Python threads may call
-at once.
+wake it needs that lock: many helpers who did so at every token would wait for each other, and the caller for all of
+them. A call whose helper is asleep, busy with another thread's call, or lost in a fork simply does everything itself:
+nothing depends on a helper, so any number of Python threads may call at once.
 
 From the taking of the team to its release a call is one compiled step. Python hands an interrupt (Ctrl-C) over between
 two of its own steps only, so none can leave the team taken, or a helper with a task that is gone.

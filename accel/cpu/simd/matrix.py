@@ -23,7 +23,7 @@ from typing import Any
 from llvmlite import ir
 
 from accel.cpu.simd.emit import at, call_llvm, fetch, machine_function, number, plus, repeat
-from accel.cpu.simd.kinds import I8, I64, VECTOR, VOID, WORD
+from accel.cpu.simd.kinds import I8, I16, I64, VECTOR, VOID, WORD
 from accel.cpu.simd.later import compiled_as
 from accel.cpu.simd.machine import MATRIX
 from accel.cpu.simd.tile import emit_transpose
@@ -40,6 +40,7 @@ from accel.cpu.simd.vectors import (
     emit_rest,
     emit_rounded_pair,
     emit_scale,
+    emit_woven,
 )
 
 TILE = 1024  # bytes
@@ -63,7 +64,7 @@ _MEETINGS = {
 }
 # Units of a chore after each product of two tiles: enough to be done in time, and evenly, since a core looks ahead some
 # hundred instructions only. A unit of turning is large, and done once in a step.
-_PORTIONS = {("soften", F32): (1, 1, 0, 0), ("pack", F32): (1, 0, 1, 0), "soften": (2, 2, 1, 1), "pack": (2, 2, 2, 2)}
+_PORTIONS = {("soften", F32): (1, 0, 1, 0), ("pack", F32): (1, 0, 1, 0), "soften": (1, 1, 1, 1), "pack": (2, 2, 2, 2)}
 
 
 def _tile_number(n: int) -> ir.Constant:
@@ -140,22 +141,23 @@ def _if_left(b: ir.IRBuilder, unit: ir.Value, units: ir.Value, work: Callable[[]
 def emit_soften(
     b: ir.IRBuilder, form: int, unit: ir.Value, scores: ir.Value, weights: ir.Value, state: ir.Value
 ) -> None:
-    """A unit of the softmax: rows r and r + 16 of a step of 32 rows of scores, in one of two vectors of columns, become
-    weights 2^(x - peak), packed as the right side of a product of this form, and are added to the columns' sums.
+    """A unit of the softmax: rows r and r + 16 of a step of 32 rows of scores become weights 2^(x - peak), packed as
+    the right side of a product of this form, and are added to the columns' sums.
 
-    Units count the vectors first, then the rows. Rows of `scores` hold two vectors, `state` two of peaks and two of
-    sums.
+    Rows of `scores` hold two vectors, `state` two of peaks and two of sums. Both are computed, also where a block has
+    columns for one alone.
     """
     pieces = _stored_pieces(form)
-    place = b.shl(b.and_(unit, number(1)), number(6))  # of the vector, in bytes
-    r, step = b.and_(b.ashr(unit, number(1)), number(15)), b.ashr(unit, number(5))
-    row = b.add(b.add(scores, place), b.add(b.mul(step, number(32 * 128)), b.mul(r, number(128))))
+    r, step = b.and_(unit, number(15)), b.ashr(unit, number(4))
+    row = b.add(scores, b.add(b.mul(step, number(32 * 128)), b.mul(r, number(128))))
     out = b.add(weights, b.add(b.mul(step, number(2 * TILE * pieces)), b.mul(r, number(64))))
-    out = b.add(out, b.mul(b.and_(unit, number(1)), number(TILE)))
-    peak, sums = (b.load(at(b, b.add(state, place), VECTOR, 128 * n), align=4) for n in range(2))
-    x, y = (emit_exp2(b, b.fsub(b.load(at(b, row, VECTOR, down), align=4), peak)) for down in (0, 16 * 128))
-    b.store(b.fadd(sums, b.fadd(x, y)), at(b, b.add(state, place), VECTOR, 128), align=4)
-    _store_pieces(b, x, y, out, pieces)
+    for vector in range(2):
+        place = 64 * vector
+        peak, sums = (b.load(at(b, state, VECTOR, 128 * n + place), align=4) for n in range(2))
+        each_row = (b.load(at(b, row, VECTOR, down + place), align=4) for down in (0, 16 * 128))
+        x, y = (emit_exp2(b, b.fsub(score, peak), rough=form == BF16) for score in each_row)
+        b.store(b.fadd(sums, b.fadd(x, y)), at(b, state, VECTOR, 128 + place), align=4)
+        _store_pieces(b, x, y, plus(b, out, TILE * vector), pieces)
 
 
 def emit_pack(b: ir.IRBuilder, form: int, unit: ir.Value, entries: ir.Value) -> None:
@@ -166,8 +168,12 @@ def emit_pack(b: ir.IRBuilder, form: int, unit: ir.Value, entries: ir.Value) -> 
         fetch(b, address, write=False)
     with b.if_then(b.icmp_signed(">=", unit, number(LEAD))):
         one, other, out = _entry(b, entries, unit, -LEAD)
-        x, y = _halves(b, form % ROUNDED, one, other)
-        _store_pieces(b, x, y, out, _stored_pieces(form))
+        if form % ROUNDED == BF16:  # as it is stored
+            x, y = (b.load(at(b, place, ir.VectorType(I16, 16)), align=2) for place in (one, other))
+            b.store(emit_woven(b, x, y), at(b, out, VECTOR), align=4)
+        else:
+            x, y = _halves(b, form % ROUNDED, one, other)
+            _store_pieces(b, x, y, out, _stored_pieces(form))
 
 
 def _halves(b: ir.IRBuilder, kind: int, one: ir.Value, other: ir.Value) -> list[ir.Value]:
@@ -245,10 +251,9 @@ def _choice(name: str, functions: dict[int, Any]) -> Any:
 def _softening() -> Callable:
     unit_of = _choice("soften_unit", {form: _alone(emit_soften, form, 3) for form in _FORMS["soften"]})
 
-    def soften_units(form, unit, units, vectors, scores, weights, state):
+    def soften_units(form, unit, units, scores, weights, state):
         for u in range(unit, units):
-            if u % 2 < vectors:
-                unit_of(form, u, scores, weights, state)
+            unit_of(form, u, scores, weights, state)
 
     return compiled_as("soften_units", soften_units)
 
@@ -281,7 +286,7 @@ def _products(chore: str) -> Callable:
 # (vectors, form, fresh, left, right, c, bytes from row to row of c, steps, unit, units, …) -> first unit that is left;
 # `soften`: … is scores, weights, state; `pack`: … is entries; `turn`: … is entries, square
 product_and_soften, product_and_pack, product_and_turn = (_products(chore) for chore in ("soften", "pack", "turn"))
-soften_units = _softening()  # (form, unit, units, vectors, scores, weights, state)
+soften_units = _softening()  # (form, unit, units, scores, weights, state)
 pack_units, turn_units = _units("pack"), _units("turn")  # (form, unit, units, entries[, square])
 
 

@@ -107,8 +107,8 @@ broad_tile = _tile(BROAD, 1, fused)  # its arguments are those of `_tile`: for a
 
 
 def _scores_of(kind: int) -> Any:
-    """Products of 3 float32 rows and the 4 stored rows whose addresses stand at `lines`, written row by row. Each stored
-    row is widened once for all three. The depth is in whole vectors."""
+    """Products of 3 float32 rows and the 4 stored rows whose addresses stand at `lines`, written row by row. Each
+    stored row is widened once for all three. The depth is in whole vectors."""
 
     def build(b, lines, rows, row, out, out_row, depth):
         keys = [b.load(at(b, lines, I64, 8 * n), align=8) for n in range(4)]
