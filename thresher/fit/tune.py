@@ -29,7 +29,7 @@ from thresher.state import write_atomically
 
 ARRAYS = ("q_pred", "w1", "w2", "c1", "c2")
 FORMAT = "thresher-fit-tuning-3"
-LOOKS = 20  # at the held-out divergence
+LOOKS = 20  # at the held-out divergence, or at every step where they are fewer
 DENSITY_RATE = 0.57  # how far a layer's density moves in a step, as a share of the rate
 WARM = 20  # the rate rises along 1 / WARM of the steps: at first Adam's second moment knows little
 
@@ -69,7 +69,7 @@ def tune(
     """
     names = [name for name in ARRAYS if tuning.predictors or name.startswith("c")]
     per_step = tuning.prompts * train.shape[1]
-    steps = max(LOOKS, tuning.tokens // per_step)
+    steps = max(1, tuning.tokens // per_step)
     fixed = [{**vars(layer.predictor), **vars(layer.compensator)} for layer in layers]
     arrays = [network.to_array(np.array(one[name], network.dtype)) for one in fixed for name in names]
     sizes = [float((array * array).mean()) ** 0.5 for array in arrays]
