@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.attention import CHUNK, DIM, HEADS, KV_HEADS, PAST, PASTS, ROUNDS, Problem, cpu
 from benchmarks.common import Race, Report, main
+from reference.quoka import with_chunk
 
 QUERIES = 16
 BUDGET = {"full": 1024, "short": 1024, "smallest": 64}
@@ -63,7 +64,7 @@ def _parts(report: Report, problem: Problem, budget: int, *, goal: bool) -> None
     past, k = problem.past, problem.k[:, : problem.past]
     cache = cpu.LayerCache(problem.k, problem.v, problem.k_positions)
     scores = cpu.key_scores(problem.q, k, QUERIES)
-    columns = cpu.with_chunk(cpu.keep_top(scores, budget), past, past + CHUNK)
+    columns = with_chunk(cpu.keep_top(scores, budget), past, past + CHUNK)
     gathered = cache.gather(columns)
     race = Race(
         {

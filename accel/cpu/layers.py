@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from accel.cpu.linear.rows import add_row, copy_row, load_kind
-from accel.cpu.runtime.arrays import Matrix, address, readable, rows
+from accel.cpu.runtime.arrays import Matrix, address, readable, rows, under_each_other
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import Room, fresh
 from accel.cpu.simd import F32, LANES, carray, fetch_add, fma, load, real, splat, store, store_some, total, words_at
@@ -64,9 +64,12 @@ def add(x: np.ndarray, y: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
 
 
 def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of several sequences under each other: (T_1, E), (T_2, E), … -> (ΣT, E) float32."""
+    """Rows of several sequences under each other: (T_1, E), (T_2, E), … -> (ΣT, E) float32. A view where they lie so
+    already."""
     if len(parts) == 1:
         return parts[0]
+    if parts[0].dtype == np.float32 and (seen := under_each_other(parts)) is not None:
+        return seen
     match(**{f"parts[{n}]": (part, f"T{n} E") for n, part in enumerate(parts)})
     parts, dim = [np.ascontiguousarray(part, np.float32) for part in parts], parts[0].shape[1]
     out = fresh(sum(len(part) for part in parts), dim)

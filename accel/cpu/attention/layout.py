@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from accel.cpu.attention.by_key import FEW
-from accel.cpu.attention.reads import Read
+from accel.cpu.attention.reads import WORDS, Read
 from accel.cpu.attention.visible import bounds_each
 from accel.cpu.linear.unit import KEYS
 from accel.cpu.runtime.arrays import address, readable, rows
@@ -27,23 +27,50 @@ ITEMS = 3 * THREADS  # at least, where there is work enough
 SHORTEST = 16  # blocks of keys in a range: each range has sums of its own, which are merged
 
 
-class Laid:
-    """One read, whose arguments fit."""
+Asked = tuple[Any, ...]  # a read: (q, k, q_positions, k_positions), and perhaps values
+_PLACES = ("q", "chosen", "seen", "out", "partial", "stats")  # what differs between reads that are alike
+_Q, _CHOSEN, _SEEN, _OUT, _PARTIAL, _STATS = (Read._fields.index(name) for name in _PLACES)
 
-    def __init__(
-        self,
-        q: Any,
-        k: Any,
-        bounds: np.ndarray,
-        scale: float | None,
-        cap: float | None,
-    ) -> None:
+
+def runs_of(reads: Sequence[Asked]) -> list[list[Asked]]:
+    """Neighbouring reads that are alike: chunks of as many queries, which chose as many columns of one cache."""
+    runs: list[list[Asked]] = []
+    for read in reads:
+        if runs and _alike(runs[-1][0], read):
+            runs[-1].append(read)
+        else:
+            runs.append([read])
+    return runs
+
+
+def _alike(one: Asked, other: Asked) -> bool:
+    """Whether two reads differ in no more than which queries they are, and which columns they read."""
+    (q, k, first, *held), (its_q, its_k, its_first, *its_held) = one, other
+    if type(k) is not Chosen or type(its_k) is not Chosen or type(first) is not int or type(its_first) is not int:
+        return False
+    return (
+        k.held is its_k.held and k.columns.shape == its_k.columns.shape
+        and q.shape == its_q.shape and q.dtype == its_q.dtype
+        and q.strides == its_q.strides and q.flags.aligned == its_q.flags.aligned
+        and all(
+            type(x) is Chosen is type(y) and x.held is y.held and x.columns is k.columns and y.columns is its_k.columns
+            for x, y in zip(held, its_held, strict=True)
+        )
+    )  # fmt: skip
+
+
+class Laid:
+    """Reads that are alike, as a rule one, whose arguments fit."""
+
+    def __init__(self, run: Sequence[Asked], bounds: np.ndarray, scale: float | None, cap: float | None) -> None:
+        q, k, *_ = run[0]
         (self.heads, self.tokens, self.dim), (self.kv, self.keys, _) = q.shape, k.shape
-        self.group = self.heads // self.kv
-        self.q, (self.k, self.columns) = readable(q), where_it_stands(k)
+        self.count, self.group = len(run), self.heads // self.kv
+        self.q, stand = [readable(read[0]) for read in run], [where_it_stands(read[1]) for read in run]
+        self.k, self.columns = stand[0][0], [columns for _, columns in stand]
         self.scale = (1 / math.sqrt(self.dim) if scale is None else float(scale)) * LOG2E
         self.cap = float(cap or 0) * LOG2E
-        self.bounds = bounds  # (KV or 1, T, 2)
+        self.bounds = bounds[0]  # (KV or 1, T, 2), those of the next read right after it
         self.few = self.tokens * self.group <= FEW
         self.block = self.tokens if self.few else min(self.tokens, max(1, MOST_COLUMNS // self.group))  # tokens
         self.parts = 1  # ranges of keys
@@ -55,7 +82,7 @@ class Laid:
 
     @property
     def items(self) -> int:
-        """That the work is shared out to."""
+        """That the work of each read is shared out to."""
         return self.kv * self.blocks * self.parts if self.dim else 0
 
     @property
@@ -66,35 +93,56 @@ class Laid:
     def words(
         self, v: np.ndarray | None, out: np.ndarray | None, partial: np.ndarray | None, stats: np.ndarray
     ) -> Read:
-        """The row of the table for values (KV, S, D), what is written to (T, H, D) and (P, H, T, D), and peaks and sums
-        (P, H, T, 2)."""
+        """The first read's row of the table for values (KV, S, D), what is written to (T, H, D) and (P, H, T, D), and
+        peaks and sums (P, H, T, 2)."""
         values, target = (0, 0, 0, 0), (0, 0, 0)
         if v is not None and out is not None:
             values, target = rows(v), (address(out), out.strides[1], out.strides[0])
+        columns = self.columns[0]
         return Read(
-            self.items, *rows(self.q), *rows(self.k), *values, 0 if self.columns is None else address(self.columns),
+            self.items, *rows(self.q[0]), *rows(self.k), *values, 0 if columns is None else address(columns),
             address(self.bounds), self.bounds.strides[0] if len(self.bounds) > 1 else 0, *target,
             0 if partial is None else address(partial), address(stats), self.heads, self.kv, self.tokens, self.keys,
             self.dim, self.block, self.blocks, self.parts, self.span, int(np.float64(self.scale).view(np.int64)),
             int(np.float64(self.cap).view(np.int64)),
         )  # fmt: skip
 
+    def table(self, v: np.ndarray, out: np.ndarray, partial: np.ndarray | None, stats: np.ndarray) -> np.ndarray:
+        """The rows of the table for all reads (N, WORDS): as `words`, of arrays that have an axis N more."""
+        row = self.words(v, out[0], None if partial is None else partial[0], stats[0])
+        table = np.empty((self.count, WORDS), np.int64)
+        table[:] = row
+        if self.count > 1:
+            number = np.arange(self.count)
+            table[:, _Q] = [address(q) for q in self.q]
+            table[:, _CHOSEN] = [address(columns) for columns in self.columns if columns is not None]
+            table[:, _SEEN] += number * self.bounds.nbytes
+            table[:, _OUT] += number * out.strides[0]
+            table[:, _PARTIAL] += number * (0 if partial is None else partial.strides[0])
+            table[:, _STATS] += number * stats.strides[0]
+        return table
 
-def lay_out(
-    reads: Sequence[tuple[Any, Any, Any, Any]], scale: float | None, window: int | None, cap: float | None
+
+def lay_out(reads: Sequence[Asked], scale: float | None, window: int | None, cap: float | None) -> list[Laid]:
+    """All reads of one call, their work shared out."""
+    return lay_out_runs([[read] for read in reads], scale, window, cap)
+
+
+def lay_out_runs(
+    runs: Sequence[Sequence[Asked]], scale: float | None, window: int | None, cap: float | None
 ) -> list[Laid]:
-    """All reads (q, k, q_positions, k_positions) of one call, their work shared out."""
-    every = bounds_each([(asked, q.shape[1], held) for q, _, asked, held in reads], window)
-    laid = [Laid(q, k, bounds, scale, cap) for (q, k, *_), bounds in zip(reads, every, strict=True)]
+    """The same for reads of which those that are alike stand together."""
+    every = bounds_each([[(asked, q.shape[1], held) for q, _, asked, held, *_ in run] for run in runs], window)
+    laid = [Laid(run, bounds, scale, cap) for run, bounds in zip(runs, every, strict=True)]
     for few in (False, True):
         some = [one for one in laid if one.few == few and one.items]
-        keys = sum(one.items * one.keys for one in some)  # that all items read, before any are shared out
+        keys = sum(one.count * one.items * one.keys for one in some)  # that all items read, before any are shared out
         for one in some:
             shortest = KEYS if few else SHORTEST * KEYS
             # Decoding is shared out as if alone: a sequence must get the same bits in any company.
             wanted = -(-ITEMS // one.items) if few or one.tokens == 1 else -(-one.keys * ITEMS // max(keys, 1))
             one.parts = max(1, min(wanted, one.keys // shortest))
-        shares = -(-ITEMS // max(sum(one.items for one in some), 1))
+        shares = -(-ITEMS // max(sum(one.count * one.items for one in some), 1))
         for one in some:
             if not few and shares > 1:
                 one.block = min(one.block, -(-one.block // shares // TOKENS) * TOKENS)

@@ -9,6 +9,7 @@ cache, where their squares are summed on the way. Attention then gathers the cho
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from accel.cpu.attention.call import attention
 from accel.cpu.linear.inverse_norms import unit_rate
 from accel.cpu.linear.rows import padded, product, widen
-from accel.cpu.methods.topk import keep_top, keep_top_each
+from accel.cpu.methods.topk import keep_top, list_best_each, protected
 from accel.cpu.runtime.arrays import address, readable, rows
 from accel.cpu.runtime.calls import Call, at_once
 from accel.cpu.runtime.kernels import kernel
@@ -40,6 +41,7 @@ from accel.cpu.simd import (
 )
 from accel.shared.lazy import Chosen, Keys
 from reference import contract
+from reference.quoka import with_chunk
 
 BLOCK = 2 * TALL  # keys per block: two tall tiles
 
@@ -49,7 +51,8 @@ def select_queries(q: np.ndarray, n_queries: int) -> np.ndarray:
 
     Least similar to the mean first, ties to the lower index; all T in order where T ≤ N.
     """
-    return _slots_each([q], contract.select_queries(q, n_queries)["H"], n_queries)[0][0]
+    heads = contract.select_queries(q, n_queries)["H"]
+    return _slots_each([q], heads, n_queries)[0].reshape(heads, -1)
 
 
 def key_scores(q: np.ndarray, k: np.ndarray | Keys, n_queries: int) -> np.ndarray:
@@ -57,8 +60,9 @@ def key_scores(q: np.ndarray, k: np.ndarray | Keys, n_queries: int) -> np.ndarra
 
     Higher = keep; float32.
     """
-    keys = contract.key_scores(q, k, n_queries)["S"]
-    return _scores_each([q], k, [keys], n_queries)[0]
+    sizes = contract.key_scores(q, k, n_queries)
+    scores, _ = _scores_each([q], k, np.array([sizes["S"]]), n_queries)
+    return scores.reshape(sizes["KV"], sizes["S"])
 
 
 def select_keys(
@@ -86,31 +90,44 @@ def select_keys_each(
     recent: int = 0,
     positions: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """`select_keys` for several chunks in one reading of the keys: chunk c ranks the first pasts[c] columns of
-    k (KV, S, D) by its queries q[c] (H, T, D) and keeps budgets[c] of them -> (KV, B) each."""
-    contract.select_keys_each(q, k, pasts, budgets, n_queries)
-    places = [None if positions is None else positions[:, :past] for past in pasts]
-    return keep_top_each(_scores_each(q, k, pasts, n_queries), budgets, sinks=sinks, recent=recent, positions=places)
+    """The columns that each of several chunks reads, in one reading of the keys: chunk c ranks the first pasts[c]
+    columns of k (KV, S, D) by its queries q[c] (H, T, D), and lists budgets[c] of them and its own T -> (KV, B + T)
+    each."""
+    contract.select_keys_each(q, k, pasts, budgets, n_queries, sinks, recent, positions)
+    kv_heads, past = k.shape[0], np.array(pasts, np.int64)
+    scores, places = _scores_each(q, k, past, n_queries)
+    counts = [(min(both), queries.shape[1]) for *both, queries in zip(budgets, pasts, q, strict=True)]
+    kept, own = np.array(counts, np.int64).T
+    ends = (kv_heads * (kept + own)).cumsum()
+    columns = np.empty(ends[-1], np.int64)
+    rows, head = np.empty((len(q), kv_heads, 5), np.int64), np.arange(kv_heads)[:, None]
+    rows[..., 0] = places[:, None] + 4 * (head * past).T
+    rows[..., 2] = address(columns) + 8 * (ends + (head - kv_heads) * (kept + own)).T
+    rows[..., 1], rows[..., 3], rows[..., 4] = past[:, None], kept[:, None], own[:, None]
+    first = np.zeros((len(q), kv_heads), np.int64)
+    if sinks and positions is not None:
+        first[:] = np.minimum(protected(np.asarray(positions), sinks), past[:, None])
+    list_best_each(rows.reshape(-1, 5), first, recent)
+    starts = [0, *ends.tolist()]
+    return [columns[start:end].reshape(kv_heads, -1) for start, end in pairwise(starts)]
 
 
 def _scores_each(
-    q: Sequence[np.ndarray], k: np.ndarray | Keys, pasts: Sequence[int], n_queries: int
-) -> list[np.ndarray]:
-    """Scores of the first pasts[c] keys by the queries of chunk c: (KV, past) float32 each."""
+    q: Sequence[np.ndarray], k: np.ndarray | Keys, pasts: np.ndarray, n_queries: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the first pasts[c] keys by the queries of chunk c, (KV, past) float32 each, one after another; and
+    where each chunk's stand."""
     kv_heads, _, dim = k.shape
     _, slots, widths = _slots_each(q, kv_heads, n_queries)
-    scores = [np.empty((kv_heads, past), np.float32) for past in pasts]
-    table = np.array(
-        [
-            (address(x), past, last - n, n)
-            for x, past, last, n in zip(scores, pasts, widths.cumsum(), widths, strict=True)
-        ]
-    )
+    ends = (kv_heads * pasts).cumsum()
+    scores = np.empty(ends[-1], np.float32)
+    places = address(scores) + 4 * (ends - kv_heads * pasts)
+    table = np.array([places, pasts, widths.cumsum() - widths, widths]).T.copy()
     held, rates = (k.held, k.rates) if isinstance(k, Keys) else (readable(k), None)
     memory = scratch.take(score_floats(dim, slots.shape[2]))
-    score_slots(at_once, slots, held, rates, table, memory, max(pasts))
+    score_slots(at_once, slots, held, rates, table, memory, int(pasts.max()))
     scratch.give(memory)
-    return scores
+    return scores, places
 
 
 def score_slots(
@@ -135,14 +152,6 @@ def score_floats(dim: int, wide: int) -> int:
 def keys_per_item(kv_heads: int, keys: int) -> int:
     """Keys that a worker scores at a time."""
     return max(-(-keys // (-(-8 * THREADS // kv_heads) * BLOCK)) * BLOCK, 1)
-
-
-def with_chunk(kept: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """The kept past columns and then every column of the chunk, start … stop-1: (KV, B) -> (KV, B + stop - start)."""
-    columns = np.empty((len(kept), kept.shape[1] + stop - start), np.int64)
-    columns[:, : kept.shape[1]] = kept
-    columns[:, kept.shape[1] :] = np.arange(start, stop)
-    return columns
 
 
 def quoka_attention(
@@ -171,24 +180,19 @@ def quoka_attention(
     return attention(q, k, v, q_positions, k_positions, scale=scale, cap=cap)
 
 
-def _slots_each(
-    q: Sequence[np.ndarray], kv_heads: int, n_queries: int
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """The chosen queries (H, N) of every chunk, and their unit vectors averaged over each of `kv_heads` groups slot by
-    slot, transposed, chunk after chunk: (KV, D, ΣN), each N padded to whole vectors with copies of slot 0; and those
-    padded N."""
+def _slots_each(q: Sequence[np.ndarray], kv_heads: int, n_queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The chosen queries of every chunk, (H, N) each, one after another; their unit vectors averaged over each of
+    `kv_heads` groups slot by slot, transposed, chunk after chunk: (KV, D, ΣN), each N padded to whole vectors with
+    copies of slot 0; and those padded N."""
     dim, q = q[0].shape[2], [readable(queries) for queries in q]
-    counts = [min(n_queries, queries.shape[1]) for queries in q]
-    widths = np.array([padded(n, LANES) for n in counts])
-    chosen = [np.empty((len(queries), n), np.int64) for queries, n in zip(q, counts, strict=True)]
-    slots = np.empty((kv_heads, dim, int(widths.sum())), np.float32)
-    table = np.array(
-        [
-            slots_row(queries, own, slots[:, :, last - wide :])
-            for queries, own, wide, last in zip(q, chosen, widths, widths.cumsum(), strict=True)
-        ]
-    )
-    size = max(slot_floats(queries.shape[1], n, dim) for queries, n in zip(q, counts, strict=True))
+    table = np.array([(*rows(x), 0, 0, *x.shape[:2], min(n_queries, x.shape[1])) for x in q], np.int64)
+    heads, tokens, counts = table[:, 6:].T
+    widths = -(-counts // LANES) * LANES
+    lasts, ends = widths.cumsum(), (heads * counts).cumsum()
+    chosen = np.empty(ends[-1], np.int64)
+    slots = np.empty((kv_heads, dim, int(lasts[-1])), np.float32)
+    table[:, 4], table[:, 5] = address(chosen) + 8 * (ends - heads * counts), address(slots) + 4 * (lasts - widths)
+    size = slot_floats(int(tokens.max()), int(counts.max()), dim)
     memory = scratch.take(size)
     choose_slots(at_once, table, slots, memory, size)
     scratch.give(memory)
