@@ -127,8 +127,8 @@ def caote_scores(h: Any, v: Any, group: str) -> Sizes:
 def keep_top(scores: Any, budget: int, sinks: int, recent: int, positions: Any) -> Sizes:
     """KV, S, and B = min(budget, S), the columns kept. What is protected must fit the budget where anything goes."""
     sizes = match(scores=(scores, "KV S"), **({} if positions is None else {"positions": (positions, "KV S")}))
+    _whole_protected(sinks, recent, positions)
     _fits(budget, sinks, recent, sizes["S"])
-    _sinks_are_known(sinks, positions)
     return {**sizes, "B": min(budget, sizes["S"])}
 
 
@@ -291,11 +291,11 @@ def select_keys_each(
     for queries in {(queries.shape, queries.dtype): queries for queries in q}.values():
         key_scores(queries, k, n_queries)
     sizes = match(k=(k, "KV S D"), **({} if positions is None else {"positions": (positions, "KV S")}))
+    _whole_protected(sinks, recent, positions)
     for past, budget in zip(pasts, budgets, strict=True):
         if whole("pasts", past, 0) > sizes["S"]:
             raise ValueError(f"pasts: got {past}, wanted at most the {sizes['S']} keys")
         _fits(budget, sinks, recent, past)
-    _sinks_are_known(sinks, positions)
     return sizes
 
 
@@ -317,16 +317,16 @@ def odd(name: str, value: int) -> int:
     return value
 
 
+def _whole_protected(sinks: int, recent: int, positions: Any) -> None:
+    whole("recent", recent, least=0)
+    if whole("sinks", sinks, least=0) and positions is None:
+        raise ValueError(f"positions: got none, wanted those by which {sinks} sinks are known")
+
+
 def _fits(budget: int, sinks: int, recent: int, keys: int) -> None:
     """What is protected of so many keys must fit the budget where anything goes."""
-    protected = whole("sinks", sinks, least=0) + whole("recent", recent, least=0)
-    if protected > whole("budget", budget) and keys > budget:
+    if sinks + recent > whole("budget", budget) and keys > budget:
         raise ValueError(f"sinks + recent: got {sinks} + {recent}, wanted at most the budget, {budget}")
-
-
-def _sinks_are_known(sinks: int, positions: Any) -> None:
-    if sinks and positions is None:
-        raise ValueError(f"positions: got none, wanted those by which {sinks} sinks are known")
 
 
 def _some_queries(q: Any) -> None:

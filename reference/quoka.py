@@ -32,7 +32,7 @@ from reference.attention import attention
 from reference.cache import LayerCache
 from reference.checks import one_of, require, whole
 from reference.similarity import unit
-from reference.topk import check_budget, keep_top, resolve_budget
+from reference.topk import check_budget, keep_top, resolve_budget, tokens_of
 
 SIMILARITIES = ("cosine", "dot")
 OVERS = ("max", "mean")
@@ -221,7 +221,7 @@ class Quoka:
 
     def budget_of(self, past: int) -> int:
         """Tokens read of a past of `past` tokens."""
-        return min(past, max(resolve_budget(self.budget, past), self.sinks + self.recent))
+        return min(past, max(tokens_of(self.budget, past), self.sinks + self.recent))
 
     def columns(self, backend: ModuleType, q: Sequence[Any], cache: LayerCache, pasts: Sequence[int]) -> list[Any]:
         """Columns of the cache that each chunk reads, its own last: q[c] (H, T, D) -> (KV, B + T) int64, ascending.

@@ -12,7 +12,7 @@ import numpy as np
 from accel.cpu.attention.blocks import places
 from accel.cpu.attention.by_block import attend
 from accel.cpu.attention.by_key import attend_few, few_places
-from accel.cpu.attention.layout import Laid, lay_out_runs, runs_of, where_it_stands
+from accel.cpu.attention.layout import Laid, lay_out_runs, runs_of
 from accel.cpu.attention.reads import read_at
 from accel.cpu.attention.softmax import NOTHING
 from accel.cpu.linear.rows import load_kind, power
@@ -60,11 +60,11 @@ def _attended(
     reads: Sequence[tuple[Any, Any, Any, Any, Any]], scale: float | None, window: int | None, cap: float | None
 ) -> list[np.ndarray]:
     """The outputs (T, H, D) of all reads, which stand one after another."""
-    runs = runs_of([(q, k, asked, held, v) for q, k, v, asked, held in reads])
-    for (q, k, asked, held, v), *others in runs:
-        contract.attention(q, k, v, asked, held, scale, window, cap)
+    runs = runs_of(reads)
+    for first, *others in runs:
+        contract.attention(*first, scale, window, cap)
         for other in others:  # of the same shapes and dtypes
-            whole("q_positions", other[2], least=0)
+            whole("q_positions", other[3], least=0)
     laid = lay_out_runs(runs, scale, window, cap)
     sizes = [one.count * one.tokens * one.heads * one.dim for one in laid]
     every, ends = fresh(sum(sizes)), [*accumulate(sizes)]
@@ -72,18 +72,18 @@ def _attended(
         every[end - size : end].reshape(one.count, one.tokens, one.heads, one.dim)
         for one, size, end in zip(laid, sizes, ends, strict=True)
     ]
-    _run(laid, [where_it_stands(run[0][4])[0] for run in runs], outputs)
+    _run(laid, outputs)
     return [out for own in outputs for out in own]
 
 
-def _run(laid: Sequence[Laid], values: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+def _run(laid: Sequence[Laid], outputs: Sequence[np.ndarray]) -> None:
     """Attend to all reads, and write to `outputs` (N, T, H, D) of those that are alike."""
     tables: list[np.ndarray] = []
     held = []  # until the kernels are done
-    for one, v, out in zip(laid, values, outputs, strict=True):
+    for one, out in zip(laid, outputs, strict=True):
         stats = np.empty((one.count, one.parts, one.heads, one.tokens, 2), np.float32)
         partial = fresh(one.count, one.parts, one.heads, one.tokens, one.dim) if one.parts > 1 else None
-        tables.append(one.table(v, out, partial, stats))
+        tables.append(one.table(out, partial, stats))
         held += [stats, partial]
     for few, attends in ((False, attend), (True, attend_few)):
         some = [n for n, one in enumerate(laid) if one.few == few and one.items]

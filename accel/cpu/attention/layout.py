@@ -26,8 +26,7 @@ TOKENS = 32  # that items share a multiple of: whole blocks of columns, whatever
 ITEMS = 3 * THREADS  # at least, where there is work enough
 SHORTEST = 16  # blocks of keys in a range: each range has sums of its own, which are merged
 
-
-Asked = tuple[Any, ...]  # a read: (q, k, q_positions, k_positions), and perhaps values
+Asked = tuple[Any, Any, Any, Any, Any]  # a read as attention takes it: (q, k, v, q_positions, k_positions)
 _PLACES = ("q", "chosen", "seen", "out", "partial", "stats")  # what differs between reads that are alike
 _Q, _CHOSEN, _SEEN, _OUT, _PARTIAL, _STATS = (Read._fields.index(name) for name in _PLACES)
 
@@ -45,17 +44,13 @@ def runs_of(reads: Sequence[Asked]) -> list[list[Asked]]:
 
 def _alike(one: Asked, other: Asked) -> bool:
     """Whether two reads differ in no more than which queries they are, and which columns they read."""
-    (q, k, first, *held), (its_q, its_k, its_first, *its_held) = one, other
-    if type(k) is not Chosen or type(its_k) is not Chosen or type(first) is not int or type(its_first) is not int:
-        return False
+    (q, k, v, first, at), (its_q, its_k, its_v, its_first, its_at) = one, other
     return (
-        k.held is its_k.held and k.columns.shape == its_k.columns.shape
-        and q.shape == its_q.shape and q.dtype == its_q.dtype
-        and q.strides == its_q.strides and q.flags.aligned == its_q.flags.aligned
-        and all(
-            type(x) is Chosen is type(y) and x.held is y.held and x.columns is k.columns and y.columns is its_k.columns
-            for x, y in zip(held, its_held, strict=True)
-        )
+        type(its_k) is type(its_v) is type(its_at) is type(k) is type(v) is type(at) is Chosen
+        and k.held is its_k.held and v.held is its_v.held and at.held is its_at.held
+        and its_v.columns is its_at.columns is its_k.columns and its_k.columns.shape == k.columns.shape
+        and q.shape == its_q.shape and q.strides == its_q.strides and q.dtype == its_q.dtype
+        and type(first) is type(its_first) is int and q.flags.aligned == its_q.flags.aligned
     )  # fmt: skip
 
 
@@ -63,11 +58,13 @@ class Laid:
     """Reads that are alike, as a rule one, whose arguments fit."""
 
     def __init__(self, run: Sequence[Asked], bounds: np.ndarray, scale: float | None, cap: float | None) -> None:
-        q, k, *_ = run[0]
+        q, k, v, *_ = run[0]
         (self.heads, self.tokens, self.dim), (self.kv, self.keys, _) = q.shape, k.shape
         self.count, self.group = len(run), self.heads // self.kv
-        self.q, stand = [readable(read[0]) for read in run], [where_it_stands(read[1]) for read in run]
-        self.k, self.columns = stand[0][0], [columns for _, columns in stand]
+        self.q, self.k, self.v = [readable(read[0]) for read in run], _where_it_stands(k), _where_it_stands(v)
+        self.columns: list[np.ndarray] = []  # none where all are read
+        if isinstance(k, Chosen):
+            self.columns = [np.ascontiguousarray(read[1].columns, np.int64) for read in run]
         self.scale = (1 / math.sqrt(self.dim) if scale is None else float(scale)) * LOG2E
         self.cap = float(cap or 0) * LOG2E
         self.bounds = bounds[0]  # (KV or 1, T, 2), those of the next read right after it
@@ -98,24 +95,22 @@ class Laid:
         values, target = (0, 0, 0, 0), (0, 0, 0)
         if v is not None and out is not None:
             values, target = rows(v), (address(out), out.strides[1], out.strides[0])
-        columns = self.columns[0]
         return Read(
-            self.items, *rows(self.q[0]), *rows(self.k), *values, 0 if columns is None else address(columns),
+            self.items, *rows(self.q[0]), *rows(self.k), *values, address(self.columns[0]) if self.columns else 0,
             address(self.bounds), self.bounds.strides[0] if len(self.bounds) > 1 else 0, *target,
             0 if partial is None else address(partial), address(stats), self.heads, self.kv, self.tokens, self.keys,
             self.dim, self.block, self.blocks, self.parts, self.span, int(np.float64(self.scale).view(np.int64)),
             int(np.float64(self.cap).view(np.int64)),
         )  # fmt: skip
 
-    def table(self, v: np.ndarray, out: np.ndarray, partial: np.ndarray | None, stats: np.ndarray) -> np.ndarray:
+    def table(self, out: np.ndarray, partial: np.ndarray | None, stats: np.ndarray) -> np.ndarray:
         """The rows of the table for all reads (N, WORDS): as `words`, of arrays that have an axis N more."""
-        row = self.words(v, out[0], None if partial is None else partial[0], stats[0])
         table = np.empty((self.count, WORDS), np.int64)
-        table[:] = row
+        table[:] = self.words(self.v, out[0], None if partial is None else partial[0], stats[0])
         if self.count > 1:
             number = np.arange(self.count)
             table[:, _Q] = [address(q) for q in self.q]
-            table[:, _CHOSEN] = [address(columns) for columns in self.columns if columns is not None]
+            table[:, _CHOSEN] = [address(columns) for columns in self.columns]
             table[:, _SEEN] += number * self.bounds.nbytes
             table[:, _OUT] += number * out.strides[0]
             table[:, _PARTIAL] += number * (0 if partial is None else partial.strides[0])
@@ -123,16 +118,19 @@ class Laid:
         return table
 
 
-def lay_out(reads: Sequence[Asked], scale: float | None, window: int | None, cap: float | None) -> list[Laid]:
-    """All reads of one call, their work shared out."""
-    return lay_out_runs([[read] for read in reads], scale, window, cap)
+def lay_out(
+    reads: Sequence[tuple[Any, Any, Any, Any]], scale: float | None, window: int | None, cap: float | None
+) -> list[Laid]:
+    """All reads (q, k, q_positions, k_positions) of one call, whose values are of no interest here, their work shared
+    out."""
+    return lay_out_runs([[(q, k, None, asked, held)] for q, k, asked, held in reads], scale, window, cap)
 
 
 def lay_out_runs(
     runs: Sequence[Sequence[Asked]], scale: float | None, window: int | None, cap: float | None
 ) -> list[Laid]:
-    """The same for reads of which those that are alike stand together."""
-    every = bounds_each([[(asked, q.shape[1], held) for q, _, asked, held, *_ in run] for run in runs], window)
+    """The same of whole reads, of which those that are alike stand together."""
+    every = bounds_each(runs, window)
     laid = [Laid(run, bounds, scale, cap) for run, bounds in zip(runs, every, strict=True)]
     for few in (False, True):
         some = [one for one in laid if one.few == few and one.items]
@@ -149,8 +147,6 @@ def lay_out_runs(
     return laid
 
 
-def where_it_stands(x: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array to read from, and which of its columns (None: all)."""
-    if isinstance(x, Chosen):
-        return readable(x.held), np.ascontiguousarray(x.columns, np.int64)
-    return readable(x), None
+def _where_it_stands(x: Any) -> Any:
+    """The array to read from, or None where there is none."""
+    return readable(x.held if isinstance(x, Chosen) else x) if x is not None else None

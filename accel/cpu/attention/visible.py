@@ -21,26 +21,25 @@ from reference.checks import ascending
 FEW = 4  # heads that one core looks at by itself
 
 
-Asked = tuple[np.ndarray | int, int, Any]  # (q_positions, T, k_positions) of a read
-
-
-def bounds_each(runs: Sequence[Sequence[Asked]], window: int | None) -> list[np.ndarray]:
+def bounds_each(runs: Sequence[Sequence[tuple[Any, ...]]], window: int | None) -> list[np.ndarray]:
     """First and one past the last key that each query sees, (N, KV, T, 2) int64, or (1, 1, T, 2) where it is the same
-    for all heads, of runs of N reads. ValueError for positions out of order.
+    for all heads, of runs of N reads (q, k, v, q_positions, k_positions). ValueError for positions out of order.
 
-    Reads of a run have as many queries each, of which the first is known where there are several, and read as many
-    columns of the same positions."""
+    Reads of a run are alike: as many queries each, whose first positions are given, and as many columns of the same
+    positions.
+    """
     every: list[np.ndarray] = []
     held: list[Any] = []  # until the kernel is done
     tables: list[np.ndarray] = []
     for run in runs:
-        q_positions, tokens, k_positions = run[0]
+        q, _, _, q_positions, k_positions = run[0]
+        tokens = q.shape[1]
         if isinstance(q_positions, int) and isinstance(k_positions, Consecutive):
             every.append(_of_consecutive(q_positions - k_positions.first, tokens, k_positions.shape[1], window)[None])
             continue
         asked = np.ascontiguousarray(as_positions(q_positions, tokens), np.int64)[None]
         if len(run) > 1:
-            asked = np.array([first for first, *_ in run])[:, None] + np.arange(tokens)
+            asked = np.array([read[3] for read in run])[:, None] + np.arange(tokens)
         at = k_positions.held if isinstance(k_positions, Lazy) else k_positions
         if at.dtype != np.int64 or at.strides[1] != 8:
             at = np.ascontiguousarray(at, np.int64)
@@ -60,8 +59,8 @@ def bounds_each(runs: Sequence[Sequence[Asked]], window: int | None) -> list[np.
         disorder = np.zeros(1, np.int64)
         list_bounds(at_once, np.concatenate(tables), disorder, window)
         if disorder[0]:
-            for q_positions, tokens, k_positions in chain.from_iterable(runs):
-                ascending("q_positions", as_positions(q_positions, tokens))
+            for q, _, _, q_positions, k_positions in chain.from_iterable(runs):
+                ascending("q_positions", as_positions(q_positions, q.shape[1]))
                 ascending("k_positions", np.asarray(k_positions))
     return every
 

@@ -69,8 +69,8 @@ def _add_direction(sums, row, kind, dim, line, sign):
 
 @kernel
 def ascend(task, worker, table, lists, rows, size, wrong):
-    """Count what is wrong with lists of columns that should ascend within 0 … size-1: `rows` lists in each of the arrays
-    that the table names, with the length of theirs. An item is a list."""
+    """Count what is wrong with lists of columns that should ascend within 0 … size-1, so many `rows` in each of the
+    arrays that the table names, with how long these are. An item is a row."""
     described = carray(words_at(table), (lists, 2))
     while True:
         item = fetch_add(task, 1)
