@@ -22,7 +22,7 @@ import numpy as np
 
 from reference.eviction import Seen
 from reference.model import Model
-from reference.state import Chunk, by_sequence
+from reference.state import Chunk
 
 
 class Read(NamedTuple):
@@ -35,14 +35,14 @@ class Read(NamedTuple):
     gathered: tuple[Any, Any, Any]  # keys and values (KV, R, D) and positions (KV, R) of those
 
 
-def attend(model: Model, n: int, chunks: Sequence[Chunk], q: Any, k: Any, v: Any) -> Any:
-    """Attention of layer n for the rows of all chunks: q (H, ΣT, D), k and v (KV, ΣT, D) -> (ΣT, H·D).
+def attend(model: Model, n: int, sequences: Sequence[list[Chunk]], q: Any, k: Any, v: Any) -> Any:
+    """Attention of layer n for the rows of all sequences' chunks: q (H, ΣT, D), k and v (KV, ΣT, D) -> (ΣT, H·D).
 
     Afterwards every sequence's layer holds the new tokens, evicted to its budget.
     """
     config, backend = model.config, model.backend
     outputs: dict[int, Any] = {}
-    for turn in _turns(model, n, chunks):
+    for turn in _turns(model, n, sequences):
         reads = [_append(model, n, run, q, k, v) for run in turn]  # those of each run
         every = [read for own in reads for read in own]
         attended = backend.attention_each(
@@ -57,9 +57,9 @@ def attend(model: Model, n: int, chunks: Sequence[Chunk], q: Any, k: Any, v: Any
     return backend.concatenate([outputs[start] for start in sorted(outputs)])
 
 
-def _turns(model: Model, n: int, chunks: Sequence[Chunk]) -> list[list[list[Chunk]]]:
+def _turns(model: Model, n: int, sequences: Sequence[list[Chunk]]) -> list[list[list[Chunk]]]:
     """The runs of chunks that attend together, turn by turn."""
-    each = [_runs(model, n, own) for own in by_sequence(chunks)]
+    each = [_runs(model, n, own) for own in sequences]
     return [[run for run in turn if run] for turn in zip_longest(*each)]
 
 

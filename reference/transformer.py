@@ -62,7 +62,7 @@ def _run_pass(layers: Callable[[Model, Sequence[Chunk]], Any], model: Model, chu
 
 def _layers(model: Model, chunks: Sequence[Chunk]) -> Any:
     """What `forward` returns, from the first embedding to the last norm."""
-    config, weights, backend = model.config, model.weights, model.backend
+    config, weights, backend, sequences = model.config, model.weights, model.backend, by_sequence(chunks)
     x = backend.embed(
         np.concatenate([chunk.token_ids for chunk in chunks]), weights.embedding, scale=config.embedding_scale
     )
@@ -80,10 +80,10 @@ def _layers(model: Model, chunks: Sequence[Chunk]) -> Any:
         rope = config.ropes[n]
         rotation = None if rope is None else rotations[rope]
         q, k, v = project(backend, config, w, normed, rotation)  # (H, ΣT, D), (KV, ΣT, D) twice
-        out = backend.linear(attend(model, n, chunks, q, k, v), w.w_o, w.b_o)
+        out = backend.linear(attend(model, n, sequences, q, k, v), w.w_o, w.b_o)
         x = backend.add(x, norm(out, w.post_attention_norm), scale=config.residual_scale)
 
-        out = _feed_forward(model, n, chunks, norm(x, w.ffn_norm))
+        out = _feed_forward(model, n, sequences, norm(x, w.ffn_norm))
         x = backend.add(x, norm(out, w.post_ffn_norm), scale=config.residual_scale)
     return norm(x, weights.final_norm)
 
@@ -107,16 +107,16 @@ def _heads(backend: Any, config: ModelConfig, w: LayerWeights, x: Any, rotation:
     return q, k, v
 
 
-def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
+def _feed_forward(model: Model, n: int, sequences: Sequence[list[Chunk]], x: Any) -> Any:
     """Step 5: the FFN of every row, (ΣT, E) -> (ΣT, E). Where all are dense, one product serves all sequences."""
-    if any(chunk.state.policy.at(n).ffn for chunk in chunks):
-        return model.backend.concatenate([_by_blocks(model, n, own, x) for own in by_sequence(chunks)])
-    return _dense(model, n, chunks, x)
+    if any(own[0].state.policy.at(n).ffn for own in sequences):
+        return model.backend.concatenate([_by_blocks(model, n, own, x) for own in sequences])
+    return _dense(model, n, sequences, x)
 
 
-def _dense(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
-    """The FFN of the rows of these chunks, with all neurons: (T, E) -> (T, E)."""
-    for own in by_sequence(chunks):
+def _dense(model: Model, n: int, sequences: Sequence[list[Chunk]], x: Any) -> Any:
+    """The FFN of the rows of these sequences' chunks, with all neurons: (T, E) -> (T, E)."""
+    for own in sequences:
         _note_neurons(model, n, own[0].state, [(chunk.first, len(chunk.token_ids), None) for chunk in own])
     w = model.weights.layers[n]
     if w.experts is not None:
@@ -124,13 +124,13 @@ def _dense(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
     return model.backend.gated_ffn(x, w.w_gate, w.w_up, w.w_down, act=model.config.activation)
 
 
-def _by_blocks(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
+def _by_blocks(model: Model, n: int, chunks: list[Chunk], x: Any) -> Any:
     """The FFN of one sequence's chunks, each block with the neurons that its policy part chooses for it: x of all
     sequences (ΣT, E) -> (T, E)."""
     state, start = chunks[0].state, chunks[0].rows.start
     part, x = state.policy.at(n).ffn, x[start : chunks[-1].rows.stop]
     if part is None:
-        return _dense(model, n, chunks, x)
+        return _dense(model, n, [chunks], x)
     blocks: list[Block] = []
     for chunk in chunks:
         for at in range(chunk.rows.start, chunk.rows.stop, part.block):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -79,12 +80,16 @@ def _attended(
 def _run(laid: Sequence[Laid], outputs: Sequence[np.ndarray]) -> None:
     """Attend to all reads, and write to `outputs` (N, T, H, D) of those that are alike."""
     tables: list[np.ndarray] = []
-    held = []  # until the kernels are done
+    held, taken = [], []  # until the kernels are done
     for one, out in zip(laid, outputs, strict=True):
         stats = np.empty((one.count, one.parts, one.heads, one.tokens, 2), np.float32)
-        partial = fresh(one.count, one.parts, one.heads, one.tokens, one.dim) if one.parts > 1 else None
+        partial = None
+        if one.parts > 1:
+            shape = one.count, one.parts, one.heads, one.tokens, one.dim
+            taken.append(scratch.take(prod(shape)))
+            partial = taken[-1][: prod(shape)].reshape(shape)
         tables.append(one.table(out, partial, stats))
-        held += [stats, partial]
+        held.append(stats)
     for few, attends in ((False, attend), (True, attend_few)):
         some = [n for n, one in enumerate(laid) if one.few == few and one.items]
         if some:
@@ -96,6 +101,8 @@ def _run(laid: Sequence[Laid], outputs: Sequence[np.ndarray]) -> None:
     if merged:
         table = np.concatenate(merged)
         _merge(address(table), len(table))
+    for memory in taken:
+        scratch.give(memory)
 
 
 def block_size(one: Laid) -> int:

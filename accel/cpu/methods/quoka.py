@@ -9,8 +9,8 @@ cache, where their squares are summed on the way. Attention then gathers the cho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,8 +61,7 @@ def key_scores(q: np.ndarray, k: np.ndarray | Keys, n_queries: int) -> np.ndarra
     Higher = keep; float32.
     """
     sizes = contract.key_scores(q, k, n_queries)
-    scores, _ = _scores_each([q], k, np.array([sizes["S"]]), n_queries)
-    return scores.reshape(sizes["KV"], sizes["S"])
+    return _scores_each([q], k, [sizes["S"]], n_queries).numbers.reshape(sizes["KV"], sizes["S"])
 
 
 def select_keys(
@@ -94,40 +93,43 @@ def select_keys_each(
     columns of k (KV, S, D) by its queries q[c] (H, T, D), and lists budgets[c] of them and its own T -> (KV, B + T)
     each."""
     contract.select_keys_each(q, k, pasts, budgets, n_queries, sinks, recent, positions)
-    kv_heads, past = k.shape[0], np.array(pasts, np.int64)
-    scores, places = _scores_each(q, k, past, n_queries)
-    counts = [(min(both), queries.shape[1]) for *both, queries in zip(budgets, pasts, q, strict=True)]
-    kept, own = np.array(counts, np.int64).T
-    ends = (kv_heads * (kept + own)).cumsum()
+    kv_heads = k.shape[0]
+    scores = _scores_each(q, k, pasts, n_queries)
+    widths = [min(budget, past) + queries.shape[1] for budget, past, queries in zip(budgets, pasts, q, strict=True)]
+    ends = [*accumulate((kv_heads * width for width in widths), initial=0)]
     columns = np.empty(ends[-1], np.int64)
-    rows, head = np.empty((len(q), kv_heads, 5), np.int64), np.arange(kv_heads)[:, None]
-    rows[..., 0] = places[:, None] + 4 * (head * past).T
-    rows[..., 2] = address(columns) + 8 * (ends + (head - kv_heads) * (kept + own)).T
-    rows[..., 1], rows[..., 3], rows[..., 4] = past[:, None], kept[:, None], own[:, None]
+    table, listed = [], []
+    for n, (width, past, queries) in enumerate(zip(widths, pasts, q, strict=True)):
+        own = queries.shape[1]
+        table.append((scores.places[n], past, address(columns) + 8 * ends[n], width - own, own))
+        listed.append(columns[ends[n] : ends[n + 1]].reshape(kv_heads, width))
     first = np.zeros((len(q), kv_heads), np.int64)
     if sinks and positions is not None:
-        first[:] = np.minimum(protected(np.asarray(positions), sinks), past[:, None])
-    list_best_each(rows.reshape(-1, 5), first, recent)
-    starts = [0, *ends.tolist()]
-    return [columns[start:end].reshape(kv_heads, -1) for start, end in pairwise(starts)]
+        first[:] = np.minimum(protected(np.asarray(positions), sinks), np.array(pasts)[:, None])
+    list_best_each(np.array(table, np.int64), first, recent)
+    return listed
 
 
-def _scores_each(
-    q: Sequence[np.ndarray], k: np.ndarray | Keys, pasts: np.ndarray, n_queries: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the first pasts[c] keys by the queries of chunk c, (KV, past) float32 each, one after another; and
-    where each chunk's stand."""
+class Scores(NamedTuple):
+    """Scores of several chunks, (KV, past) float32 each, one after another, and where those of each stand."""
+
+    numbers: np.ndarray
+    places: list[int]
+
+
+def _scores_each(q: Sequence[np.ndarray], k: np.ndarray | Keys, pasts: Sequence[int], n_queries: int) -> Scores:
+    """Scores of the first pasts[c] keys by the queries of chunk c."""
     kv_heads, _, dim = k.shape
     _, slots, widths = _slots_each(q, kv_heads, n_queries)
-    ends = (kv_heads * pasts).cumsum()
+    ends = [*accumulate((kv_heads * past for past in pasts), initial=0)]
     scores = np.empty(ends[-1], np.float32)
-    places = address(scores) + 4 * (ends - kv_heads * pasts)
-    table = np.array([places, pasts, widths.cumsum() - widths, widths]).T.copy()
+    places = [address(scores) + 4 * end for end in ends[:-1]]
+    table = np.array([*zip(places, pasts, accumulate(widths, initial=0), widths, strict=False)], np.int64)
     held, rates = (k.held, k.rates) if isinstance(k, Keys) else (readable(k), None)
     memory = scratch.take(score_floats(dim, slots.shape[2]))
-    score_slots(at_once, slots, held, rates, table, memory, int(pasts.max()))
+    score_slots(at_once, slots, held, rates, table, memory, max(pasts))
     scratch.give(memory)
-    return scores, places
+    return Scores(scores, places)
 
 
 def score_slots(
@@ -180,21 +182,22 @@ def quoka_attention(
     return attention(q, k, v, q_positions, k_positions, scale=scale, cap=cap)
 
 
-def _slots_each(q: Sequence[np.ndarray], kv_heads: int, n_queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _slots_each(q: Sequence[np.ndarray], kv_heads: int, n_queries: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """The chosen queries of every chunk, (H, N) each, one after another; their unit vectors averaged over each of
     `kv_heads` groups slot by slot, transposed, chunk after chunk: (KV, D, ΣN), each N padded to whole vectors with
     copies of slot 0; and those padded N."""
     dim, q = q[0].shape[2], [readable(queries) for queries in q]
-    table = np.array([(*rows(x), 0, 0, *x.shape[:2], min(n_queries, x.shape[1])) for x in q], np.int64)
-    heads, tokens, counts = table[:, 6:].T
-    widths = -(-counts // LANES) * LANES
-    lasts, ends = widths.cumsum(), (heads * counts).cumsum()
-    chosen = np.empty(ends[-1], np.int64)
-    slots = np.empty((kv_heads, dim, int(lasts[-1])), np.float32)
-    table[:, 4], table[:, 5] = address(chosen) + 8 * (ends - heads * counts), address(slots) + 4 * (lasts - widths)
-    size = slot_floats(int(tokens.max()), int(counts.max()), dim)
+    shapes = [(len(x), x.shape[1], min(n_queries, x.shape[1])) for x in q]  # H, T, N
+    widths = [-(-n // LANES) * LANES for *_, n in shapes]
+    chosen = np.empty(sum(heads * n for heads, _, n in shapes), np.int64)
+    slots = np.empty((kv_heads, dim, sum(widths)), np.float32)
+    to, slot, table = address(chosen), address(slots), []
+    for queries, (heads, tokens, n), width in zip(q, shapes, widths, strict=True):
+        table.append((*rows(queries), to, slot, heads, tokens, n))
+        to, slot = to + 8 * heads * n, slot + 4 * width
+    size = slot_floats(*max((tokens, n) for _, tokens, n in shapes), dim)
     memory = scratch.take(size)
-    choose_slots(at_once, table, slots, memory, size)
+    choose_slots(at_once, np.array(table, np.int64), slots, memory, size)
     scratch.give(memory)
     return chosen, slots, widths
 

@@ -51,18 +51,18 @@ def keep_top(
     return kept
 
 
-def list_best_each(rows: np.ndarray, first: np.ndarray, recent: int) -> None:
-    """`keep_top` of many rows of scores, each of its own length and with its own budget, and behind the columns kept of
-    a row those that follow its scores.
+def list_best_each(table: np.ndarray, first: np.ndarray, recent: int) -> None:
+    """`keep_top` of several arrays of scores, each of its own length and with its own budget, and behind the columns
+    kept those that follow the scores.
 
-    A row of the table `rows` (R, 5) says where its scores stand, how many there are, where its columns go, how many are
-    kept, at most as many as there are, and how many follow. The `first` (R,) and last `recent` of a row are kept in any
-    case. ValueError for NaN.
+    A row of the table (C, 5) says where an array's scores (KV, S) stand, S, where its columns (KV, B + T) go, B, which
+    is at most S, and T. The `first` (C, KV) and last `recent` columns are kept in any case. ValueError for NaN.
     """
-    not_numbers, keys = np.zeros(1, np.int64), int(rows[:, 1].max())
+    not_numbers, keys = np.zeros(1, np.int64), int(table[:, 1].max())
     memory = scratch.take(floats_needed(keys))
     _keep_top(
-        0, address(rows), address(first), recent, 0, 0, address(not_numbers), address(memory), len(rows), keys, 0,
+        0, address(table), address(first), recent, 0, 0, address(not_numbers), address(memory), first.size, keys, 0,
+        first.shape[1],
     )  # fmt: skip
     scratch.give(memory)
     numbers_only(not_numbers)
@@ -93,7 +93,7 @@ def list_best(
         )  # fmt: skip
     return call(
         _keep_top, address(scores), 0, address(first), recent, address(kept), kept.strides[0], address(not_numbers),
-        address(memory), *scores.shape, kept.shape[1],
+        address(memory), *scores.shape, kept.shape[1], 1,
     )  # fmt: skip
 
 
@@ -147,10 +147,13 @@ def _drop(ranks, count, least, most):
 
 
 @kernel
-def _keep_top(task, worker, scores, table, firsts, recent, kept, kept_row, not_numbers, memory, rows, most, budget):
-    """Of `rows` rows of `most` scores each, or, as `list_best_each` has them, of those that a table lists, at most so
-    long."""
-    mine, each = memory + 4 * worker * (most + most % 2 + 2 * BUCKETS), carray(words_at(table or firsts), (rows, 5))
+def _keep_top(
+    task, worker, scores, table, firsts, recent, kept, kept_row, not_numbers, memory, rows, most, budget, heads,
+):  # fmt: skip
+    """Of `rows` rows of `most` scores each `budget`; or of rows of at most so many in a table of `list_best_each`, where
+    arrays have as many rows as there are `heads`."""
+    mine = memory + 4 * worker * (most + most % 2 + 2 * BUCKETS)
+    each = carray(words_at(table or firsts), (rows // heads, 5))
     whole, histogram = carray(bits_at(mine), most), carray(words_at(mine + 4 * (most + most % 2)), BUCKETS)
     while True:
         row = fetch_add(task, 1)
@@ -158,7 +161,8 @@ def _keep_top(task, worker, scores, table, firsts, recent, kept, kept_row, not_n
             return
         at, keys, to, left, more = scores + 4 * row * most, most, kept + row * kept_row, budget, 0
         if table:
-            at, keys, to, left, more = each[row]
+            at, keys, to, left, more = each[row // heads]
+            at, to = at + row % heads * 4 * keys, to + row % heads * 8 * (left + more)
         goes, bits, every = keys - left, carray(bits_at(at), keys), whole[:keys]
         found = carray(words_at(to), left + more)
         for j in range(more):
