@@ -64,8 +64,8 @@ def _attended(
     runs = runs_of(reads)
     for first, *others in runs:
         contract.attention(*first, scale, window, cap)
-        for other in others:  # of the same shapes and dtypes
-            whole("q_positions", other[3], least=0)
+        if others:  # of the same shapes and dtypes
+            whole("q_positions", min(read[3] for read in others), least=0)
     laid = lay_out_runs(runs, scale, window, cap)
     sizes = [one.count * one.tokens * one.heads * one.dim for one in laid]
     every, ends = fresh(sum(sizes)), [*accumulate(sizes)]

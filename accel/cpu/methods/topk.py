@@ -150,8 +150,8 @@ def _drop(ranks, count, least, most):
 def _keep_top(
     task, worker, scores, table, firsts, recent, kept, kept_row, not_numbers, memory, rows, most, budget, heads,
 ):  # fmt: skip
-    """Of `rows` rows of `most` scores each `budget`; or of rows of at most so many in a table of `list_best_each`, where
-    arrays have as many rows as there are `heads`."""
+    """Of `rows` rows of `most` scores each `budget`; or of as many, and of at most so many scores each, in a table of
+    `list_best_each`, whose arrays have as many rows as there are `heads`."""
     mine = memory + 4 * worker * (most + most % 2 + 2 * BUCKETS)
     each = carray(words_at(table or firsts), (rows // heads, 5))
     whole, histogram = carray(bits_at(mine), most), carray(words_at(mine + 4 * (most + most % 2)), BUCKETS)
