@@ -31,8 +31,10 @@ def embed(token_ids: np.ndarray, table: Matrix, *, scale: float = 1.0) -> np.nda
     sizes = contract.embed(token_ids, table)
     meaning.check_ids(token_ids, sizes["V"])
     ids, dim = np.ascontiguousarray(token_ids, np.int64), sizes["E"]
-    if isinstance(table, Int8) or table.dtype == np.float64:  # of a table that kernels cannot read as it is, these rows
-        table, ids = readable_matrix(table.rows(ids) if isinstance(table, Int8) else table[ids]), np.arange(len(ids))
+    if isinstance(table, Int8):  # of a table that must be copied to be read no more than these rows
+        table, ids = table.rows(ids), np.arange(len(ids))
+    elif isinstance(table, np.ndarray) and readable(first := table[:1]) is not first:
+        table, ids = table[ids], np.arange(len(ids))
     held, out = readable_matrix(table), fresh(len(ids), dim)
     if out.size:
         _embed(address(ids), *matrix(held), float(scale), address(out), len(ids), dim)
