@@ -283,18 +283,21 @@ def select_keys_each(
     recent: int,
     positions: Any,
 ) -> Sizes:
-    """KV, S and D; for each chunk's queries (H, T, D) a past of 0 to S columns, and a budget as of `keep_top`."""
+    """KV, S and D; for each chunk's queries (H, T, D) a past of 0 to S columns, whose positions are known where any
+    are, and a budget as of `keep_top`."""
     require(
         len(q) == len(pasts) == len(budgets),
         f"pasts and budgets: got {len(pasts)} and {len(budgets)}, wanted one of each for {len(q)} chunks",
     )
     for queries in {(queries.shape, queries.dtype): queries for queries in q}.values():
         key_scores(queries, k, n_queries)
-    sizes = match(k=(k, "KV S D"), **({} if positions is None else {"positions": (positions, "KV S")}))
+    sizes = match(k=(k, "KV S D"), **({} if positions is None else {"positions": (positions, "KV P")}))
     _whole_protected(sinks, recent, positions)
     for past, budget in zip(pasts, budgets, strict=True):
         if whole("pasts", past, 0) > sizes["S"]:
             raise ValueError(f"pasts: got {past}, wanted at most the {sizes['S']} keys")
+        if past > sizes.get("P", past):
+            raise ValueError(f"positions: got {sizes['P']}, wanted those of {past} keys")
         _fits(budget, sinks, recent, past)
     return sizes
 
