@@ -133,8 +133,7 @@ def quoka(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, positions: Position
     queries = [ours(q)[:, c * chunk : (c + 1) * chunk] for c in range(chunks)]
 
     def call() -> list[Array]:
-        kept = cuda.select_keys_each(queries, keys, pasts, [budget] * chunks, QUERIES)
-        columns = [cuda.with_chunk(rows, at, at + chunk) for rows, at in zip(kept, pasts, strict=True)]
+        columns = cuda.select_keys_each(queries, keys, pasts, [budget] * chunks, QUERIES)
         reads = [
             (one, *(Chosen(x, c) for x in (keys.held, values)), at, Chosen(positions, c))
             for one, c, at in zip(queries, columns, pasts, strict=True)

@@ -26,6 +26,7 @@ from benchmarks.attention import (
 )
 from benchmarks.common import Race, Report, main
 from reference import Quoka
+from reference.quoka import with_chunk
 
 QUERIES = 16
 CHUNKS = 4  # of a pass
@@ -129,7 +130,7 @@ def _parts(report: Report, problem: Problem, budget: int) -> None:
     past, k = problem.past, problem.k[:, : problem.past]
     cache = cpu.LayerCache(problem.k, problem.v, problem.k_positions)
     scores = cpu.key_scores(problem.q, k, QUERIES)
-    columns = cpu.with_chunk(cpu.keep_top(scores, budget), past, past + CHUNK)
+    columns = with_chunk(cpu.keep_top(scores, budget), past, past + CHUNK)
     gathered = cache.gather(columns)
     race = Race(
         {

@@ -69,7 +69,6 @@ from reference.quoka import (
     select_keys,
     select_keys_each,
     select_queries,
-    with_chunk,
 )
 from reference.sampling import Sampling
 from reference.scores import H2O, SnapKV, Tova, last_queries, pool, snapkv_scores, tova_scores

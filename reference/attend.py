@@ -15,57 +15,50 @@ call of the backend, and so sequences that decode together share it, each with i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby, zip_longest
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from reference.cache import LayerCache
 from reference.eviction import Seen
 from reference.model import Model
 from reference.state import Chunk
 
 
-@dataclass(frozen=True)
-class Read:
-    """Rows of a pass that read the same keys: which rows, the values of those keys, and what an evictor will see."""
+class Read(NamedTuple):
+    """Rows of a pass that read the same keys: the first row, its position, the queries, and what they read."""
 
-    rows: slice
-    v: Any  # (KV, R, D)
-    seen: Seen
-
-    @property
-    def arguments(self) -> tuple[Any, Any, Any, int, Any]:
-        """What `attention` takes."""
-        return self.seen.q, self.seen.k, self.v, self.seen.first, self.seen.k_positions
+    row: int
+    first: int
+    q: Any  # (H, T, D)
+    columns: Any  # (KV, R) of the cache, or None for all
+    gathered: tuple[Any, Any, Any]  # keys and values (KV, R, D) and positions (KV, R) of those
 
 
-def attend(model: Model, n: int, chunks: Sequence[Chunk], q: Any, k: Any, v: Any) -> Any:
-    """Attention of layer n for the rows of all chunks: q (H, ΣT, D), k and v (KV, ΣT, D) -> (ΣT, H·D).
+def attend(model: Model, n: int, sequences: Sequence[list[Chunk]], q: Any, k: Any, v: Any) -> Any:
+    """Attention of layer n for the rows of all sequences' chunks: q (H, ΣT, D), k and v (KV, ΣT, D) -> (ΣT, H·D).
 
     Afterwards every sequence's layer holds the new tokens, evicted to its budget.
     """
     config, backend = model.config, model.backend
     outputs: dict[int, Any] = {}
-    for turn in _turns(model, n, chunks):
+    for turn in _turns(model, n, sequences):
         reads = [_append(model, n, run, q, k, v) for run in turn]  # those of each run
         every = [read for own in reads for read in own]
         attended = backend.attention_each(
-            [read.arguments for read in every],
+            [(q, k, v, first, positions) for _, first, q, _, (k, v, positions) in every],
             scale=config.attention_scale,
             window=config.windows[n],
             cap=config.score_cap,
         )
-        outputs |= {read.rows.start: rows for read, rows in zip(every, attended, strict=True)}
+        outputs |= {read.row: rows for read, rows in zip(every, attended, strict=True)}
         for run, own in zip(turn, reads, strict=True):
-            _evict(model, n, run[-1], [read.seen for read in own])
+            _evict(model, n, run[-1], own)
     return backend.concatenate([outputs[start] for start in sorted(outputs)])
 
 
-def _turns(model: Model, n: int, chunks: Sequence[Chunk]) -> list[list[list[Chunk]]]:
+def _turns(model: Model, n: int, sequences: Sequence[list[Chunk]]) -> list[list[list[Chunk]]]:
     """The runs of chunks that attend together, turn by turn."""
-    sequences = [list(own) for _, own in groupby(chunks, key=lambda chunk: id(chunk.state))]
     each = [_runs(model, n, own) for own in sequences]
     return [[run for run in turn if run] for turn in zip_longest(*each)]
 
@@ -99,54 +92,51 @@ def _append(model: Model, n: int, run: list[Chunk], q: Any, k: Any, v: Any) -> l
     cache.append(k[:, rows], v[:, rows], run[0].first)
     pasts = [before + chunk.first - run[0].first for chunk in run]  # columns before each chunk's own
     narrow = next((c for c, past in enumerate(pasts) if select and past > select.budget_of(past)), len(run))
-    choosing = run[narrow:]
-    queries = [q[:, chunk.rows] for chunk in choosing]
-    chosen: list[Any] = []
-    if select is not None and choosing:
-        chosen = select.columns(model.backend, queries, cache, pasts[narrow:])
-    _note(model, n, run, pasts, [None] * narrow + chosen)
-    reads: list[Read] = []
+    reads, chosen = [], []
     if narrow:
-        rows = slice(rows.start, run[narrow - 1].rows.stop)
-        reads.append(_read(model, run[0], rows, q[:, rows], cache, None))
-    for chunk, own, columns in zip(choosing, queries, chosen, strict=True):
-        reads.append(_read(model, chunk, chunk.rows, own, cache, columns))
+        before_any = q[:, rows.start : run[narrow - 1].rows.stop]
+        reads.append(Read(rows.start, run[0].first, before_any, None, cache.gather(None)))
+    if select is not None and (choosing := run[narrow:]):
+        queries = [q[:, chunk.rows] for chunk in choosing]
+        chosen = select.columns(model.backend, queries, cache, pasts[narrow:])
+        each = zip(choosing, queries, chosen, cache.gather_each(chosen), strict=True)
+        reads += [Read(chunk.rows.start, chunk.first, *what) for chunk, *what in each]
+    _note(model, n, run, pasts, [None] * narrow + chosen)
     return reads
 
 
-def _read(model: Model, chunk: Chunk, rows: slice, q: Any, cache: LayerCache, columns: Any) -> Read:
-    """What some rows read, the first of which are the chunk's: `columns` (KV, R) of their cache, or None for all."""
-    k, v, positions = cache.gather(columns)
-    scale, cap, backend = model.config.attention_scale, model.config.score_cap, model.backend
-    return Read(rows, v, Seen(q, chunk.first, k, positions, columns, cache, scale, cap, chunk.decoding, backend))
-
-
 def _note(model: Model, n: int, run: list[Chunk], pasts: list[int], chosen: list[Any]) -> None:
-    """Count what each chunk read of what it could have, and trace it."""
-    window, to_numpy = model.config.windows[n], model.backend.to_numpy
-    for chunk, past, columns in zip(run, pasts, chosen, strict=True):
-        tokens, state = len(chunk.token_ids), chunk.state
-        visible = tokens + (past if window is None else min(past, window))
-        state.counts.read(n, visible if columns is None else columns.shape[1], visible)
-        if state.trace is not None:
-            positions = state.cache.layers[n].positions
-            of_past = None if columns is None else np.take_along_axis(to_numpy(positions), to_numpy(columns), axis=1)
-            state.trace.read(n, chunk.first, None if of_past is None else of_past[:, :-tokens])
+    """Count what the chunks read of what they could have, and trace it."""
+    window, state, to_numpy = model.config.windows[n], run[0].state, model.backend.to_numpy
+    visible = [
+        len(chunk.token_ids) + (past if window is None else min(past, window))
+        for chunk, past in zip(run, pasts, strict=True)
+    ]
+    read = [of if columns is None else columns.shape[1] for columns, of in zip(chosen, visible, strict=True)]
+    state.counts.read(n, sum(read), sum(visible))
+    if state.trace is None:
+        return
+    positions = to_numpy(state.cache.layers[n].positions)
+    for chunk, columns in zip(run, chosen, strict=True):
+        of_past = None if columns is None else np.take_along_axis(positions, to_numpy(columns), axis=1)
+        state.trace.read(n, chunk.first, None if of_past is None else of_past[:, : -len(chunk.token_ids)])
 
 
-def _evict(model: Model, n: int, last: Chunk, seen: list[Seen]) -> None:
+def _evict(model: Model, n: int, last: Chunk, reads: list[Read]) -> None:
     """Step 6 after a run that ends with the chunk `last`: let the method see what was read, and bring the layer back to
     its budget.
 
     A layer with a window is cut to it when the pass is over: until then an interrupted pass can be taken back.
     """
-    state, to_numpy = last.state, model.backend.to_numpy
-    evict = state.policy.at(n).evict
-    if evict is None or model.config.windows[n] is not None:
+    state, config, to_numpy = last.state, model.config, model.backend.to_numpy
+    evict, cache = state.policy.at(n).evict, state.cache.layers[n]
+    if evict is None or config.windows[n] is not None:
         return
+    besides = cache, config.attention_scale, config.score_cap, last.decoding, model.backend
+    seen = [Seen(q, first, k, positions, columns, *besides) for _, first, q, columns, (k, _, positions) in reads]
     for one in seen[:-1]:
         evict.observe(one)
-    before = state.cache.layers[n].positions
+    before = cache.positions
     if (evicted := evict.evict(seen[-1])) is not None:
         scores, kept = evicted
         state.counts.evicted(n, scores.shape[1] - kept.shape[1])

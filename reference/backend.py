@@ -26,7 +26,7 @@ MOVES = (  # what else a forward pass does to an array
         "merge_heads",
         "join_dims",
     ),
-    *("with_chunk", "group_mean", "last_queries", "rotation_tables", "griffin_statistic", "neuron_magnitudes"),
+    *("group_mean", "last_queries", "rotation_tables", "griffin_statistic", "neuron_magnitudes"),
     *("draw", "to_backend", "to_numpy", "prepare_weights", "prepare_fastforward", "new_cache", "restore_cache"),
     *("soft_cap", "fastforward_blocks"),
 )

@@ -6,6 +6,7 @@ are always in ascending order of position. Heads are stored once, never repeated
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -85,6 +86,10 @@ class LayerCache:
             np.take_along_axis(self.v, columns[:, :, None], axis=1),
             np.take_along_axis(self.positions, columns, axis=1),
         )
+
+    def gather_each(self, columns: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """`gather` of several lists of columns, as a backend may check them in one go."""
+        return [self.gather(own) for own in columns]
 
     def check(self, columns: np.ndarray) -> None:
         """ValueError unless columns (KV, R) ascend and are all there."""

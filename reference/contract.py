@@ -127,11 +127,8 @@ def caote_scores(h: Any, v: Any, group: str) -> Sizes:
 def keep_top(scores: Any, budget: int, sinks: int, recent: int, positions: Any) -> Sizes:
     """KV, S, and B = min(budget, S), the columns kept. What is protected must fit the budget where anything goes."""
     sizes = match(scores=(scores, "KV S"), **({} if positions is None else {"positions": (positions, "KV S")}))
-    protected = whole("sinks", sinks, least=0) + whole("recent", recent, least=0)
-    if protected > whole("budget", budget) and sizes["S"] > budget:
-        raise ValueError(f"sinks + recent: got {sinks} + {recent}, wanted at most the budget, {budget}")
-    if sinks and positions is None:
-        raise ValueError(f"positions: got none, wanted those by which {sinks} sinks are known")
+    _whole_protected(sinks, recent, positions)
+    _fits(budget, sinks, recent, sizes["S"])
     return {**sizes, "B": min(budget, sizes["S"])}
 
 
@@ -276,18 +273,32 @@ def columns(listed: Any, kv_heads: int) -> Sizes:
     return {"KV": shape[0], "R": shape[1]}
 
 
-def select_keys_each(q: Sequence[Any], k: Any, pasts: Sequence[int], budgets: Sequence[int], n_queries: int) -> Sizes:
-    """KV, S and D; for each chunk's queries (H, T, D) a past of 0 to S columns and a budget."""
+def select_keys_each(
+    q: Sequence[Any],
+    k: Any,
+    pasts: Sequence[int],
+    budgets: Sequence[int],
+    n_queries: int,
+    sinks: int,
+    recent: int,
+    positions: Any,
+) -> Sizes:
+    """KV, S and D; for each chunk's queries (H, T, D) a past of 0 to S columns, whose positions are known where any
+    are, and a budget as of `keep_top`."""
     require(
         len(q) == len(pasts) == len(budgets),
         f"pasts and budgets: got {len(pasts)} and {len(budgets)}, wanted one of each for {len(q)} chunks",
     )
     for queries in {(queries.shape, queries.dtype): queries for queries in q}.values():
         key_scores(queries, k, n_queries)
-    sizes = match(k=(k, "KV S D"))
-    for past in pasts:
+    sizes = match(k=(k, "KV S D"), **({} if positions is None else {"positions": (positions, "KV P")}))
+    _whole_protected(sinks, recent, positions)
+    for past, budget in zip(pasts, budgets, strict=True):
         if whole("pasts", past, 0) > sizes["S"]:
             raise ValueError(f"pasts: got {past}, wanted at most the {sizes['S']} keys")
+        if past > sizes.get("P", past):
+            raise ValueError(f"positions: got {sizes['P']}, wanted those of {past} keys")
+        _fits(budget, sinks, recent, past)
     return sizes
 
 
@@ -307,6 +318,18 @@ def odd(name: str, value: int) -> int:
     """`value`, or a ValueError unless it is odd, so that an average over it is centred."""
     require(whole(name, value) % 2 == 1, f"{name}: got {value}, wanted an odd number, so that the average is centred")
     return value
+
+
+def _whole_protected(sinks: int, recent: int, positions: Any) -> None:
+    whole("recent", recent, least=0)
+    if whole("sinks", sinks, least=0) and positions is None:
+        raise ValueError(f"positions: got none, wanted those by which {sinks} sinks are known")
+
+
+def _fits(budget: int, sinks: int, recent: int, keys: int) -> None:
+    """What is protected of so many keys must fit the budget where anything goes."""
+    if sinks + recent > whole("budget", budget) and keys > budget:
+        raise ValueError(f"sinks + recent: got {sinks} + {recent}, wanted at most the budget, {budget}")
 
 
 def _some_queries(q: Any) -> None:

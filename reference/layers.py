@@ -27,11 +27,16 @@ from reference.weights import LayerWeights, Weights
 def embed(token_ids: np.ndarray, table: Matrix, *, scale: float = 1.0) -> np.ndarray:
     """Rows of the embedding table times `scale`: token_ids (T,) of 0 ≤ id < V, table (V, E) -> (T, E)."""
     vocab_size = contract.embed(token_ids, table)["V"]
+    check_ids(token_ids, vocab_size)
+    rows = widen(table[token_ids] if isinstance(table, np.ndarray) else dequantize(table.rows(token_ids)))  # (T, E)
+    return rows * rows.dtype.type(scale)
+
+
+def check_ids(token_ids: np.ndarray, vocab_size: int) -> None:
+    """ValueError where an id is not in the vocabulary."""
     outside = token_ids[(token_ids < 0) | (token_ids >= vocab_size)]
     if outside.size:
         raise ValueError(f"token_ids: got id {outside[0]}, wanted 0 to {vocab_size - 1}")
-    rows = widen(table[token_ids] if isinstance(table, np.ndarray) else dequantize(table.rows(token_ids)))  # (T, E)
-    return rows * rows.dtype.type(scale)
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:

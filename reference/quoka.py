@@ -32,7 +32,7 @@ from reference.attention import attention
 from reference.cache import LayerCache
 from reference.checks import one_of, require, whole
 from reference.similarity import unit
-from reference.topk import check_budget, keep_top, resolve_budget
+from reference.topk import check_budget, keep_top, resolve_budget, tokens_of
 
 SIMILARITIES = ("cosine", "dot")
 OVERS = ("max", "mean")
@@ -116,12 +116,19 @@ def select_keys_each(
     recent: int = 0,
     positions: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """`select_keys` for several chunks, as a backend may do it in one reading of the keys k (KV, S, D): chunk c, with
-    its queries q[c] (H, T, D), ranks the first pasts[c] columns and keeps budgets[c] of them -> (KV, B) each."""
-    contract.select_keys_each(q, k, pasts, budgets, n_queries)
+    """The columns that each of several chunks reads, as a backend may list them in one reading of the keys.
+
+    Chunk c, with its queries q[c] (H, T, D), ranks the first pasts[c] columns of k (KV, S, D) and keeps budgets[c] of
+    them, as in `select_keys`; its own columns follow its past: (KV, min(budgets[c], pasts[c]) + T) int64 each.
+    """
+    contract.select_keys_each(q, k, pasts, budgets, n_queries, sinks, recent, positions)
     places = [None if positions is None else positions[:, :past] for past in pasts]
     return [
-        select_keys(queries, k[:, :past], budget, n_queries, sinks=sinks, recent=recent, positions=place)
+        with_chunk(
+            select_keys(queries, k[:, :past], budget, n_queries, sinks=sinks, recent=recent, positions=place),
+            past,
+            past + queries.shape[1],
+        )
         for queries, past, budget, place in zip(q, pasts, budgets, places, strict=True)
     ]
 
@@ -214,7 +221,7 @@ class Quoka:
 
     def budget_of(self, past: int) -> int:
         """Tokens read of a past of `past` tokens."""
-        return min(past, max(resolve_budget(self.budget, past), self.sinks + self.recent))
+        return min(past, max(tokens_of(self.budget, past), self.sinks + self.recent))
 
     def columns(self, backend: ModuleType, q: Sequence[Any], cache: LayerCache, pasts: Sequence[int]) -> list[Any]:
         """Columns of the cache that each chunk reads, its own last: q[c] (H, T, D) -> (KV, B + T) int64, ascending.
@@ -222,33 +229,22 @@ class Quoka:
         All chunks are in the cache already; the c-th begins at column pasts[c].
         """
         budgets = [self.budget_of(past) for past in pasts]
+        if not self.standard:
+            return self._variant(backend, q, cache, pasts, budgets)
         kept_besides = {"sinks": self.sinks, "recent": self.recent, "positions": cache.positions}
-        if self.standard:
-            kept = backend.select_keys_each(q, cache.keys(), pasts, budgets, self.n_queries, **kept_besides)
-        else:
-            kept = self._variant(backend, q, cache, pasts, budgets)
-        return [
-            backend.with_chunk(columns, past, past + queries.shape[1])
-            for columns, past, queries in zip(kept, pasts, q, strict=True)
-        ]
+        return backend.select_keys_each(q, cache.keys(), pasts, budgets, self.n_queries, **kept_besides)
 
     def _variant(
         self, backend: ModuleType, q: Sequence[Any], cache: LayerCache, pasts: Sequence[int], budgets: Sequence[int]
     ) -> list[Any]:
-        """The kept past columns of each chunk by a teaching variant, on the host."""
+        """What `columns` gives, by a teaching variant, on the host."""
         keys, positions = backend.to_numpy(cache.k), backend.to_numpy(cache.positions)
-        return [
-            backend.to_backend(
-                keep_top(
-                    self._variant_scores(backend.to_numpy(queries), keys[:, :past]),
-                    budget,
-                    sinks=self.sinks,
-                    recent=self.recent,
-                    positions=positions[:, :past],
-                )
-            )
-            for queries, past, budget in zip(q, pasts, budgets, strict=True)
-        ]
+        listed: list[Any] = []
+        for queries, past, budget in zip(q, pasts, budgets, strict=True):
+            scores, places = self._variant_scores(backend.to_numpy(queries), keys[:, :past]), positions[:, :past]
+            kept = keep_top(scores, budget, sinks=self.sinks, recent=self.recent, positions=places)
+            listed.append(backend.to_backend(with_chunk(kept, past, past + queries.shape[1])))
+        return listed
 
     def _variant_scores(self, q: np.ndarray, k: np.ndarray) -> np.ndarray:
         """(KV, S) of a teaching variant."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,11 @@ class Chunk:
     length: int
     rows: slice
     decoding: bool = False
+
+
+def by_sequence(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """The chunks of each sequence of a pass, where they stand together."""
+    return [list(own) for _, own in groupby(chunks, key=lambda chunk: id(chunk.state))]
 
 
 def check_tokens(config: ModelConfig, state: State, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:

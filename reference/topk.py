@@ -43,4 +43,9 @@ def check_budget(budget: int | float) -> None:
 def resolve_budget(budget: int | float, length: int) -> int:
     """Tokens that a budget means for `length` tokens: itself, or ceil(fraction · length)."""
     check_budget(budget)
+    return tokens_of(budget, length)
+
+
+def tokens_of(budget: int | float, length: int) -> int:
+    """The same of a budget that was checked."""
     return math.ceil(budget * length) if isinstance(budget, float) else int(budget)

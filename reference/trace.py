@@ -35,7 +35,7 @@ class Counts:
         return type(self)(*(getattr(self, f.name).copy() for f in fields(self)))
 
     def read(self, layer: int, keys: int, of: int) -> None:
-        """One chunk read `keys` of the `of` keys in the cache."""
+        """Chunks read `keys` of the `of` keys that they could have, added up."""
         self.keys_read[layer] += keys
         self.keys_visible[layer] += of
 
@@ -44,7 +44,7 @@ class Counts:
         self.keys_evicted[layer] += keys
 
     def ran(self, layer: int, neurons: int, of: int) -> None:
-        """A block ran `neurons` (token, neuron) pairs of `of`."""
+        """Blocks ran `neurons` (token, neuron) pairs of `of`, added up."""
         self.neurons_run[layer] += neurons
         self.neurons_total[layer] += of
 

@@ -17,7 +17,6 @@ know NumPy's arrays from a GPU's, a checkpoint's file format, or a family's name
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from reference.latent import latent_heads
 from reference.mixture import mixture_layer
 from reference.model import Model
 from reference.policy import Policy
-from reference.state import Chunk, State, check_tokens
+from reference.state import Chunk, State, by_sequence, check_tokens
 from reference.trace import Counts, Trace
 from reference.weights import LayerWeights
 
@@ -63,7 +62,7 @@ def _run_pass(layers: Callable[[Model, Sequence[Chunk]], Any], model: Model, chu
 
 def _layers(model: Model, chunks: Sequence[Chunk]) -> Any:
     """What `forward` returns, from the first embedding to the last norm."""
-    config, weights, backend = model.config, model.weights, model.backend
+    config, weights, backend, sequences = model.config, model.weights, model.backend, by_sequence(chunks)
     x = backend.embed(
         np.concatenate([chunk.token_ids for chunk in chunks]), weights.embedding, scale=config.embedding_scale
     )
@@ -81,10 +80,10 @@ def _layers(model: Model, chunks: Sequence[Chunk]) -> Any:
         rope = config.ropes[n]
         rotation = None if rope is None else rotations[rope]
         q, k, v = project(backend, config, w, normed, rotation)  # (H, ΣT, D), (KV, ΣT, D) twice
-        out = backend.linear(attend(model, n, chunks, q, k, v), w.w_o, w.b_o)
+        out = backend.linear(attend(model, n, sequences, q, k, v), w.w_o, w.b_o)
         x = backend.add(x, norm(out, w.post_attention_norm), scale=config.residual_scale)
 
-        out = _feed_forward(model, n, chunks, norm(x, w.ffn_norm))
+        out = _feed_forward(model, n, sequences, norm(x, w.ffn_norm))
         x = backend.add(x, norm(out, w.post_ffn_norm), scale=config.residual_scale)
     return norm(x, weights.final_norm)
 
@@ -108,31 +107,30 @@ def _heads(backend: Any, config: ModelConfig, w: LayerWeights, x: Any, rotation:
     return q, k, v
 
 
-def _feed_forward(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
+def _feed_forward(model: Model, n: int, sequences: Sequence[list[Chunk]], x: Any) -> Any:
     """Step 5: the FFN of every row, (ΣT, E) -> (ΣT, E). Where all are dense, one product serves all sequences."""
-    if any(chunk.state.policy.at(n).ffn for chunk in chunks):
-        sequences = [list(own) for _, own in groupby(chunks, key=lambda chunk: id(chunk.state))]
+    if any(own[0].state.policy.at(n).ffn for own in sequences):
         return model.backend.concatenate([_by_blocks(model, n, own, x) for own in sequences])
-    return _dense(model, n, chunks, x)
+    return _dense(model, n, sequences, x)
 
 
-def _dense(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
-    """The FFN of the rows of these chunks, with all neurons: (T, E) -> (T, E)."""
-    for chunk in chunks:
-        _note_neurons(model, n, chunk, chunk.first, len(chunk.token_ids), None)
+def _dense(model: Model, n: int, sequences: Sequence[list[Chunk]], x: Any) -> Any:
+    """The FFN of the rows of these sequences' chunks, with all neurons: (T, E) -> (T, E)."""
+    for own in sequences:
+        _note_neurons(model, n, own[0].state, [(chunk.first, len(chunk.token_ids), None) for chunk in own])
     w = model.weights.layers[n]
     if w.experts is not None:
         return mixture_layer(model.backend, model.config, w, x)
     return model.backend.gated_ffn(x, w.w_gate, w.w_up, w.w_down, act=model.config.activation)
 
 
-def _by_blocks(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
+def _by_blocks(model: Model, n: int, chunks: list[Chunk], x: Any) -> Any:
     """The FFN of one sequence's chunks, each block with the neurons that its policy part chooses for it: x of all
     sequences (ΣT, E) -> (T, E)."""
     state, start = chunks[0].state, chunks[0].rows.start
     part, x = state.policy.at(n).ffn, x[start : chunks[-1].rows.stop]
     if part is None:
-        return _dense(model, n, chunks, x)
+        return _dense(model, n, [chunks], x)
     blocks: list[Block] = []
     for chunk in chunks:
         for at in range(chunk.rows.start, chunk.rows.stop, part.block):
@@ -140,17 +138,20 @@ def _by_blocks(model: Model, n: int, chunks: Sequence[Chunk], x: Any) -> Any:
             first, cache = chunk.first + at - chunk.rows.start, state.cache.layers[n]
             blocks.append(Block(x[rows], rows, first, chunk.length, chunk.decoding, n, model, cache))
     output, ran = part.run(x, blocks)
-    for block, neurons in zip(blocks, ran, strict=True):
-        _note_neurons(model, n, chunks[0], block.first, len(block.x), neurons)
+    each = zip(blocks, ran, strict=True)
+    _note_neurons(model, n, state, [(block.first, len(block.x), neurons) for block, neurons in each])
     return output
 
 
-def _note_neurons(model: Model, n: int, chunk: Chunk, first: int, tokens: int, neurons: Any) -> None:
-    """Count what a block of `tokens` ran, and trace it: neurons (K,), or None for all of them."""
-    state, width = chunk.state, model.config.neurons(n)
-    state.counts.ran(n, tokens * (width if neurons is None else len(neurons)), tokens * width)
+def _note_neurons(model: Model, n: int, state: State, blocks: Sequence[tuple[int, int, Any]]) -> None:
+    """Count what blocks ran, and trace it: the position of the first token, tokens, and neurons (K,), or None for all
+    of them, of each."""
+    width = model.config.neurons(n)
+    run = sum(tokens * (width if neurons is None else len(neurons)) for _, tokens, neurons in blocks)
+    state.counts.ran(n, run, width * sum(tokens for _, tokens, _ in blocks))
     if state.trace is not None:
-        state.trace.ran(n, first, None if neurons is None else model.backend.to_numpy(neurons))
+        for first, _, neurons in blocks:
+            state.trace.ran(n, first, None if neurons is None else model.backend.to_numpy(neurons))
 
 
 def logits(model: Model, hidden: Any) -> Any:

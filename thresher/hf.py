@@ -142,7 +142,7 @@ class _Layer(CacheLayerMixin):
             ids = np.zeros(tokens, np.int64)  # what they are does not matter here, only how many
             decoding = tokens == 1 and first > 0
             chunks = [Chunk(state, ids[s], first + s.start, first + tokens, s, decoding) for s in spans]
-            outs.append(to_tensor(attend(model, self.number, chunks, *map(to_array, (query[n], key[n], value[n])))))
+            outs.append(to_tensor(attend(model, self.number, [chunks], *map(to_array, (query[n], key[n], value[n])))))
             if window is not None:
                 layer.keep_newest(window)
             state.position = first + tokens

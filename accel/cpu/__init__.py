@@ -32,7 +32,6 @@ from accel.cpu.methods.quoka import (
     select_keys,
     select_keys_each,
     select_queries,
-    with_chunk,
 )
 from accel.cpu.methods.scores import snapkv_scores, tova_scores
 from accel.cpu.methods.topk import keep_top, select_neurons

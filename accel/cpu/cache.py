@@ -13,6 +13,7 @@ float64, so that a million additions and subtractions leave it where adding up a
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,12 +95,16 @@ class LayerCache(reference.LayerCache):
         if columns is None:
             consecutive, oldest = self._room.consecutive, self._room.oldest
             return self.k, self.v, Consecutive(self.positions, oldest) if consecutive else self.positions
-        columns = self._checked(columns)
-        return Chosen(self.k, columns), Chosen(self.v, columns), Chosen(self.positions, columns)
+        return self.gather_each([columns])[0]
+
+    def gather_each(self, columns: Sequence[np.ndarray]) -> list[tuple[Any, Any, Any]]:
+        """`gather` of several lists of columns, which are checked in one go."""
+        held = self.k, self.v, self.positions
+        return [tuple(Chosen(x, own) for x in held) for own in self._checked(columns)]  # type: ignore[misc]
 
     def keep(self, columns: np.ndarray) -> None:
         """Forget every column but these: columns (KV, B) ascending. Their room is used again."""
-        columns = self._checked(columns)
+        (columns,) = self._checked([columns])
         positions: np.ndarray = np.empty((len(columns), self.capacity), np.int64)
         memory = scratch.take(THREADS * padded(self.k.shape[2], LANES))
         self.move_kept(at_once, columns, self.size, positions, memory)
@@ -201,15 +206,19 @@ class LayerCache(reference.LayerCache):
             workers=1 if k.size <= FEW else THREADS,
         )  # fmt: skip
 
-    def _checked(self, columns: np.ndarray) -> np.ndarray:
-        """The columns as kernels read them; ValueError where one is not there or they do not ascend: kernels would read
-        memory that is not the cache's."""
-        contract.columns(columns, len(self.k))
-        listed = np.ascontiguousarray(columns, np.int64)
+    def _checked(self, columns: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Lists of columns, (KV, R) each, as kernels read them; ValueError where one is not there or they do not
+        ascend: kernels would read memory that is not the cache's."""
+        for own in columns:
+            contract.columns(own, len(self.k))
+        listed = [np.ascontiguousarray(own, np.int64) for own in columns]
+        table = np.array([(address(own), own.shape[1]) for own in listed], np.int64)
         wrong = np.zeros(1, np.int64)
-        ascend(address(listed), *listed.shape, self.size, address(wrong), workers=1)
+        workers = 1 if len(listed) == 1 else THREADS
+        ascend(address(table), len(listed), len(self.k), self.size, address(wrong), workers=workers)
         if wrong[0]:
-            self.check(columns)
+            for own in columns:
+                self.check(own)
         return listed
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from accel.cpu.linear.rows import add_row, copy_row, load_kind
-from accel.cpu.runtime.arrays import Matrix, address, readable, rows
+from accel.cpu.linear.rows import add_row, copy_row, load_kind, load_part
+from accel.cpu.runtime.arrays import Matrix, address, matrix, readable, readable_matrix, rows, under_each_other
 from accel.cpu.runtime.kernels import kernel
 from accel.cpu.runtime.memory import Room, fresh
 from accel.cpu.runtime.team import THREADS
@@ -20,6 +20,7 @@ from reference import contract
 from reference import layers as meaning
 from reference.checks import match
 from reference.experts import Expert
+from reference.int8 import Int8
 from reference.predictor import Compensator, FastForwardLayer, FastForwardWeights, Predictor
 from reference.weights import LayerWeights, Weights
 
@@ -33,7 +34,17 @@ def sharing(rows: int) -> int:
 
 def embed(token_ids: np.ndarray, table: Matrix, *, scale: float = 1.0) -> np.ndarray:
     """Rows of the embedding table times `scale`: token_ids (T,), table (V, E) -> (T, E) float32."""
-    return meaning.embed(token_ids, table, scale=scale).astype(np.float32, copy=False)  # type: ignore[arg-type]
+    sizes = contract.embed(token_ids, table)
+    meaning.check_ids(token_ids, sizes["V"])
+    ids, dim = np.ascontiguousarray(token_ids, np.int64), sizes["E"]
+    if isinstance(table, Int8):  # of a table that must be copied to be read no more than these rows
+        table, ids = table.rows(ids), np.arange(len(ids))
+    elif isinstance(table, np.ndarray) and readable(first := table[:1]) is not first:
+        table, ids = table[ids], np.arange(len(ids))
+    held, out = readable_matrix(table), fresh(len(ids), dim)
+    if out.size:
+        _embed(address(ids), *matrix(held), float(scale), address(out), len(ids), dim)
+    return out
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
@@ -73,9 +84,12 @@ def add(x: np.ndarray, y: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
 
 
 def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of several sequences under each other: (T_1, E), (T_2, E), … -> (ΣT, E) float32."""
+    """Rows of several sequences under each other: (T_1, E), (T_2, E), … -> (ΣT, E) float32. A view where they lie so
+    already."""
     if len(parts) == 1:
         return parts[0]
+    if parts[0].dtype == np.float32 and (seen := under_each_other(parts)) is not None:
+        return seen
     match(**{f"parts[{n}]": (part, f"T{n} E") for n, part in enumerate(parts)})
     parts, dim = [np.ascontiguousarray(part, np.float32) for part in parts], parts[0].shape[1]
     out = fresh(sum(len(part) for part in parts), dim)
@@ -136,6 +150,23 @@ def _prepared(layer: FastForwardLayer) -> FastForwardLayer:
     predictor = Predictor(*(readable(x) for x in (layer.predictor.q_pred, layer.predictor.w1, layer.predictor.w2)))
     c = layer.compensator
     return FastForwardLayer(predictor, c and Compensator(readable(c.c1), readable(c.c2)), layer.density)
+
+
+@kernel
+def _embed(task, worker, ids, table, row, kind, scale, out, tokens, dim):
+    listed, by = carray(words_at(ids), tokens), splat(real(scale))
+    while True:
+        first = fetch_add(task, 1) * ROWS_READ
+        if first >= tokens:
+            return
+        for t in range(first, min(first + ROWS_READ, tokens)):
+            source, target = table + listed[t] * row, out + 4 * t * dim
+            for i in range(0, dim, LANES):
+                part = load_part(source, kind, i, dim - i) * by
+                if i + LANES <= dim:
+                    store(target + 4 * i, part)
+                else:
+                    store_some(target + 4 * i, dim - i, part)
 
 
 @kernel

@@ -34,7 +34,6 @@ from accel.cuda.methods.quoka import (
     select_keys,
     select_keys_each,
     select_queries,
-    with_chunk,
 )
 from accel.cuda.methods.scores import group_mean, last_queries, snapkv_scores, tova_scores
 from accel.cuda.methods.topk import keep_top, select_neurons
@@ -97,5 +96,4 @@ __all__ = [
     "to_backend",
     "to_numpy",
     "tova_scores",
-    "with_chunk",
 ]

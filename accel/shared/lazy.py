@@ -2,7 +2,8 @@
 
 A cache hands them out, and the functions that can make use of them do: attention copies rows into its blocks anyway, so
 that gathering them before would be a second copy. `held` is an array of the backend; anything else that is given one of
-these sees an array of that shape.
+these sees an array of that shape. They are not to be changed; but a pass makes thousands of them, and freezing a
+dataclass makes that three times as long.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lazy:
     """Base: as much of an array as the contract's checks look at. NumPy sees the array itself."""
 
@@ -37,7 +38,7 @@ class Lazy:
         return np.asarray(self.held, dtype)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Chosen(Lazy):
     """Some columns of a cached array, read where they stand: `held` (KV, S, …) at `columns` (KV, R) is (KV, R, …)."""
 
@@ -53,7 +54,7 @@ class Chosen(Lazy):
         return np.take_along_axis(self.held, columns, axis=1).astype(dtype or self.dtype, copy=False)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Keys(Lazy):
     """Keys (KV, S, D) and what a cache knows of them: their inverse lengths (KV, S), and for all of a cache's keys the
     sum of their directions (KV, D)."""
@@ -68,7 +69,7 @@ class Keys(Lazy):
         return Keys(self.held[:, :count], self.rates[:, :count])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Consecutive(Lazy):
     """Positions (KV, S) that follow one another from `first` on, the same for every head: then what a query sees is a
     matter of two subtractions, for all layers of a pass at once."""

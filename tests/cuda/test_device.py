@@ -210,7 +210,7 @@ def test_a_soft_cap_bends_scores_on_tensor_cores(
 
 def test_chosen_columns_are_read_where_they_stand() -> None:
     """Chunks that share a pass, in one launch, against attention over the columns gathered."""
-    from accel.cuda import attention_each, new_cache, select_keys_each, to_backend, to_numpy, with_chunk
+    from accel.cuda import attention_each, new_cache, select_keys_each, to_backend, to_numpy
     from tests.small import small_config
 
     config = small_config(heads=8, kv_heads=2, head_dim=128, layers=1)
@@ -219,8 +219,7 @@ def test_chosen_columns_are_read_where_they_stand() -> None:
     layer.append(to_backend(k), to_backend(v), 0)
     chunks, pasts = [slice(0, 100), slice(100, 200)], [500, 600]
     queries = [to_backend(q)[:, rows] for rows in chunks]
-    kept = select_keys_each(queries, layer.keys(), pasts, [64, 64], 16)
-    columns = [with_chunk(one, past, past + 100) for one, past in zip(kept, pasts, strict=True)]
+    columns = select_keys_each(queries, layer.keys(), pasts, [64, 64], 16)
     reads = []
     for one, listed, past in zip(queries, columns, pasts, strict=True):
         keys, values, positions = layer.gather(listed)

@@ -241,6 +241,66 @@ def test_columns_that_are_not_there_are_refused() -> None:
         layer.keep(np.zeros((3, 1), np.int64))
 
 
+def test_one_list_of_several_that_is_not_there_is_refused() -> None:
+    layer = cpu.new_cache(small_config(layers=1), np.dtype(np.float32)).layers[0]
+    layer.append(*np.ones((2, 2, 4, 8), np.float32), 0)
+    good = np.array([[0, 3], [1, 2]])
+    for bad, message in (
+        ([[0, 1], [2, 4]], "columns: got 2 to 4, wanted 0 to 3"),
+        ([[0, 1], [-1, 2]], "columns: got -1 to 2, wanted 0 to 3"),
+        ([[0, 1], [2, 2]], "columns: got 2 followed by 2"),
+    ):
+        for lists in ([good, np.array(bad)], [np.array(bad), good, good]):
+            with pytest.raises(ValueError, match=message):
+                layer.gather_each(lists)
+    assert layer.gather_each([]) == []
+
+
+@given(st.data())
+def test_chunks_that_chose_from_one_cache_each_read_their_own(data: st.DataObject) -> None:
+    """Whether or not neighbours are alike, and however their queries lie."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    kv_heads, group, held, dim = 2, data.draw(st.sampled_from([1, 3])), 300, 16
+    layer = cpu.new_cache(
+        small_config(layers=1, kv_heads=2, heads=2 * group, head_dim=dim), np.dtype(np.float32)
+    ).layers[0]
+    layer.append(*rng.standard_normal((2, kv_heads, held, dim)).astype(np.float32), data.draw(st.integers(0, 9)))
+    q = rng.standard_normal((kv_heads * group, held, dim)).astype(np.float32)
+    reads, wanted = [], []
+    for _ in range(data.draw(st.integers(1, 6))):
+        tokens, kept = data.draw(st.sampled_from([1, 2, 40])), data.draw(st.sampled_from([1, 90]))
+        start = int(rng.integers(0, held - tokens))
+        own = q[:, start : start + tokens]
+        own = data.draw(st.sampled_from([own, np.asfortranarray(own), own.astype(np.float64)]))
+        columns = np.sort(rng.permuted(np.tile(np.arange(held), (kv_heads, 1)), axis=1)[:, :kept], axis=1)
+        k, v, positions = layer.gather_each([columns])[0]
+        reads.append((own, k, v, start, positions))
+        exact = (np.asarray(x, np.float64) for x in (own, k, v))
+        wanted.append(reference.merge_heads(reference.attention(*exact, start, np.asarray(positions))))
+    for got, meant in zip(cpu.attention_each(reads), wanted, strict=True):
+        np.testing.assert_allclose(got, meant, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_that_lie_under_each_other_are_not_copied() -> None:
+    x, other = (np.arange(60, dtype=np.float32).reshape(10, 6) + n for n in (0, 100))
+    whole = cpu.concatenate([x[:2], x[2:3], x[3:]])
+    assert np.shares_memory(whole, x)
+    np.testing.assert_array_equal(whole, x)
+    for parts in (
+        [x[2:], x[:2]],
+        [x[:2], x[3:]],
+        [x[:2], other[2:]],
+        [x[:2], x[:2]],
+        [x[:2, :3], x[2:, :3]],
+        [x[::2], x[1:2]],
+        [x[:2], x[2:].astype(np.float64)],
+    ):
+        got = cpu.concatenate(parts)
+        assert got.dtype == np.float32
+        assert not np.shares_memory(got, x)
+        np.testing.assert_array_equal(got, np.concatenate(parts))
+
+
 def test_made_functions_have_names_of_their_own() -> None:
     """A kernel finds what it calls by name; two functions of one name were once taken for each other."""
     found: dict[str, set[int]] = {}

@@ -44,7 +44,6 @@ EXACT = {
         "split_heads",
         "merge_heads",
         "join_dims",
-        "with_chunk",
         "last_queries",
     ),
     *("to_backend", "to_numpy"),
@@ -254,14 +253,16 @@ class Checker:
         self.rows(got, wanted)
 
     def _select_keys_each(self, case: Case) -> None:
-        """Chunk by chunk what `select_keys` gives, which is held to its meaning by itself."""
+        """Chunk by chunk what `select_keys` gives, which is held to its meaning by itself, and the chunk's own."""
         q, k, pasts, budgets, n = case.arguments
         got, options = self.run("select_keys_each", *case.arguments, **case.options), dict(case.options)
         assert len(got) == len(q), f"returned {len(got)} arrays, wanted {len(q)}"
         for queries, past, budget, columns in zip(q, pasts, budgets, got, strict=True):
             if "positions" in options:
                 options["positions"] = np.array(case.options["positions"][:, :past])
-            wanted = self.run("select_keys", queries, np.array(k[:, :past]), budget, n, **options)
+            kept = self.run("select_keys", queries, np.array(k[:, :past]), budget, n, **options)
+            own = np.broadcast_to(np.arange(past, past + queries.shape[1]), (len(k), queries.shape[1]))
+            wanted = np.concatenate([kept, own], axis=1)
             shaped(columns, wanted)
             self.equal(columns, wanted)
 

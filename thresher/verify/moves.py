@@ -93,15 +93,6 @@ def group_mean(d: Drawing) -> Case:
     return d.case(d.normal(heads, keys, positive=True), kv_heads)
 
 
-def with_chunk(d: Drawing) -> Case:
-    """Columns kept of a past, and where the chunk after it begins and ends."""
-    kv_heads, past = d.pick("KV", st.integers(1, 3)), d.keys()
-    kept = d.pick("kept", st.integers(1, past))
-    columns = np.sort(d.rng.permuted(np.tile(np.arange(past), (kv_heads, 1)), axis=1)[:, :kept], axis=1)
-    start = past + d.pick("columns between", st.integers(0, 9))
-    return d.case(columns, start, start + d.tokens())
-
-
 def last_queries(d: Drawing) -> Case:
     """Queries held, or none yet, and those of a chunk."""
     heads, _, dim = d.heads()

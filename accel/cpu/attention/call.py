@@ -4,6 +4,8 @@ ranges of keys give merged."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from accel.cpu.attention.blocks import places
 from accel.cpu.attention.by_block import attend
 from accel.cpu.attention.by_key import attend_few, few_places
-from accel.cpu.attention.layout import Laid, lay_out, where_it_stands
+from accel.cpu.attention.layout import Laid, lay_out_runs, runs_of
 from accel.cpu.attention.reads import read_at
 from accel.cpu.attention.softmax import NOTHING
 from accel.cpu.linear.rows import load_kind, power
@@ -21,6 +23,7 @@ from accel.cpu.runtime.memory import fresh, scratch
 from accel.cpu.runtime.team import THREADS
 from accel.cpu.simd import F32, LANES, carray, fetch_add, floats_at, njit, splat, store, store_some, with_rest
 from reference import contract
+from reference.checks import whole
 
 ROWS_MERGED = 64  # per item
 
@@ -57,31 +60,49 @@ def attention_each(
 def _attended(
     reads: Sequence[tuple[Any, Any, Any, Any, Any]], scale: float | None, window: int | None, cap: float | None
 ) -> list[np.ndarray]:
-    """The outputs (T, H, D) of all reads."""
-    for read in reads:
-        contract.attention(*read, scale, window, cap)
-    laid = lay_out([(q, k, asked, held) for q, k, _, asked, held in reads], scale, window, cap)
-    outputs = [fresh(one.tokens, one.heads, one.dim) for one in laid]
-    run(laid, [where_it_stands(read[2])[0] for read in reads], outputs)
-    return outputs
+    """The outputs (T, H, D) of all reads, which stand one after another."""
+    runs = runs_of(reads)
+    for first, *others in runs:
+        contract.attention(*first, scale, window, cap)
+        if others:  # of the same shapes and dtypes
+            whole("q_positions", min(read[3] for read in others), least=0)
+    laid = lay_out_runs(runs, scale, window, cap)
+    sizes = [one.count * one.tokens * one.heads * one.dim for one in laid]
+    every, ends = fresh(sum(sizes)), [*accumulate(sizes)]
+    outputs = [
+        every[end - size : end].reshape(one.count, one.tokens, one.heads, one.dim)
+        for one, size, end in zip(laid, sizes, ends, strict=True)
+    ]
+    _run(laid, outputs)
+    return [out for own in outputs for out in own]
 
 
-def run(laid: Sequence[Laid], values: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
-    """Attend to all reads, and write to `outputs` (T, H, D) each."""
-    stats = [np.empty((one.parts, one.heads, one.tokens, 2), np.float32) for one in laid]
-    partial = [fresh(one.parts, one.heads, one.tokens, one.dim) if one.parts > 1 else None for one in laid]
-    every = [one.words(values[n], outputs[n], partial[n], stats[n]) for n, one in enumerate(laid)]
+def _run(laid: Sequence[Laid], outputs: Sequence[np.ndarray]) -> None:
+    """Attend to all reads, and write to `outputs` (N, T, H, D) of those that are alike."""
+    tables: list[np.ndarray] = []
+    held, taken = [], []  # until the kernels are done
+    for one, out in zip(laid, outputs, strict=True):
+        stats = np.empty((one.count, one.parts, one.heads, one.tokens, 2), np.float32)
+        partial = None
+        if one.parts > 1:
+            shape = one.count, one.parts, one.heads, one.tokens, one.dim
+            taken.append(scratch.take(prod(shape)))
+            partial = taken[-1][: prod(shape)].reshape(shape)
+        tables.append(one.table(out, partial, stats))
+        held.append(stats)
     for few, attends in ((False, attend), (True, attend_few)):
-        some = [(one, words) for one, words in zip(laid, every, strict=True) if one.few == few and one.items]
+        some = [n for n, one in enumerate(laid) if one.few == few and one.items]
         if some:
-            size = max(few_places(0, one.dim).end if few else block_size(one) for one, _ in some)
-            table, memory = np.array([words for _, words in some], np.int64), scratch.take(size // 4 * THREADS)
-            attends(address(table), len(some), address(memory), size)
+            size = max(few_places(0, one.dim).end if few else block_size(one) for one in (laid[n] for n in some))
+            table, memory = np.concatenate([tables[n] for n in some]), scratch.take(size // 4 * THREADS)
+            attends(address(table), len(table), address(memory), size)
             scratch.give(memory)
-    merged = [words for words in every if words.partial and words.items]
+    merged = [table for table, one in zip(tables, laid, strict=True) if one.parts > 1 and one.items]
     if merged:
-        table = np.array(merged, np.int64)
-        _merge(address(table), len(merged))
+        table = np.concatenate(merged)
+        _merge(address(table), len(table))
+    for memory in taken:
+        scratch.give(memory)
 
 
 def block_size(one: Laid) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -19,32 +21,46 @@ from reference.checks import ascending
 FEW = 4  # heads that one core looks at by itself
 
 
-def bounds_each(
-    reads: Sequence[tuple[np.ndarray | int, int, np.ndarray | Lazy]], window: int | None
-) -> list[np.ndarray]:
-    """First and one past the last key that each query sees, (KV, T, 2) int64, or (1, T, 2) where it is the same for
-    all heads, of reads (q_positions, T, k_positions). ValueError for positions out of order."""
+def bounds_each(runs: Sequence[Sequence[tuple[Any, ...]]], window: int | None) -> list[np.ndarray]:
+    """First and one past the last key that each query sees, (N, KV, T, 2) int64, or (1, 1, T, 2) where it is the same
+    for all heads, of runs of N reads (q, k, v, q_positions, k_positions). ValueError for positions out of order.
+
+    Reads of a run are alike: as many queries each, whose first positions are given, and as many columns of the same
+    positions.
+    """
     every: list[np.ndarray] = []
-    held: list[np.ndarray | None] = []  # until the kernel is done
-    table: list[tuple[int, ...]] = []
-    for q_positions, tokens, k_positions in reads:
+    held: list[Any] = []  # until the kernel is done
+    tables: list[np.ndarray] = []
+    for run in runs:
+        q, _, _, q_positions, k_positions = run[0]
+        tokens = q.shape[1]
         if isinstance(q_positions, int) and isinstance(k_positions, Consecutive):
-            every.append(_of_consecutive(q_positions - k_positions.first, tokens, k_positions.shape[1], window))
+            every.append(_of_consecutive(q_positions - k_positions.first, tokens, k_positions.shape[1], window)[None])
             continue
-        asked = np.ascontiguousarray(as_positions(q_positions, tokens), np.int64)
+        asked = np.ascontiguousarray(as_positions(q_positions, tokens), np.int64)[None]
+        if len(run) > 1:
+            asked = np.array([read[3] for read in run])[:, None] + np.arange(tokens)
         at = k_positions.held if isinstance(k_positions, Lazy) else k_positions
-        listed = np.ascontiguousarray(k_positions.columns, np.int64) if isinstance(k_positions, Chosen) else None
         if at.dtype != np.int64 or at.strides[1] != 8:
             at = np.ascontiguousarray(at, np.int64)
-        every.append(np.empty((k_positions.shape[0], tokens, 2), np.int64))
+        listed = [np.ascontiguousarray(x.columns, np.int64) if isinstance(x, Chosen) else None for *_, x in run]
+        found = np.empty((len(run), k_positions.shape[0], tokens, 2), np.int64)
+        table = np.empty((len(run), 8), np.int64)
+        table[:] = bounds_row(asked[0], at, listed[0], found[0], k_positions.shape[1])
+        if len(run) > 1:
+            number = np.arange(len(run))
+            table[:, 0] += number * asked.strides[0]
+            table[:, 3] = [address(columns) for columns in listed]  # type: ignore[arg-type]
+            table[:, 4] += number * found.strides[0]
+        every.append(found)
         held += [asked, at, listed]
-        table.append(bounds_row(asked, at, listed, every[-1], k_positions.shape[1]))
-    if table:
+        tables.append(table)
+    if tables:
         disorder = np.zeros(1, np.int64)
-        list_bounds(at_once, np.array(table), disorder, window)
+        list_bounds(at_once, np.concatenate(tables), disorder, window)
         if disorder[0]:
-            for q_positions, tokens, k_positions in reads:
-                ascending("q_positions", as_positions(q_positions, tokens))
+            for q, _, _, q_positions, k_positions in chain.from_iterable(runs):
+                ascending("q_positions", as_positions(q_positions, q.shape[1]))
                 ascending("k_positions", np.asarray(k_positions))
     return every
 

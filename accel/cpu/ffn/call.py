@@ -15,6 +15,9 @@ are then added in order. The product is the limit for chunks, memory for decodin
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import accumulate
+
 import numpy as np
 
 from accel.cpu.ffn.activation import activated, gated
@@ -110,7 +113,7 @@ def feed_forward(
         size = max(gate_places(0, min(span, here), each).end, down_places(0, min(span, here), extra, columns).end)
         packed = [blocks * hidden_size(count), blocks * hidden_size(extra), *[blocks * right_size(dim)] * len(forms)]
         memory = scratch.take(sum(packed) + size // 4 * THREADS)
-        hidden, corrections, *rights, own = (address(memory) + 4 * int(at) for at in np.cumsum([0, *packed]))
+        hidden, corrections, *rights, own = (address(memory) + 4 * at for at in accumulate(packed, initial=0))
         right = dict(zip(forms, rights, strict=True))
         for one, at in right.items():
             pack_tokens(*matrix(x[start:]), here, dim, one, at, own, size, workers=min(THREADS, blocks))
@@ -135,6 +138,7 @@ def few_shape(row: int, count: int) -> tuple[int, int, int]:
     return each, part, -(-max(count, 1) // part)
 
 
+@lru_cache(maxsize=64)  # every layer asks
 def columns_per_item(dim: int, spans: int) -> int:
     """Columns of y per item, of so many spans of tokens: so many that all cores end together, or nearly, and rather
     more than fewer."""

@@ -68,14 +68,21 @@ def _add_direction(sums, row, kind, dim, line, sign):
 
 
 @kernel
-def ascend(task, worker, columns, rows, count, size, wrong):
-    """Count what is wrong with lists of columns that should ascend within 0 … size-1."""
-    listed, found = carray(words_at(columns), (rows, count)), carray(words_at(wrong), 1)
-    for row in range(rows):
-        before = -1
+def ascend(task, worker, table, lists, rows, size, wrong):
+    """Count what is wrong with lists of columns that should ascend within 0 … size-1, so many `rows` in each of the
+    arrays that the table names, with how long these are. An item is a row."""
+    described = carray(words_at(table), (lists, 2))
+    while True:
+        item = fetch_add(task, 1)
+        if item >= lists * rows:
+            return
+        at, count = described[item // rows]
+        listed, before, found = carray(words_at(at), (rows, count))[item % rows], -1, 0
         for i in range(count):
-            found[0] += listed[row, i] <= before or listed[row, i] >= size
-            before = listed[row, i]
+            found += listed[i] <= before or listed[i] >= size
+            before = listed[i]
+        if found:
+            fetch_add(wrong, found)
 
 
 @kernel

@@ -84,6 +84,15 @@ def load_kind(at, kind, left):
 
 
 @njit(forceinline=True)
+def load_part(row, kind, i, left):
+    """LANES numbers of a stored row from its number i on, a multiple of LANES, or zeros after the `left` that there
+    are."""
+    return (
+        group_part(row + i // 32 * GROUP, i % 32) if kind == Q8 else load_kind(row + i * number_size(kind), kind, left)
+    )
+
+
+@njit(forceinline=True)
 def ahead(row, kind, dim):
     """Fetch a row that will be read soon, so that memory works while the tile does."""
     for at in range(row, row + dim * number_size(kind), 64):

@@ -9,14 +9,15 @@ cache, where their squares are summed on the way. Attention then gathers the cho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from accel.cpu.attention.call import attention
 from accel.cpu.linear.inverse_norms import unit_rate
 from accel.cpu.linear.rows import padded, product, widen
-from accel.cpu.methods.topk import keep_top, keep_top_each
+from accel.cpu.methods.topk import keep_top, list_best_each, protected
 from accel.cpu.runtime.arrays import address, readable, rows
 from accel.cpu.runtime.calls import Call, at_once
 from accel.cpu.runtime.kernels import kernel
@@ -40,6 +41,7 @@ from accel.cpu.simd import (
 )
 from accel.shared.lazy import Chosen, Keys
 from reference import contract
+from reference.quoka import with_chunk
 
 BLOCK = 2 * TALL  # keys per block: two tall tiles
 
@@ -49,7 +51,8 @@ def select_queries(q: np.ndarray, n_queries: int) -> np.ndarray:
 
     Least similar to the mean first, ties to the lower index; all T in order where T ≤ N.
     """
-    return _slots_each([q], contract.select_queries(q, n_queries)["H"], n_queries)[0][0]
+    heads = contract.select_queries(q, n_queries)["H"]
+    return _slots_each([q], heads, n_queries)[0].reshape(heads, -1)
 
 
 def key_scores(q: np.ndarray, k: np.ndarray | Keys, n_queries: int) -> np.ndarray:
@@ -57,8 +60,8 @@ def key_scores(q: np.ndarray, k: np.ndarray | Keys, n_queries: int) -> np.ndarra
 
     Higher = keep; float32.
     """
-    keys = contract.key_scores(q, k, n_queries)["S"]
-    return _scores_each([q], k, [keys], n_queries)[0]
+    sizes = contract.key_scores(q, k, n_queries)
+    return _scores_each([q], k, [sizes["S"]], n_queries).numbers.reshape(sizes["KV"], sizes["S"])
 
 
 def select_keys(
@@ -86,31 +89,47 @@ def select_keys_each(
     recent: int = 0,
     positions: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """`select_keys` for several chunks in one reading of the keys: chunk c ranks the first pasts[c] columns of
-    k (KV, S, D) by its queries q[c] (H, T, D) and keeps budgets[c] of them -> (KV, B) each."""
-    contract.select_keys_each(q, k, pasts, budgets, n_queries)
-    places = [None if positions is None else positions[:, :past] for past in pasts]
-    return keep_top_each(_scores_each(q, k, pasts, n_queries), budgets, sinks=sinks, recent=recent, positions=places)
+    """The columns that each of several chunks reads, in one reading of the keys: chunk c ranks the first pasts[c]
+    columns of k (KV, S, D) by its queries q[c] (H, T, D), and lists budgets[c] of them and its own T -> (KV, B + T)
+    each."""
+    contract.select_keys_each(q, k, pasts, budgets, n_queries, sinks, recent, positions)
+    kv_heads = k.shape[0]
+    scores = _scores_each(q, k, pasts, n_queries)
+    widths = [min(budget, past) + queries.shape[1] for budget, past, queries in zip(budgets, pasts, q, strict=True)]
+    ends = [*accumulate((kv_heads * width for width in widths), initial=0)]
+    columns = np.empty(ends[-1], np.int64)
+    table, listed = [], []
+    for n, (width, past, queries) in enumerate(zip(widths, pasts, q, strict=True)):
+        own = queries.shape[1]
+        table.append((scores.places[n], past, address(columns) + 8 * ends[n], width - own, own))
+        listed.append(columns[ends[n] : ends[n + 1]].reshape(kv_heads, width))
+    first = np.zeros((len(q), kv_heads), np.int64)
+    if sinks and positions is not None:
+        first[:] = np.minimum(protected(np.asarray(positions), sinks), np.array(pasts)[:, None])
+    list_best_each(np.array(table, np.int64), first, recent)
+    return listed
 
 
-def _scores_each(
-    q: Sequence[np.ndarray], k: np.ndarray | Keys, pasts: Sequence[int], n_queries: int
-) -> list[np.ndarray]:
-    """Scores of the first pasts[c] keys by the queries of chunk c: (KV, past) float32 each."""
+class Scores(NamedTuple):
+    """Scores of several chunks, (KV, past) float32 each, one after another, and where those of each stand."""
+
+    numbers: np.ndarray
+    places: list[int]
+
+
+def _scores_each(q: Sequence[np.ndarray], k: np.ndarray | Keys, pasts: Sequence[int], n_queries: int) -> Scores:
+    """Scores of the first pasts[c] keys by the queries of chunk c."""
     kv_heads, _, dim = k.shape
     _, slots, widths = _slots_each(q, kv_heads, n_queries)
-    scores = [np.empty((kv_heads, past), np.float32) for past in pasts]
-    table = np.array(
-        [
-            (address(x), past, last - n, n)
-            for x, past, last, n in zip(scores, pasts, widths.cumsum(), widths, strict=True)
-        ]
-    )
+    ends = [*accumulate((kv_heads * past for past in pasts), initial=0)]
+    scores = np.empty(ends[-1], np.float32)
+    places = [address(scores) + 4 * end for end in ends[:-1]]
+    table = np.array([*zip(places, pasts, accumulate(widths, initial=0), widths, strict=False)], np.int64)
     held, rates = (k.held, k.rates) if isinstance(k, Keys) else (readable(k), None)
     memory = scratch.take(score_floats(dim, slots.shape[2]))
     score_slots(at_once, slots, held, rates, table, memory, max(pasts))
     scratch.give(memory)
-    return scores
+    return Scores(scores, places)
 
 
 def score_slots(
@@ -135,14 +154,6 @@ def score_floats(dim: int, wide: int) -> int:
 def keys_per_item(kv_heads: int, keys: int) -> int:
     """Keys that a worker scores at a time."""
     return max(-(-keys // (-(-8 * THREADS // kv_heads) * BLOCK)) * BLOCK, 1)
-
-
-def with_chunk(kept: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """The kept past columns and then every column of the chunk, start … stop-1: (KV, B) -> (KV, B + stop - start)."""
-    columns = np.empty((len(kept), kept.shape[1] + stop - start), np.int64)
-    columns[:, : kept.shape[1]] = kept
-    columns[:, kept.shape[1] :] = np.arange(start, stop)
-    return columns
 
 
 def quoka_attention(
@@ -171,26 +182,22 @@ def quoka_attention(
     return attention(q, k, v, q_positions, k_positions, scale=scale, cap=cap)
 
 
-def _slots_each(
-    q: Sequence[np.ndarray], kv_heads: int, n_queries: int
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """The chosen queries (H, N) of every chunk, and their unit vectors averaged over each of `kv_heads` groups slot by
-    slot, transposed, chunk after chunk: (KV, D, ΣN), each N padded to whole vectors with copies of slot 0; and those
-    padded N."""
+def _slots_each(q: Sequence[np.ndarray], kv_heads: int, n_queries: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """The chosen queries of every chunk, (H, N) each, one after another; their unit vectors averaged over each of
+    `kv_heads` groups slot by slot, transposed, chunk after chunk: (KV, D, ΣN), each N padded to whole vectors with
+    copies of slot 0; and those padded N."""
     dim, q = q[0].shape[2], [readable(queries) for queries in q]
-    counts = [min(n_queries, queries.shape[1]) for queries in q]
-    widths = np.array([padded(n, LANES) for n in counts])
-    chosen = [np.empty((len(queries), n), np.int64) for queries, n in zip(q, counts, strict=True)]
-    slots = np.empty((kv_heads, dim, int(widths.sum())), np.float32)
-    table = np.array(
-        [
-            slots_row(queries, own, slots[:, :, last - wide :])
-            for queries, own, wide, last in zip(q, chosen, widths, widths.cumsum(), strict=True)
-        ]
-    )
-    size = max(slot_floats(queries.shape[1], n, dim) for queries, n in zip(q, counts, strict=True))
+    shapes = [(len(x), x.shape[1], min(n_queries, x.shape[1])) for x in q]  # H, T, N
+    widths = [-(-n // LANES) * LANES for *_, n in shapes]
+    chosen = np.empty(sum(heads * n for heads, _, n in shapes), np.int64)
+    slots = np.empty((kv_heads, dim, sum(widths)), np.float32)
+    to, slot, table = address(chosen), address(slots), []
+    for queries, (heads, tokens, n), width in zip(q, shapes, widths, strict=True):
+        table.append((*rows(queries), to, slot, heads, tokens, n))
+        to, slot = to + 8 * heads * n, slot + 4 * width
+    size = slot_floats(*max((tokens, n) for _, tokens, n in shapes), dim)
     memory = scratch.take(size)
-    choose_slots(at_once, table, slots, memory, size)
+    choose_slots(at_once, np.array(table, np.int64), slots, memory, size)
     scratch.give(memory)
     return chosen, slots, widths
 

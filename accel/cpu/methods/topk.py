@@ -7,7 +7,6 @@ is kept, and of its equals the lowest indices. Four passes over the scores in al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,37 +51,21 @@ def keep_top(
     return kept
 
 
-def keep_top_each(
-    scores: Sequence[np.ndarray],
-    budgets: Sequence[int],
-    *,
-    sinks: int = 0,
-    recent: int = 0,
-    positions: Sequence[np.ndarray | None],
-) -> list[np.ndarray]:
-    """`keep_top` of several arrays of scores (KV, S), each with a budget and positions of its own. Where budgets are
-    the same, and less than there is, they are rows of one call."""
-    every = list(zip(scores, budgets, positions, strict=True))
-    alike = len(set(budgets)) == 1 and all(x.dtype == np.float32 and x.shape[1] > budgets[0] for x in scores)
-    if len(every) == 1 or not alike:
-        return [keep_top(x, budget, sinks=sinks, recent=recent, positions=places) for x, budget, places in every]
-    for x, budget, places in every:
-        contract.keep_top(x, budget, sinks, recent, places)
-    kept = np.empty((len(every), len(scores[0]), budgets[0]), np.int64)
-    first, not_numbers = np.zeros(kept.shape[:2], np.int64), np.zeros(1, np.int64)
-    if sinks:
-        first[:] = [protected(np.asarray(places), sinks) for places in positions]
-    held = [np.ascontiguousarray(x) for x in scores]
-    table = np.array([(address(row), x.shape[1]) for x in held for row in x])
-    keys = int(table[:, 1].max())
+def list_best_each(table: np.ndarray, first: np.ndarray, recent: int) -> None:
+    """`keep_top` of several arrays of scores, each of its own length and with its own budget, and behind the columns
+    kept those that follow the scores.
+
+    A row of the table (C, 5) says where an array's scores (KV, S) stand, S, where its columns (KV, B + T) go, B, which
+    is at most S, and T. The `first` (C, KV) and last `recent` columns are kept in any case. ValueError for NaN.
+    """
+    not_numbers, keys = np.zeros(1, np.int64), int(table[:, 1].max())
     memory = scratch.take(floats_needed(keys))
     _keep_top(
-        0, address(table), address(first), recent, address(kept), 8 * budgets[0], address(not_numbers),
-        address(memory), len(table), keys, budgets[0],
+        0, address(table), address(first), recent, 0, 0, address(not_numbers), address(memory), first.size, keys, 0,
+        first.shape[1],
     )  # fmt: skip
     scratch.give(memory)
     numbers_only(not_numbers)
-    return list(kept)
 
 
 def protected(positions: np.ndarray, sinks: int) -> np.ndarray:
@@ -110,7 +93,7 @@ def list_best(
         )  # fmt: skip
     return call(
         _keep_top, address(scores), 0, address(first), recent, address(kept), kept.strides[0], address(not_numbers),
-        address(memory), *scores.shape, kept.shape[1],
+        address(memory), *scores.shape, kept.shape[1], 1,
     )  # fmt: skip
 
 
@@ -164,19 +147,26 @@ def _drop(ranks, count, least, most):
 
 
 @kernel
-def _keep_top(task, worker, scores, table, firsts, recent, kept, kept_row, not_numbers, memory, rows, most, budget):
-    """Of `rows` rows of `most` scores each, or of those that a table lists with how many they are, at most `most`."""
-    mine, each = memory + 4 * worker * (most + most % 2 + 2 * BUCKETS), carray(words_at(table or firsts), (rows, 2))
+def _keep_top(
+    task, worker, scores, table, firsts, recent, kept, kept_row, not_numbers, memory, rows, most, budget, heads,
+):  # fmt: skip
+    """Of `rows` rows of `most` scores each `budget`; or of as many, and of at most so many scores each, in a table of
+    `list_best_each`, whose arrays have as many rows as there are `heads`."""
+    mine = memory + 4 * worker * (most + most % 2 + 2 * BUCKETS)
+    each = carray(words_at(table or firsts), (rows // heads, 5))
     whole, histogram = carray(bits_at(mine), most), carray(words_at(mine + 4 * (most + most % 2)), BUCKETS)
     while True:
         row = fetch_add(task, 1)
         if row >= rows:
             return
-        at, keys = scores + 4 * row * most, most
+        at, keys, to, left, more = scores + 4 * row * most, most, kept + row * kept_row, budget, 0
         if table:
-            at, keys = each[row, 0], each[row, 1]
-        bits, every = carray(bits_at(at), keys), whole[:keys]
-        found = carray(words_at(kept + row * kept_row), budget)
+            at, keys, to, left, more = each[row // heads]
+            at, to = at + row % heads * 4 * keys, to + row % heads * 8 * (left + more)
+        goes, bits, every = keys - left, carray(bits_at(at), keys), whole[:keys]
+        found = carray(words_at(to), left + more)
+        for j in range(more):
+            found[left + j] = keys + j
         for j in range(keys):
             bit = bits[j]
             if (bit & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
@@ -187,10 +177,10 @@ def _keep_top(task, worker, scores, table, firsts, recent, kept, kept_row, not_n
             every[j] = ~bit if bit >> np.uint32(31) else bit | np.uint32(0x80000000)
         first = carray(words_at(firsts), rows)[row]
         last = max(first, keys - recent)
-        ranks, left = every[first:last], budget - first - (keys - last)  # all else is protected
+        ranks, left = every[first:last], left - first - (keys - last)  # all else is protected
         cut, equals = np.uint32(0xFFFFFFFF), 0
-        if keys - budget <= FEW and left:
-            cut, equals = _drop(ranks, keys - budget, np.uint32(0), np.uint32(0xFFFFFFFF))
+        if goes <= FEW and left:
+            cut, equals = _drop(ranks, goes, np.uint32(0), np.uint32(0xFFFFFFFF))
         elif left:
             prefix, equals = _narrow(ranks, histogram, 21, 11, np.uint32(0), left)
             prefix, equals = _narrow(ranks, histogram, 10, 11, prefix, equals)

@@ -8,21 +8,24 @@ understands, and becomes it when a kernel that calls it is compiled (typed.py).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, update_wrapper
+from functools import cached_property, lru_cache, update_wrapper
 from importlib import import_module
 from typing import Any
 
 
 class Later:
-    """A function that kernels call."""
+    """A function that kernels call.
+
+    Python may call it too, where it is arithmetic on numbers: how large a buffer must be, which every layer asks anew.
+    """
 
     def __init__(self, function: Callable, make: Callable[[], Any]) -> None:
-        self._function, self._make = function, make
+        self._known, self._make = lru_cache(maxsize=256, typed=True)(function), make
         update_wrapper(self, function)
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
+    def __call__(self, *arguments: Any) -> Any:
         """From Python: as it was written."""
-        return self._function(*arguments, **named)
+        return self._known(*arguments)
 
     @cached_property
     def made(self) -> Any:

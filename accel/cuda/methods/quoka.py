@@ -55,10 +55,8 @@ def select_keys(
     q: Array, k: Any, budget: int, n_queries: int, *, sinks: int = 0, recent: int = 0, positions: Any = None
 ) -> Array:
     """Steps 1 to 5: q (H, T, D), past keys k (KV, S, D) -> (KV, min(B, S)) int64 columns of k, ascending."""
-    (kept,) = select_keys_each(
-        [q], k, [k.shape[1]], [budget], n_queries, sinks=sinks, recent=recent, positions=positions
-    )
-    return kept
+    contract.select_keys_each([q], k, [k.shape[1]], [budget], n_queries, sinks, recent, positions)
+    return _keep_each([q], k, [k.shape[1]], [budget], n_queries, sinks, recent, positions)[0]
 
 
 def select_keys_each(
@@ -72,12 +70,23 @@ def select_keys_each(
     recent: int = 0,
     positions: Any = None,
 ) -> list[Any]:
-    """`select_keys` for several chunks in one reading of the keys: chunk c, with queries q[c] (H, T, D), ranks the
-    first pasts[c] columns of k (KV, S, D) and keeps budgets[c] of them -> (KV, B) each."""
-    contract.select_keys_each(q, k, pasts, budgets, n_queries)
+    """The columns that each of several chunks reads, in one reading of the keys: chunk c ranks the first pasts[c]
+    columns of k (KV, S, D) by its queries q[c] (H, T, D), and lists budgets[c] of them and its own T -> (KV, B + T)
+    each."""
+    contract.select_keys_each(q, k, pasts, budgets, n_queries, sinks, recent, positions)
     if isinstance(k, Growing):
         return [_select_of_growing(q[0], k, pasts[0], budgets[0], n_queries, sinks, recent, positions)]
-    kept: list[Any] = []
+    every = _keep_each(q, k, pasts, budgets, n_queries, sinks, recent, positions)
+    each = zip(every, pasts, q, strict=True)
+    return [Columns(kept, past, past + queries.shape[1]) for kept, past, queries in each]
+
+
+def _keep_each(
+    q: Sequence[Array], k: Any, pasts: Sequence[int], budgets: Sequence[int], n_queries: int, sinks: int, recent: int,
+    positions: Any,
+) -> list[Array]:  # fmt: skip
+    """The kept columns of each chunk's past, (KV, B) each."""
+    kept: list[Array] = []
     keys, start = with_rates(k), 0
     while start < len(q):
         stop, step, space = _alike(q, pasts, budgets, start)
@@ -92,13 +101,6 @@ def select_keys_each(
             kept.append(columns)
         start = stop
     return kept
-
-
-def with_chunk(kept: Any, start: int, stop: int) -> Columns:
-    """The kept past columns and then every column of the chunk, start … stop-1: (KV, B) -> (KV, B + stop - start)."""
-    if isinstance(kept, Columns):  # they are among them already
-        return kept
-    return Columns(kept, start, stop)
 
 
 def quoka_attention(
@@ -121,7 +123,7 @@ def quoka_attention(
     if past > budget:
         places = plain(k_positions)[:, :past]
         kept = select_keys(q, k[:, :past], budget, n_queries, sinks=sinks, recent=recent, positions=places)
-        columns = with_chunk(kept, past, size)
+        columns = Columns(kept, past, size)
         k, v, k_positions = (Chosen(x, columns) for x in (k, v, k_positions))
     return attention(q, k, v, q_positions, k_positions, scale=scale, cap=cap)
 

@@ -27,7 +27,7 @@ class Places:
     grows: bool
 
 
-@dataclass(frozen=True)
+@dataclass
 class Growing(Keys):
     """Keys of all columns that there is room for, of which those before new[0] are held."""
 
@@ -76,7 +76,7 @@ class Columns:
         return out
 
 
-@dataclass(frozen=True)
+@dataclass
 class Positions(Lazy):
     """Positions (KV, S) of a cache, of which the last `run` columns of every head are newest - run + 1 … newest.
 
