@@ -15,25 +15,26 @@ call of the backend, and so sequences that decode together share it, each with i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, zip_longest
 from typing import Any
 
 import numpy as np
 
-from reference.cache import LayerCache
-from reference.eviction import Seen
+from reference.eviction import Evictor, Seen
 from reference.model import Model
-from reference.state import Chunk
+from reference.state import Chunk, State
 
 
 @dataclass(frozen=True)
 class Read:
-    """Rows of a pass that read the same keys: which rows, the values of those keys, and what an evictor will see."""
+    """Rows of a pass that read the same keys: which rows, the values of those keys, what an evictor will see, and
+    whether it notes the attention that each key receives."""
 
     rows: slice
     v: Any  # (KV, R, D)
     seen: Seen
+    noted: bool
 
     @property
     def arguments(self) -> tuple[Any, Any, Any, int, Any]:
@@ -46,21 +47,36 @@ def attend(model: Model, n: int, chunks: Sequence[Chunk], q: Any, k: Any, v: Any
 
     Afterwards every sequence's layer holds the new tokens, evicted to its budget.
     """
-    config, backend = model.config, model.backend
     outputs: dict[int, Any] = {}
     for turn in _turns(model, n, chunks):
         reads = [_append(model, n, run, q, k, v) for run in turn]  # those of each run
-        every = [read for own in reads for read in own]
-        attended = backend.attention_each(
-            [read.arguments for read in every],
-            scale=config.attention_scale,
-            window=config.windows[n],
-            cap=config.score_cap,
-        )
-        outputs |= {read.rows.start: rows for read, rows in zip(every, attended, strict=True)}
+        attended = _attended(model, n, [read for own in reads for read in own])
+        outputs |= {start: rows for start, (rows, _) in attended.items()}
         for run, own in zip(turn, reads, strict=True):
-            _evict(model, n, run[-1], [read.seen for read in own])
-    return backend.concatenate([outputs[start] for start in sorted(outputs)])
+            _evict(model, n, run[-1], [replace(read.seen, mass=attended[read.rows.start][1]) for read in own])
+    return model.backend.concatenate([outputs[start] for start in sorted(outputs)])
+
+
+def _attended(model: Model, n: int, reads: list[Read]) -> dict[int, tuple[Any, Any]]:
+    """By the first row of each read its output (T, H·D), and what its keys receive (H, R), or None where that is not
+    noted."""
+    config, backend = model.config, model.backend
+    options = {"scale": config.attention_scale, "window": config.windows[n], "cap": config.score_cap}
+    plain, noted = ([read for read in reads if read.noted == wanted] for wanted in (False, True))
+    attended: dict[int, tuple[Any, Any]] = {}
+    if plain:
+        every = backend.attention_each([read.arguments for read in plain], **options)
+        attended |= {read.rows.start: (rows, None) for read, rows in zip(plain, every, strict=True)}
+    if noted:
+        both = backend.attention_and_mass_each([read.arguments for read in noted], **options)
+        attended |= {read.rows.start: pair for read, pair in zip(noted, both, strict=True)}
+    return attended
+
+
+def _evictor(model: Model, n: int, state: State) -> Evictor | None:
+    """The eviction method of layer n, which one with a window never has: it is cut to it when the pass is over, so that
+    until then an interrupted pass can be taken back."""
+    return state.policy.at(n).evict if model.config.windows[n] is None else None
 
 
 def _turns(model: Model, n: int, chunks: Sequence[Chunk]) -> list[list[list[Chunk]]]:
@@ -73,7 +89,7 @@ def _turns(model: Model, n: int, chunks: Sequence[Chunk]) -> list[list[list[Chun
 def _runs(model: Model, n: int, chunks: list[Chunk]) -> list[list[Chunk]]:
     """A sequence's chunks in runs: together as long as nothing can be evicted, then one by one."""
     state = chunks[0].state
-    evict = state.policy.at(n).evict if model.config.windows[n] is None else None
+    evict = _evictor(model, n, state)
     if evict is None:
         return [chunks]
     runs: list[list[Chunk]] = []
@@ -108,17 +124,19 @@ def _append(model: Model, n: int, run: list[Chunk], q: Any, k: Any, v: Any) -> l
     reads: list[Read] = []
     if narrow:
         rows = slice(rows.start, run[narrow - 1].rows.stop)
-        reads.append(_read(model, run[0], rows, q[:, rows], cache, None))
+        reads.append(_read(model, n, run[0], rows, q[:, rows], None))
     for chunk, own, columns in zip(choosing, queries, chosen, strict=True):
-        reads.append(_read(model, chunk, chunk.rows, own, cache, columns))
+        reads.append(_read(model, n, chunk, chunk.rows, own, columns))
     return reads
 
 
-def _read(model: Model, chunk: Chunk, rows: slice, q: Any, cache: LayerCache, columns: Any) -> Read:
+def _read(model: Model, n: int, chunk: Chunk, rows: slice, q: Any, columns: Any) -> Read:
     """What some rows read, the first of which are the chunk's: `columns` (KV, R) of their cache, or None for all."""
+    cache, evict = chunk.state.cache.layers[n], _evictor(model, n, chunk.state)
     k, v, positions = cache.gather(columns)
     scale, cap, backend = model.config.attention_scale, model.config.score_cap, model.backend
-    return Read(rows, v, Seen(q, chunk.first, k, positions, columns, cache, scale, cap, chunk.decoding, backend))
+    seen = Seen(q, chunk.first, k, positions, columns, cache, scale, cap, chunk.decoding, backend)
+    return Read(rows, v, seen, evict is not None and evict.notes_mass)
 
 
 def _note(model: Model, n: int, run: list[Chunk], pasts: list[int], chosen: list[Any]) -> None:
@@ -136,13 +154,10 @@ def _note(model: Model, n: int, run: list[Chunk], pasts: list[int], chosen: list
 
 def _evict(model: Model, n: int, last: Chunk, seen: list[Seen]) -> None:
     """Step 6 after a run that ends with the chunk `last`: let the method see what was read, and bring the layer back to
-    its budget.
-
-    A layer with a window is cut to it when the pass is over: until then an interrupted pass can be taken back.
-    """
+    its budget."""
     state, to_numpy = last.state, model.backend.to_numpy
-    evict = state.policy.at(n).evict
-    if evict is None or model.config.windows[n] is not None:
+    evict = _evictor(model, n, state)
+    if evict is None:
         return
     for one in seen[:-1]:
         evict.observe(one)

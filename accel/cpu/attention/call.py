@@ -40,7 +40,8 @@ def attention(
 
     As `reference.attention`, computed in float32 from any stored dtype. In memory the heads of a token are neighbours.
     """
-    return _attended([(q, k, v, q_positions, k_positions)], scale, window, cap)[0].transpose(1, 0, 2)
+    _, (out,), _ = attend_to([(q, k, v, q_positions, k_positions)], scale, window, cap)
+    return out.transpose(1, 0, 2)
 
 
 def attention_each(
@@ -51,23 +52,28 @@ def attention_each(
     cap: float | None = None,
 ) -> list[np.ndarray]:
     """Several calls of `attention` in one: (q, k, v, q_positions, k_positions) each -> (T, H·D) each."""
-    return [out.reshape(len(out), out.shape[1] * out.shape[2]) for out in _attended(reads, scale, window, cap)]
+    return [in_rows(out) for out in attend_to(reads, scale, window, cap)[1]]
 
 
-def _attended(
+def in_rows(out: np.ndarray) -> np.ndarray:
+    """(T, H, D) -> (T, H·D)."""
+    return out.reshape(len(out), out.shape[1] * out.shape[2])
+
+
+def attend_to(
     reads: Sequence[tuple[Any, Any, Any, Any, Any]], scale: float | None, window: int | None, cap: float | None
-) -> list[np.ndarray]:
-    """The outputs (T, H, D) of all reads."""
+) -> tuple[list[Laid], list[np.ndarray], list[np.ndarray]]:
+    """All reads (q, k, v, q_positions, k_positions) laid out, their outputs (T, H, D), and their queries' peaks and
+    sums (1, H, T, 2)."""
     for read in reads:
         contract.attention(*read, scale, window, cap)
     laid = lay_out([(q, k, asked, held) for q, k, _, asked, held in reads], scale, window, cap)
     outputs = [fresh(one.tokens, one.heads, one.dim) for one in laid]
-    run(laid, [where_it_stands(read[2])[0] for read in reads], outputs)
-    return outputs
+    return laid, outputs, _run(laid, [where_it_stands(read[2])[0] for read in reads], outputs)
 
 
-def run(laid: Sequence[Laid], values: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
-    """Attend to all reads, and write to `outputs` (T, H, D) each."""
+def _run(laid: Sequence[Laid], values: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Attend to all reads, and write to `outputs` (T, H, D) each; returns the peaks and sums (1, H, T, 2) of each."""
     stats = [np.empty((one.parts, one.heads, one.tokens, 2), np.float32) for one in laid]
     partial = [fresh(one.parts, one.heads, one.tokens, one.dim) if one.parts > 1 else None for one in laid]
     every = [one.words(values[n], outputs[n], partial[n], stats[n]) for n, one in enumerate(laid)]
@@ -82,6 +88,7 @@ def run(laid: Sequence[Laid], values: Sequence[np.ndarray], outputs: Sequence[np
     if merged:
         table = np.array(merged, np.int64)
         _merge(address(table), len(merged))
+    return [summary[:1] for summary in stats]
 
 
 def block_size(one: Laid) -> int:
@@ -91,7 +98,8 @@ def block_size(one: Laid) -> int:
 
 @kernel
 def _merge(task, worker, table, reads):
-    """The outputs of all reads whose keys were attended to by ranges."""
+    """The outputs of all reads whose keys were attended to by ranges. Their peaks and sums take the place of those of
+    the first range."""
     while True:
         n, first = _rows_of(table, reads, fetch_add(task, 1))
         if n == reads:
@@ -137,3 +145,4 @@ def _merge_row(one, r):
             store(to + 4 * d, with_rest(total, lost) * rate)
         else:
             store_some(to + 4 * d, dim - d, with_rest(total, lost) * rate)
+    summary[0, r, 0], summary[0, r, 1] = peak, mass
