@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from reference.eviction import Evictor, Seen
+from reference.eviction import Seen
 from reference.model import Model
 from reference.state import Chunk, State
 
@@ -73,7 +73,7 @@ def _attended(model: Model, n: int, reads: list[Read]) -> dict[int, tuple[Any, A
     return attended
 
 
-def _evictor(model: Model, n: int, state: State) -> Evictor | None:
+def _evictor(model: Model, n: int, state: State) -> Any:
     """The eviction method of layer n, which one with a window never has: it is cut to it when the pass is over, so that
     until then an interrupted pass can be taken back."""
     return state.policy.at(n).evict if model.config.windows[n] is None else None

@@ -118,10 +118,11 @@ def attention_and_mass_each(
     window: int | None = None,
     cap: float | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`attention_each`, and what each key receives of it, `attention_mass`: a backend may compute both from one softmax.
-    (q, k, v, q_positions, k_positions) each -> (T, H·D) and (H, S) each."""
+    """`attention_each`, and what each key receives of it as in `attention_mass`: (T, H·D) and (H, S) of each read. A
+    backend may compute both from one softmax."""
     rows = attention_each(reads, scale=scale, window=window, cap=cap)
-    mass = [attention_mass(q, k, *places, scale=scale, window=window, cap=cap) for q, k, _, *places in reads]
+    every = [(q, k, q_positions, k_positions) for q, k, _, q_positions, k_positions in reads]
+    mass = [attention_mass(*seen, scale=scale, window=window, cap=cap) for seen in every]
     return list(zip(rows, mass, strict=True))
 
 

@@ -4,7 +4,7 @@ ranges of keys give merged."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from accel.cpu.attention.blocks import places
 from accel.cpu.attention.by_block import attend
 from accel.cpu.attention.by_key import attend_few, few_places
 from accel.cpu.attention.layout import Laid, lay_out, where_it_stands
-from accel.cpu.attention.reads import read_at
+from accel.cpu.attention.reads import Read, read_at
 from accel.cpu.attention.softmax import NOTHING
 from accel.cpu.linear.rows import load_kind, power
 from accel.cpu.runtime.arrays import address
@@ -40,7 +40,7 @@ def attention(
 
     As `reference.attention`, computed in float32 from any stored dtype. In memory the heads of a token are neighbours.
     """
-    _, (out,), _ = attend_to([(q, k, v, q_positions, k_positions)], scale, window, cap)
+    (out,) = merge(attend_to([(q, k, v, q_positions, k_positions)], scale, window, cap))
     return out.transpose(1, 0, 2)
 
 
@@ -52,28 +52,33 @@ def attention_each(
     cap: float | None = None,
 ) -> list[np.ndarray]:
     """Several calls of `attention` in one: (q, k, v, q_positions, k_positions) each -> (T, H·D) each."""
-    return [in_rows(out) for out in attend_to(reads, scale, window, cap)[1]]
+    return [side_by_side(out) for out in merge(attend_to(reads, scale, window, cap))]
 
 
-def in_rows(out: np.ndarray) -> np.ndarray:
+def side_by_side(out: np.ndarray) -> np.ndarray:
     """(T, H, D) -> (T, H·D)."""
     return out.reshape(len(out), out.shape[1] * out.shape[2])
 
 
+class Attended(NamedTuple):
+    """Reads that have been attended to, by ranges of keys that are still to be merged."""
+
+    laid: list[Laid]
+    outputs: list[np.ndarray]  # (T, H, D) each, of a read in several ranges once they are merged
+    stats: list[np.ndarray]  # peaks and sums of each range, (P, H, T, 2) each, until then
+    partial: list[np.ndarray | None]  # outputs of each range
+    words: list[Read]
+
+
 def attend_to(
     reads: Sequence[tuple[Any, Any, Any, Any, Any]], scale: float | None, window: int | None, cap: float | None
-) -> tuple[list[Laid], list[np.ndarray], list[np.ndarray]]:
-    """All reads (q, k, v, q_positions, k_positions) laid out, their outputs (T, H, D), and their queries' peaks and
-    sums (1, H, T, 2)."""
+) -> Attended:
+    """Attend to all reads (q, k, v, q_positions, k_positions), range by range."""
     for read in reads:
         contract.attention(*read, scale, window, cap)
     laid = lay_out([(q, k, asked, held) for q, k, _, asked, held in reads], scale, window, cap)
+    values = [where_it_stands(read[2])[0] for read in reads]
     outputs = [fresh(one.tokens, one.heads, one.dim) for one in laid]
-    return laid, outputs, _run(laid, [where_it_stands(read[2])[0] for read in reads], outputs)
-
-
-def _run(laid: Sequence[Laid], values: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Attend to all reads, and write to `outputs` (T, H, D) each; returns the peaks and sums (1, H, T, 2) of each."""
     stats = [np.empty((one.parts, one.heads, one.tokens, 2), np.float32) for one in laid]
     partial = [fresh(one.parts, one.heads, one.tokens, one.dim) if one.parts > 1 else None for one in laid]
     every = [one.words(values[n], outputs[n], partial[n], stats[n]) for n, one in enumerate(laid)]
@@ -84,11 +89,16 @@ def _run(laid: Sequence[Laid], values: Sequence[np.ndarray], outputs: Sequence[n
             table, memory = np.array([words for _, words in some], np.int64), scratch.take(size // 4 * THREADS)
             attends(address(table), len(some), address(memory), size)
             scratch.give(memory)
-    merged = [words for words in every if words.partial and words.items]
+    return Attended(laid, outputs, stats, partial, every)
+
+
+def merge(attended: Attended) -> list[np.ndarray]:
+    """The outputs (T, H, D) of all reads. Their peaks are spoiled."""
+    merged = [words for words in attended.words if words.partial and words.items]
     if merged:
         table = np.array(merged, np.int64)
         _merge(address(table), len(merged))
-    return [summary[:1] for summary in stats]
+    return attended.outputs
 
 
 def block_size(one: Laid) -> int:
@@ -98,8 +108,7 @@ def block_size(one: Laid) -> int:
 
 @kernel
 def _merge(task, worker, table, reads):
-    """The outputs of all reads whose keys were attended to by ranges. Their peaks and sums take the place of those of
-    the first range."""
+    """The outputs of all reads whose keys were attended to by ranges."""
     while True:
         n, first = _rows_of(table, reads, fetch_add(task, 1))
         if n == reads:
@@ -145,4 +154,3 @@ def _merge_row(one, r):
             store(to + 4 * d, with_rest(total, lost) * rate)
         else:
             store_some(to + 4 * d, dim - d, with_rest(total, lost) * rate)
-    summary[0, r, 0], summary[0, r, 1] = peak, mass

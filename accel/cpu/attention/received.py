@@ -18,7 +18,7 @@ import numpy as np
 from accel.cpu.attention.blocks import Places, first_keys, pack_queries, places, take_keys
 from accel.cpu.attention.by_block import attend
 from accel.cpu.attention.by_key import FEW, SCORE_ROW, attend_few, few_places, score_few, widen_few
-from accel.cpu.attention.call import attend_to, block_size, in_rows
+from accel.cpu.attention.call import attend_to, block_size, merge, side_by_side
 from accel.cpu.attention.layout import Laid, lay_out
 from accel.cpu.attention.reads import WORDS, group_of, read_at
 from accel.cpu.attention.softmax import at_edge, bound_columns, cap_scores, hide
@@ -80,15 +80,16 @@ def attention_and_mass_each(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """`attention_each`, and what each key receives of it from the peaks and sums that it found: (q, k, v, q_positions,
     k_positions) each -> (T, H·D) and (H, S) each."""
-    every = zip(*attend_to(reads, scale, window, cap), strict=True)
-    return [(in_rows(out), _mass_from(one, stats)) for one, out, stats in every]
+    attended = attend_to(reads, scale, window, cap)
+    mass = [_mass_from(one, stats) for one, stats in zip(attended.laid, attended.stats, strict=True)]
+    return list(zip(map(side_by_side, merge(attended)), mass, strict=True))
 
 
 def _mass_from(one: Laid, stats: np.ndarray) -> np.ndarray:
     """What each key receives (H, S), from the queries' peaks and sums (P, H, T, 2)."""
     mass = np.zeros((one.heads, one.keys), np.float32)
     if mass.size and one.items:
-        one.parts, memory = len(stats), scratch.take(mass_floats(one))
+        memory = scratch.take(mass_floats(one))
         rates, table = np.empty(stats.shape[1:], np.float32), np.empty((1, WORDS), np.int64)
         add_mass(at_once, one, stats, rates, table, mass, memory)
         scratch.give(memory)
