@@ -118,3 +118,12 @@ def test_chunk_after_chunk(module: ModuleType, dtype: str, method: Any, kv_heads
             gone = ~np.isin(at, stay)
             assert own[gone].max(initial=0) <= own[~gone].min() * (1 + 4 * tolerance)
         assert plain.received is None
+
+
+@pytest.mark.parametrize(("heads", "tokens", "keys"), [(4, 0, 5), (4, 3, 0), (4, 0, 0)])
+def test_nothing_gives_nothing(heads: int, tokens: int, keys: int) -> None:
+    assert cpu.attention_and_mass_each([]) == []
+    k, places = np.ones((2, keys, 8), np.float32), np.tile(np.arange(keys), (2, 1))
+    ((rows, mass),) = cpu.attention_and_mass_each([(np.ones((heads, tokens, 8), np.float32), k, k, keys, places)])
+    np.testing.assert_array_equal(rows, np.zeros((tokens, heads * 8)))
+    np.testing.assert_array_equal(mass, np.zeros((heads, keys)))
