@@ -10,11 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from accel.cpu.attention.layout import lay_out
-from accel.cpu.attention.reads import WORDS
-from accel.cpu.attention.received import add_mass, find_peaks, mass_floats
-from accel.cpu.runtime.calls import at_once
-from accel.cpu.runtime.memory import scratch
 from benchmarks.attention import CHUNK, DIM, HEADS, KV_HEADS, PAST, PASTS, POINTS, ROUNDS, Problem, cpu
 from benchmarks.common import Race, Report, main, torch
 
@@ -80,47 +75,18 @@ def _caote(report: Report, past: int) -> None:
         report.row(measure, share, against="that chunk's attention", unit="%")
 
 
-class Received:
-    """What each key receives of a problem's attention, from the peaks and sums that this attention has found."""
-
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        one = self._laid()
-        self._stats = np.empty((one.parts, one.heads, one.tokens, 2), np.float32)
-        self._rates, self._table = np.empty(self._stats.shape[1:], np.float32), np.empty((1, WORDS), np.int64)
-        memory = scratch.take(mass_floats(one))
-        find_peaks(at_once, one, self._stats, self._table, memory)
-        scratch.give(memory)
-
-    def mass(self) -> np.ndarray:
-        """(H, S), as `attention_mass`."""
-        one = self._laid()
-        mass, memory = np.empty((one.heads, one.keys), np.float32), scratch.take(mass_floats(one))
-        add_mass(at_once, one, self._stats, self._rates, self._table, mass, memory)
-        scratch.give(memory)
-        return mass
-
-    def _laid(self) -> Any:
-        q, k, _, asked, held = self._problem.arguments
-        return lay_out([(q, k, asked, held)], None, None, None)[0]
+def with_mass(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """A problem's attention (T, H·D), and what each key receives of it (H, S)."""
+    return cpu.attention_and_mass_each([problem.arguments])[0]
 
 
 def _mass(report: Report, problem: Problem) -> None:
-    """H2O's. For a chunk the forward pass asks for the mass after its attention; for a decoded token it passes on what
-    the attention has found (accel/cpu/recorded/sequence.py). What that would be for a chunk has no goal."""
-    seen = problem.q, problem.k, problem.q_positions, problem.k_positions
-    ways = {"attention": problem.dense, "passed on": Received(problem).mass}
-    decoding = problem.tokens == 1
-    if not decoding:
-        ways["asked for"] = lambda: cpu.attention_mass(*seen)
-    race = Race(ways, ROUNDS[report.size])
-    of = "a token" if decoding else f"a chunk of {problem.tokens}"
-    measure, against = f"attention_mass of {of}, past {problem.past:,}", "that attention"
-    if not decoding:
-        report.row(measure, race.ratio("asked for", "attention"), against=against, reach=0.5, at_most=True)
-    reach = 0.5 if decoding else None
-    values = race.ratio("passed on", "attention")
-    report.row(f"{measure}, peaks and sums passed on", values, against=against, reach=reach, at_most=True)
+    """H2O's: what its mass adds to the attention of a chunk, or of a token, whose peaks and sums it takes."""
+    race = Race({"attention": problem.dense, "with its mass": lambda: with_mass(problem)}, ROUNDS[report.size])
+    of = "a token" if problem.tokens == 1 else f"a chunk of {problem.tokens}"
+    measure = f"attention_mass of {of}, past {problem.past:,}, on top of its attention"
+    values = [both - 1 for both in race.ratio("with its mass", "attention")]
+    report.row(measure, values, against="that attention", reach=0.5, at_most=True)
 
 
 def _scorers(problem: Problem) -> dict[str, Callable[[], Any]]:

@@ -24,6 +24,7 @@ LENGTH = {"full": 8192, "short": 2048, "smallest": 384}
 ROUNDS = {"full": 3, "short": 3, "smallest": 1}
 STAGES = {
     "attention_each": "attend",
+    "attention_and_mass_each": "attend",
     "select_keys_each": "choose keys",
     "gather": "gather",
     "linear": "project",

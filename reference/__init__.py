@@ -20,7 +20,14 @@ The chapters in docs/ teach the same with pictures. The names of `reference.back
 """
 
 from reference import backend
-from reference.attention import attention, attention_each, attention_mass, merge_heads, split_heads
+from reference.attention import (
+    attention,
+    attention_and_mass_each,
+    attention_each,
+    attention_mass,
+    merge_heads,
+    split_heads,
+)
 from reference.baselines import Random, Recent
 from reference.cache import KVCache, LayerCache, new_cache, restore_cache
 from reference.caote import Caote, caote_scores, joint_eviction_error

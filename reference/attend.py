@@ -22,7 +22,7 @@ import numpy as np
 
 from reference.eviction import Seen
 from reference.model import Model
-from reference.state import Chunk
+from reference.state import Chunk, State
 
 
 class Read(NamedTuple):
@@ -34,27 +34,57 @@ class Read(NamedTuple):
     columns: Any  # (KV, R) of the cache, or None for all
     gathered: tuple[Any, Any, Any]  # keys and values (KV, R, D) and positions (KV, R) of those
 
+    @property
+    def arguments(self) -> tuple[Any, Any, Any, int, Any]:
+        """What `attention` takes."""
+        k, v, positions = self.gathered
+        return self.q, k, v, self.first, positions
+
 
 def attend(model: Model, n: int, sequences: Sequence[list[Chunk]], q: Any, k: Any, v: Any) -> Any:
     """Attention of layer n for the rows of all sequences' chunks: q (H, ΣT, D), k and v (KV, ΣT, D) -> (ΣT, H·D).
 
     Afterwards every sequence's layer holds the new tokens, evicted to its budget.
     """
-    config, backend = model.config, model.backend
     outputs: dict[int, Any] = {}
     for turn in _turns(model, n, sequences):
         reads = [_append(model, n, run, q, k, v) for run in turn]  # those of each run
-        every = [read for own in reads for read in own]
-        attended = backend.attention_each(
-            [(q, k, v, first, positions) for _, first, q, _, (k, v, positions) in every],
-            scale=config.attention_scale,
-            window=config.windows[n],
-            cap=config.score_cap,
-        )
-        outputs |= {read.row: rows for read, rows in zip(every, attended, strict=True)}
-        for run, own in zip(turn, reads, strict=True):
-            _evict(model, n, run[-1], own)
-    return backend.concatenate([outputs[start] for start in sorted(outputs)])
+        evictors = [_evictor(model, n, run[0].state) for run in turn]
+        attended: dict[int, tuple[Any, Any]] = {}
+        for noted in (False, True):
+            some = [
+                read
+                for own, evict in zip(reads, evictors, strict=True)
+                for read in own
+                if (evict is not None and evict.notes_mass) == noted
+            ]
+            attended |= _attended(model, n, some, noted)
+        outputs |= {row: rows for row, (rows, _) in attended.items()}
+        for run, evict, own in zip(turn, evictors, reads, strict=True):
+            if evict is not None:
+                _evict(model, n, run[-1], evict, own, [attended[read.row][1] for read in own])
+    return model.backend.concatenate([outputs[row] for row in sorted(outputs)])
+
+
+def _attended(model: Model, n: int, reads: list[Read], noted: bool) -> dict[int, tuple[Any, Any]]:
+    """By the first row of each read its output (T, H·D), and what its keys receive (H, R), or None where that is not
+    noted."""
+    if not reads:
+        return {}
+    config, backend = model.config, model.backend
+    options = {"scale": config.attention_scale, "window": config.windows[n], "cap": config.score_cap}
+    every = [read.arguments for read in reads]
+    if noted:
+        pairs = backend.attention_and_mass_each(every, **options)
+    else:
+        pairs = [(rows, None) for rows in backend.attention_each(every, **options)]
+    return {read.row: pair for read, pair in zip(reads, pairs, strict=True)}
+
+
+def _evictor(model: Model, n: int, state: State) -> Any:
+    """The eviction method of layer n, which one with a window never has: it is cut to it when the pass is over, so that
+    until then an interrupted pass can be taken back."""
+    return state.policy.at(n).evict if model.config.windows[n] is None else None
 
 
 def _turns(model: Model, n: int, sequences: Sequence[list[Chunk]]) -> list[list[list[Chunk]]]:
@@ -66,7 +96,7 @@ def _turns(model: Model, n: int, sequences: Sequence[list[Chunk]]) -> list[list[
 def _runs(model: Model, n: int, chunks: list[Chunk]) -> list[list[Chunk]]:
     """A sequence's chunks in runs: together as long as nothing can be evicted, then one by one."""
     state = chunks[0].state
-    evict = state.policy.at(n).evict if model.config.windows[n] is None else None
+    evict = _evictor(model, n, state)
     if evict is None:
         return [chunks]
     runs: list[list[Chunk]] = []
@@ -122,18 +152,16 @@ def _note(model: Model, n: int, run: list[Chunk], pasts: list[int], chosen: list
         state.trace.read(n, chunk.first, None if of_past is None else of_past[:, : -len(chunk.token_ids)])
 
 
-def _evict(model: Model, n: int, last: Chunk, reads: list[Read]) -> None:
-    """Step 6 after a run that ends with the chunk `last`: let the method see what was read, and bring the layer back to
-    its budget.
-
-    A layer with a window is cut to it when the pass is over: until then an interrupted pass can be taken back.
-    """
+def _evict(model: Model, n: int, last: Chunk, evict: Any, reads: list[Read], mass: list[Any]) -> None:
+    """Step 6 after a run that ends with the chunk `last`: let the method see what was read, and what the keys received
+    where it notes that, and bring the layer back to its budget."""
     state, config, to_numpy = last.state, model.config, model.backend.to_numpy
-    evict, cache = state.policy.at(n).evict, state.cache.layers[n]
-    if evict is None or config.windows[n] is not None:
-        return
+    cache = state.cache.layers[n]
     besides = cache, config.attention_scale, config.score_cap, last.decoding, model.backend
-    seen = [Seen(q, first, k, positions, columns, *besides) for _, first, q, columns, (k, _, positions) in reads]
+    seen = [
+        Seen(q, first, k, positions, columns, *besides, received)
+        for (_, first, q, columns, (k, _, positions)), received in zip(reads, mass, strict=True)
+    ]
     for one in seen[:-1]:
         evict.observe(one)
     before = cache.positions

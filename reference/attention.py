@@ -111,6 +111,21 @@ def attention_each(
     return [merge_heads(attention(*read, scale=scale, window=window, cap=cap)) for read in reads]
 
 
+def attention_and_mass_each(
+    reads: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | int, np.ndarray]],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`attention_each`, and what each key receives of it as in `attention_mass`: (T, H·D) and (H, S) of each read. A
+    backend may compute both from one softmax."""
+    rows = attention_each(reads, scale=scale, window=window, cap=cap)
+    every = [(q, k, q_positions, k_positions) for q, k, _, q_positions, k_positions in reads]
+    mass = [attention_mass(*seen, scale=scale, window=window, cap=cap) for seen in every]
+    return list(zip(rows, mass, strict=True))
+
+
 def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
     """(T, H·D) -> (H, T, D)."""
     return x.reshape(len(x), heads, x.shape[1] // heads).transpose(1, 0, 2)

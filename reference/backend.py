@@ -18,6 +18,7 @@ FUNCTIONS = (  # the kernel contract
 MOVES = (  # what else a forward pass does to an array
     *(
         "attention_each",
+        "attention_and_mass_each",
         "select_keys_each",
         "linear_each",
         "add",

@@ -136,6 +136,11 @@ class Caote(Evictor):
         method = H2O if self.base == "h2o" else Tova
         return method(self.budget, self.sinks, self.recent)
 
+    @property
+    def notes_mass(self) -> bool:
+        """Whether the base does."""
+        return self.wrapped().notes_mass
+
     def observe(self, seen: Seen) -> None:
         """What the base takes note of."""
         self.wrapped().observe(seen)

@@ -23,7 +23,8 @@ class Seen:
     """What one chunk's attention saw in one layer.
 
     `first` is the position of the first of its T tokens. `k` and `k_positions` are the keys that the chunk read: all S
-    in the cache, or where a selection narrowed them the R at `columns` (KV, R) of the cache.
+    in the cache, or where a selection narrowed them the R at `columns` (KV, R) of the cache. `mass` is what each of
+    them received of the attention, where the evictor `notes_mass`.
     """
 
     q: np.ndarray  # (H, T, D)
@@ -36,6 +37,7 @@ class Seen:
     cap: float | None
     decoding: bool
     backend: ModuleType
+    mass: np.ndarray | None = None  # (H, R)
 
     def spread(self, scores: np.ndarray) -> np.ndarray:
         """Scores of the keys read as scores of all keys in the cache: (H, R) -> (H, S), zero for a key not read."""
@@ -68,6 +70,11 @@ class Evictor:
     def resolve(self, length: int) -> Self:
         """The same method with its budget in tokens, for a prompt of `length` tokens."""
         return replace(self, budget=resolve_budget(self.budget, length))
+
+    @property
+    def notes_mass(self) -> bool:
+        """Whether `observe` needs `seen.mass`, so that it is computed with the attention."""
+        return False
 
     def observe(self, seen: Seen) -> None:
         """Take note of a chunk, whether or not anything must go."""

@@ -111,11 +111,16 @@ class H2O(AttentionEvictor):
     sinks: first tokens of the sequence, always kept; recent: newest tokens, always kept. Both count in the budget.
     """
 
+    @property
+    def notes_mass(self) -> bool:
+        """It adds up what every chunk's attention gives."""
+        return True
+
     def observe(self, seen: Seen) -> None:
         """Add the chunk's attention to what every token has received."""
-        where = seen.q, seen.k, seen.first, seen.k_positions
-        mass = seen.backend.attention_mass(*where, scale=seen.scale, cap=seen.cap)
-        seen.cache.receive(mass, seen.columns)
+        if seen.mass is None:
+            raise RuntimeError("H2O adds up attention: got no seen.mass, wanted what each key received")
+        seen.cache.receive(seen.mass, seen.columns)
 
     def head_scores(self, seen: Seen) -> np.ndarray:
         """The running sum, (H, S)."""

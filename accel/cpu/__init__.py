@@ -5,7 +5,7 @@ Kernels are compiled on first use and kept on disk; `warmup` compiles them ahead
 """
 
 from accel.cpu.attention.call import attention, attention_each
-from accel.cpu.attention.received import attention_mass
+from accel.cpu.attention.received import attention_and_mass_each, attention_mass
 from accel.cpu.cache import KVCache, LayerCache, new_cache, restore_cache
 from accel.cpu.ffn.call import gated_ffn, sparse_ffn
 from accel.cpu.ffn.mixture import mixture_ffn

@@ -6,7 +6,7 @@ Where NUMBA_ENABLE_CUDASIM=1 is set, the portable kernels run in numba.cuda's si
 """
 
 from accel.cuda.attention.call import attention, attention_each
-from accel.cuda.attention.received import attention_mass
+from accel.cuda.attention.received import attention_and_mass_each, attention_mass
 from accel.cuda.cache import KVCache, LayerCache, new_cache, restore_cache
 from accel.cuda.ffn.call import gated_ffn, griffin_statistic, neuron_magnitudes, sparse_ffn
 from accel.cuda.ffn.mixture import mixture_ffn, route
@@ -50,6 +50,7 @@ __all__ = [
     "LayerCache",
     "add",
     "attention",
+    "attention_and_mass_each",
     "attention_each",
     "attention_mass",
     "caote_scores",

@@ -48,6 +48,7 @@ for T in (1, 4, 5, 40, 300):
         f"predictor_scores {T}": lambda x=x: cpu.predictor_scores(x, predictor),
         f"attention {T}": lambda q=q, at=at: cpu.attention(q, k, v, at, seen),
         f"attention_mass {T}": lambda q=q, at=at: cpu.attention_mass(q, k, at, seen),
+        f"attention_and_mass_each {T}": lambda q=q, at=at: cpu.attention_and_mass_each([(q, k, v, at, seen)])[0][1],
         f"snapkv_scores {T}": lambda q=q, at=at: cpu.snapkv_scores(q, k, at, seen),
         f"key_scores {T}": lambda q=q: cpu.key_scores(q, k, 16),
         f"select_queries {T}": lambda q=q: cpu.select_queries(q, 3),

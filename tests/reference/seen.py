@@ -24,7 +24,8 @@ def seen_of(
     if columns is not None:
         k, _, positions = cache.gather(columns)
     first = int(case.q_positions[0]) if case.q_positions.size else 0
-    return Seen(case.q, first, k, positions, columns, cache, scale, cap, decoding, reference)
+    mass = attention_by_hand(case.q, k, case.q_positions, positions, scale, cap).sum(axis=1)
+    return Seen(case.q, first, k, positions, columns, cache, scale, cap, decoding, reference, mass)
 
 
 def attention_by_hand(

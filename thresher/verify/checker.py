@@ -34,7 +34,11 @@ ELEMENTS = {
     *("attention_mass", "tova_scores", "snapkv_scores", "caote_scores", "group_mean", "layer_densities"),
     *("griffin_statistic", "neuron_magnitudes"),
 }
-SEVERAL = {"attention_each", "select_keys_each", "linear_each", "rotation_tables", "route", "fastforward_blocks"}
+SEVERAL = {
+    *("attention_each", "attention_and_mass_each", "select_keys_each", "linear_each", "rotation_tables", "route"),
+    "fastforward_blocks",
+}
+IN_PAIRS = {"attention_and_mass_each"}  # a list of pairs of arrays
 COSINES = {"key_scores", "keydiff_scores"}
 EXACT = {
     *(
@@ -132,6 +136,8 @@ class Checker:
         except Exception as error:
             raise AssertionError(raised(error)) from error
         several = isinstance(answer, (list, tuple)) and name in SEVERAL
+        if name in IN_PAIRS and several:
+            answer = [one for pair in answer for one in pair]
         for one in answer if several else [answer]:
             wanted = "an array" if not several else "a list of arrays"
             assert all(hasattr(one, name) for name in ("shape", "dtype")), f"returned {_kind(one)}, wanted {wanted}"
@@ -251,6 +257,17 @@ class Checker:
         got = self.run("quoka_attention", *case.arguments, **case.options)
         shaped(got, wanted)
         self.rows(got, wanted)
+
+    def _attention_and_mass_each(self, case: Case) -> None:
+        """The outputs row by row, and what keys receive of them element by element."""
+        name = "attention_and_mass_each"
+        got, wanted = self.run(name, *case.arguments, **case.options), meaning(name, case)
+        assert len(got) == 2 * len(wanted), f"returned {len(got)} arrays, wanted {2 * len(wanted)}"
+        for rows, mass, (meant, received) in zip(got[::2], got[1::2], wanted, strict=True):
+            shaped(rows, meant)
+            shaped(mass, received)
+            self.rows(rows, meant)
+            self.elements(mass, received)
 
     def _select_keys_each(self, case: Case) -> None:
         """Chunk by chunk what `select_keys` gives, which is held to its meaning by itself, and the chunk's own."""

@@ -17,6 +17,7 @@ from reference import (
     Weights,
 )
 from thresher.verify.cases import ACTS, CAPS, gated_ffn, kept_besides, sparse_ffn
+from thresher.verify.cases import attention_mass as one_mass
 from thresher.verify.cases import linear as one_map
 from thresher.verify.drawing import PRODUCTS, Case, Drawing
 from thresher.verify.life import STEPS
@@ -113,6 +114,15 @@ def attention_each(d: Drawing) -> Case:
         q, k, v = d.vectors(f"q {n}", heads, tokens, dim), d.normal(kv_heads, keys, dim), d.normal(kv_heads, keys, dim)
         reads.append((q, k, v, *d.positions(kv_heads, tokens, keys)))
     return d.case(reads, window=d.pick("window", st.none() | st.integers(1, 300)), cap=d.pick("cap", CAPS))
+
+
+def attention_and_mass_each(d: Drawing) -> Case:
+    """Several reads as those of attention_each, or one as that of attention_mass, with values."""
+    if d.perhaps("several reads"):
+        return attention_each(d)
+    case = one_mass(d)
+    q, k, *places = case.arguments
+    return d.case([(q, k, d.normal(*k.shape), *places)], **case.options)
 
 
 def select_keys_each(d: Drawing) -> Case:

@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from accel.cpu.attention.blocks import places
 from accel.cpu.attention.by_block import attend
 from accel.cpu.attention.by_key import attend_few, few_places
-from accel.cpu.attention.layout import Laid, lay_out_runs, runs_of
+from accel.cpu.attention.layout import Asked, Laid, lay_out_runs, runs_of
 from accel.cpu.attention.reads import read_at
 from accel.cpu.attention.softmax import NOTHING
 from accel.cpu.linear.rows import load_kind, power
@@ -43,7 +43,8 @@ def attention(
 
     As `reference.attention`, computed in float32 from any stored dtype. In memory the heads of a token are neighbours.
     """
-    return _attended([(q, k, v, q_positions, k_positions)], scale, window, cap)[0].transpose(1, 0, 2)
+    (out,) = merge(attend_to([[(q, k, v, q_positions, k_positions)]], scale, window, cap))
+    return out.transpose(1, 0, 2)
 
 
 def attention_each(
@@ -54,55 +55,67 @@ def attention_each(
     cap: float | None = None,
 ) -> list[np.ndarray]:
     """Several calls of `attention` in one: (q, k, v, q_positions, k_positions) each -> (T, H·D) each."""
-    return [out.reshape(len(out), out.shape[1] * out.shape[2]) for out in _attended(reads, scale, window, cap)]
+    return [side_by_side(out) for out in merge(attend_to(runs_of(reads), scale, window, cap))]
 
 
-def _attended(
-    reads: Sequence[tuple[Any, Any, Any, Any, Any]], scale: float | None, window: int | None, cap: float | None
-) -> list[np.ndarray]:
-    """The outputs (T, H, D) of all reads, which stand one after another."""
-    runs = runs_of(reads)
+def side_by_side(out: np.ndarray) -> np.ndarray:
+    """(T, H, D) -> (T, H·D)."""
+    return out.reshape(len(out), out.shape[1] * out.shape[2])
+
+
+class Attended(NamedTuple):
+    """Reads that have been attended to, by ranges of keys that are still to be merged. Those that are alike (N of them,
+    as a rule one) stand together."""
+
+    laid: list[Laid]
+    outputs: list[np.ndarray]  # (N, T, H, D), of reads in several ranges once they are merged
+    stats: list[np.ndarray]  # peaks and sums of each range, (N, P, H, T, 2), until then
+    tables: list[np.ndarray]  # (N, WORDS)
+    partial: list[np.ndarray]  # memory that the outputs of the ranges take until then
+
+
+def attend_to(runs: Sequence[Sequence[Asked]], scale: float | None, window: int | None, cap: float | None) -> Attended:
+    """Attend to all reads (q, k, v, q_positions, k_positions), range by range."""
     for first, *others in runs:
         contract.attention(*first, scale, window, cap)
         if others:  # of the same shapes and dtypes
             whole("q_positions", min(read[3] for read in others), least=0)
     laid = lay_out_runs(runs, scale, window, cap)
     sizes = [one.count * one.tokens * one.heads * one.dim for one in laid]
-    every, ends = fresh(sum(sizes)), [*accumulate(sizes)]
+    every, ends = fresh(sum(sizes)), [*accumulate(sizes)]  # the outputs stand one after another
     outputs = [
         every[end - size : end].reshape(one.count, one.tokens, one.heads, one.dim)
         for one, size, end in zip(laid, sizes, ends, strict=True)
     ]
-    _run(laid, outputs)
-    return [out for own in outputs for out in own]
-
-
-def _run(laid: Sequence[Laid], outputs: Sequence[np.ndarray]) -> None:
-    """Attend to all reads, and write to `outputs` (N, T, H, D) of those that are alike."""
-    tables: list[np.ndarray] = []
-    held, taken = [], []  # until the kernels are done
+    attended = Attended(laid, outputs, [], [], [])
     for one, out in zip(laid, outputs, strict=True):
-        stats = np.empty((one.count, one.parts, one.heads, one.tokens, 2), np.float32)
+        attended.stats.append(np.empty((one.count, one.parts, one.heads, one.tokens, 2), np.float32))
         partial = None
         if one.parts > 1:
             shape = one.count, one.parts, one.heads, one.tokens, one.dim
-            taken.append(scratch.take(prod(shape)))
-            partial = taken[-1][: prod(shape)].reshape(shape)
-        tables.append(one.table(out, partial, stats))
-        held.append(stats)
+            attended.partial.append(scratch.take(prod(shape)))
+            partial = attended.partial[-1][: prod(shape)].reshape(shape)
+        attended.tables.append(one.table(out, partial, attended.stats[-1]))
     for few, attends in ((False, attend), (True, attend_few)):
         some = [n for n, one in enumerate(laid) if one.few == few and one.items]
         if some:
             size = max(few_places(0, one.dim).end if few else block_size(one) for one in (laid[n] for n in some))
-            table, memory = np.concatenate([tables[n] for n in some]), scratch.take(size // 4 * THREADS)
+            table = np.concatenate([attended.tables[n] for n in some])
+            memory = scratch.take(size // 4 * THREADS)
             attends(address(table), len(table), address(memory), size)
             scratch.give(memory)
-    merged = [table for table, one in zip(tables, laid, strict=True) if one.parts > 1 and one.items]
+    return attended
+
+
+def merge(attended: Attended) -> list[np.ndarray]:
+    """The outputs (T, H, D) of all reads. Their peaks are spoiled."""
+    merged = [table for table, one in zip(attended.tables, attended.laid, strict=True) if one.parts > 1 and one.items]
     if merged:
         table = np.concatenate(merged)
         _merge(address(table), len(table))
-    for memory in taken:
+    for memory in attended.partial:
         scratch.give(memory)
+    return [out for own in attended.outputs for out in own]
 
 
 def block_size(one: Laid) -> int:

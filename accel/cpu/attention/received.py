@@ -2,21 +2,23 @@
 
     mass_j = Σ_t 2^(x_tj - peak_t) / sum_t
 
-Two passes over the blocks of `attention`: the first finds each query's peak and sum, the second computes the scores
-again and adds their weights up along the columns. Twice the score products are what it costs to hold nothing of size
-T × S. An item of the second pass is a KV head and a range of keys, which no other item writes to.
+Each query's peak and sum come first: attention has found them, or where the mass alone is asked for, a pass over the
+blocks of `attention` without values. Another pass computes the scores again and adds their weights up along the
+columns. Twice the score products are what it costs to hold nothing of size T × S. An item of that pass is a KV head and
+a range of keys, which no other item writes to.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from accel.cpu.attention.blocks import Places, first_keys, pack_queries, places, take_keys
 from accel.cpu.attention.by_block import attend
 from accel.cpu.attention.by_key import FEW, SCORE_ROW, attend_few, few_places, score_few, widen_few
-from accel.cpu.attention.call import block_size
+from accel.cpu.attention.call import attend_to, block_size, merge, side_by_side
 from accel.cpu.attention.layout import Laid, lay_out
 from accel.cpu.attention.reads import WORDS, group_of, read_at
 from accel.cpu.attention.softmax import at_edge, bound_columns, cap_scores, hide
@@ -61,16 +63,36 @@ def attention_mass(
 ) -> np.ndarray:
     """Attention that each key receives, Σ_t a_tj, from shapes as in `attention` -> (H, S) float32."""
     contract.attention_mass(q, k, q_positions, k_positions, scale, window, cap)
-    laid = lay_out([(q, k, q_positions, k_positions)], scale, window, cap)
-    (one,) = laid
-    if one.heads * one.keys * one.items == 0:
-        return np.zeros((one.heads, one.keys), np.float32)
-    mass = np.empty((one.heads, one.keys), np.float32)
-    stats = np.empty((one.parts, one.heads, one.tokens, 2), np.float32)
-    rates, memory = np.empty(stats.shape[1:], np.float32), scratch.take(mass_floats(one))
-    find_peaks(at_once, one, stats, np.empty((1, WORDS), np.int64), memory)
-    add_mass(at_once, one, stats, rates, np.empty((1, WORDS), np.int64), mass, memory)
+    (one,) = lay_out([(q, k, q_positions, k_positions)], scale, window, cap)
+    stats, memory = np.empty((one.parts, one.heads, one.tokens, 2), np.float32), scratch.take(mass_floats(one))
+    if one.items:
+        find_peaks(at_once, one, stats, np.empty((1, WORDS), np.int64), memory)
     scratch.give(memory)
+    return _mass_from(one, stats)
+
+
+def attention_and_mass_each(
+    reads: Sequence[tuple[Any, Any, Any, Any, Any]],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`attention_each`, and what each key receives of it from the peaks and sums that it found: (q, k, v, q_positions,
+    k_positions) each -> (T, H·D) and (H, S) each."""
+    attended = attend_to([[read] for read in reads], scale, window, cap)
+    mass = [_mass_from(one, stats) for one, (stats,) in zip(attended.laid, attended.stats, strict=True)]
+    return list(zip(map(side_by_side, merge(attended)), mass, strict=True))
+
+
+def _mass_from(one: Laid, stats: np.ndarray) -> np.ndarray:
+    """What each key receives (H, S), from the queries' peaks and sums (P, H, T, 2)."""
+    mass = np.zeros((one.heads, one.keys), np.float32)
+    if mass.size and one.items:
+        memory = scratch.take(mass_floats(one))
+        rates, table = np.empty(stats.shape[1:], np.float32), np.empty((1, WORDS), np.int64)
+        add_mass(at_once, one, stats, rates, table, mass, memory)
+        scratch.give(memory)
     return mass
 
 

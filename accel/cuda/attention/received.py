@@ -7,12 +7,14 @@ tensor cores instead (received_tensor.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
 from accel.cuda.attention.by_row import score
+from accel.cuda.attention.call import attention_each
 from accel.cuda.attention.lines import lined, on_tensor_cores
 from accel.cuda.attention.visible import own_ranges, what_is_seen
 from accel.cuda.runtime.arrays import F32, Array, empty
@@ -55,6 +57,20 @@ def attention_mass(
         _peaks[(tokens, heads), THREADS](q, keys, ranges, float(rate), float(cap or 0), stats)
     _mass[(blocks(size, THREADS), heads), THREADS](q, keys, ranges, float(rate), float(cap or 0), stats, out)
     return out
+
+
+def attention_and_mass_each(
+    reads: Sequence[tuple[Any, Any, Any, Any, Any]],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
+) -> list[tuple[Array, Array]]:
+    """`attention_each`, and `attention_mass` of every read, which finds peaks and sums again: (T, H·D) and (H, S)
+    each."""
+    rows = attention_each(reads, scale=scale, window=window, cap=cap)
+    mass = [attention_mass(q, k, *places, scale=scale, window=window, cap=cap) for q, k, _, *places in reads]
+    return list(zip(rows, mass, strict=True))
 
 
 @kernel
