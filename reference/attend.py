@@ -50,15 +50,11 @@ def attend(model: Model, n: int, sequences: Sequence[list[Chunk]], q: Any, k: An
     for turn in _turns(model, n, sequences):
         reads = [_append(model, n, run, q, k, v) for run in turn]  # those of each run
         evictors = [_evictor(model, n, run[0].state) for run in turn]
+        noting = [evict is not None and evict.notes_mass for evict in evictors]
         attended: dict[int, tuple[Any, Any]] = {}
-        for noted in (False, True):
-            some = [
-                read
-                for own, evict in zip(reads, evictors, strict=True)
-                for read in own
-                if (evict is not None and evict.notes_mass) == noted
-            ]
-            attended |= _attended(model, n, some, noted)
+        for wanted in (False, True):
+            some = [own for own, noted in zip(reads, noting, strict=True) if noted == wanted]
+            attended |= _attended(model, n, [read for own in some for read in own], wanted)
         outputs |= {row: rows for row, (rows, _) in attended.items()}
         for run, evict, own in zip(turn, evictors, reads, strict=True):
             if evict is not None:

@@ -28,7 +28,7 @@ ROWS_READ = 16  # rows per item
 
 
 def sharing(rows: int) -> int:
-    """Threads that a norm, a residual or a rotation of so many rows is for: no more than it has items."""
+    """Threads that an embedding, a norm, a residual or a rotation of so many rows is for: no more than it has items."""
     return min(THREADS, -(-rows // ROWS_READ))
 
 
@@ -43,7 +43,8 @@ def embed(token_ids: np.ndarray, table: Matrix, *, scale: float = 1.0) -> np.nda
         table, ids = table[ids], np.arange(len(ids))
     held, out = readable_matrix(table), fresh(len(ids), dim)
     if out.size:
-        _embed(address(ids), *matrix(held), float(scale), address(out), len(ids), dim)
+        workers = sharing(len(ids))
+        _embed(address(ids), *matrix(held), float(scale), address(out), len(ids), dim, workers=workers)
     return out
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from accel.cpu.ffn.activation import activated, gated
 from accel.cpu.ffn.chunk import DOWN_BLOCKS, activate_chunk, down_places, gate_places, project_chunk
 from accel.cpu.ffn.eight_bits import feed_forward_by_maps
-from accel.cpu.linear.few_tokens import BYTES_READ, FEW, LINE, STREAMS, add_few, multiply_few, whole_vectors
+from accel.cpu.linear.few_tokens import FEW, STREAMS, add_few, multiply_few, rows_together, whole_vectors
 from accel.cpu.linear.maps import MOST_TOKENS, SPAN, blocks_of, linear, pack_tokens, rows_per_item
 from accel.cpu.linear.rows import add_row, copy_row, padded, rounded
 from accel.cpu.linear.unit import WIDTH, hidden_size, right_size
@@ -133,7 +133,7 @@ def few_shape(row: int, count: int) -> tuple[int, int, int]:
     """For a few tokens: neurons that are read together, where their rows stand `row` bytes apart, neurons per item, and
     items. They follow from shapes alone, as the sums depend on them."""
     share = -(-max(count, 1) // PARTS)
-    each = padded(max(1, min(BYTES_READ // max(abs(int(row)), LINE), share)), LANES)
+    each = padded(max(1, min(rows_together(row), share)), LANES)
     part = padded(share, each)
     return each, part, -(-max(count, 1) // part)
 

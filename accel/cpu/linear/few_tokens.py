@@ -59,11 +59,15 @@ def whole_vectors(x: np.ndarray, step: int = LANES) -> np.ndarray:
     return wide
 
 
+def rows_together(row: int) -> int:
+    """Rows that are read in one go, where they stand `row` bytes apart: any number, 0 where one row is repeated."""
+    return BYTES_READ // max(abs(int(row)), LINE)
+
+
 def rows_read(row: int, rows: int) -> int:
-    """Rows that an item of a few tokens reads, of so many, where they stand `row` bytes apart: any number, 0 where one
-    row is repeated. Fewer where there are many cores, so that each has two items or more."""
-    most = min(BYTES_READ // max(abs(int(row)), LINE), rows // (2 * THREADS))
-    return max(STREAMS, most // STREAMS * STREAMS)
+    """Rows that an item of a few tokens reads, of so many, where they stand `row` bytes apart. Fewer where there are
+    many cores, so that each has two items or more."""
+    return max(STREAMS, min(rows_together(row), rows // (2 * THREADS)) // STREAMS * STREAMS)
 
 
 @njit

@@ -188,7 +188,7 @@ def _slots_each(q: Sequence[np.ndarray], kv_heads: int, n_queries: int) -> tuple
     copies of slot 0; and those padded N."""
     dim, q = q[0].shape[2], [readable(queries) for queries in q]
     shapes = [(len(x), x.shape[1], min(n_queries, x.shape[1])) for x in q]  # H, T, N
-    widths = [-(-n // LANES) * LANES for *_, n in shapes]
+    widths = [padded(n, LANES) for *_, n in shapes]
     chosen = np.empty(sum(heads * n for heads, _, n in shapes), np.int64)
     slots = np.empty((kv_heads, dim, sum(widths)), np.float32)
     to, slot, table = address(chosen), address(slots), []
